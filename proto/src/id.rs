@@ -1,0 +1,119 @@
+//! The identifiers that travel as text: leases and cursors. Both are opaque to callers; only the
+//! services read what is inside.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+
+/// Steps of one task have numbers below this.
+pub const STEPS_MAX: i64 = 16_384;
+
+/// A step's key: its task's key and its number in one.
+pub fn step_key(task: i64, number: i32) -> i64 {
+    task * STEPS_MAX + i64::from(number)
+}
+
+/// The task's key of a step's key.
+pub fn task_of(step: i64) -> i64 {
+    step / STEPS_MAX
+}
+
+/// The step's number in its task.
+pub fn number_of(step: i64) -> i32 {
+    i32::try_from(step % STEPS_MAX).expect("a remainder below 16,384")
+}
+
+/// The public id of a step.
+pub fn step_id(task_id: &str, number: i32) -> String {
+    format!("{task_id}.{number}")
+}
+
+/// The right to run one attempt of one step, as it travels in `Lease.lease_id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId {
+    /// The step's key.
+    pub step: i64,
+    /// The fence: drawn anew for each lease.
+    pub token: i64,
+    /// Which attempt.
+    pub attempt: i32,
+}
+
+impl LeaseId {
+    /// As it goes over the wire.
+    pub fn encode(self) -> String {
+        let mut bytes = [0; 20];
+        bytes[..8].copy_from_slice(&self.step.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.token.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.attempt.to_be_bytes());
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads what came over the wire.
+    pub fn decode(text: &str) -> Option<Self> {
+        let mut bytes = [0; 20];
+        if BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) != Ok(20) {
+            return None;
+        }
+        let at = |from: usize| {
+            i64::from_be_bytes(bytes[from..from + 8].try_into().expect("eight bytes"))
+        };
+        let attempt = i32::from_be_bytes(bytes[16..].try_into().expect("four bytes"));
+        let (step, token) = (at(0), at(8));
+        (step >= 0 && token >= 0 && attempt > 0).then_some(Self { step, token, attempt })
+    }
+}
+
+/// A place in the log between two commits, as it travels in `SubscribeResponse.cursor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which log: a restored or replaced database has another.
+    pub epoch: i64,
+    /// Position of the last event before the place.
+    pub position: i64,
+}
+
+impl Cursor {
+    const VERSION: u8 = 1;
+
+    /// As it goes over the wire.
+    pub fn encode(self) -> String {
+        let mut bytes = [Self::VERSION; 17];
+        bytes[1..9].copy_from_slice(&self.epoch.to_be_bytes());
+        bytes[9..].copy_from_slice(&self.position.to_be_bytes());
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads what came over the wire.
+    pub fn decode(text: &str) -> Option<Self> {
+        let mut bytes = [0; 17];
+        if BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) != Ok(17) {
+            return None;
+        }
+        let at = |from: usize| {
+            i64::from_be_bytes(bytes[from..from + 8].try_into().expect("eight bytes"))
+        };
+        let (epoch, position) = (at(1), at(9));
+        (bytes[0] == Self::VERSION && position >= 0).then_some(Self { epoch, position })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        let lease = LeaseId { step: step_key(77, 16_383), token: 9_000_000_000_000_000, attempt: 3 };
+        assert_eq!(LeaseId::decode(&lease.encode()), Some(lease));
+        assert_eq!((task_of(lease.step), number_of(lease.step)), (77, 16_383));
+        let cursor = Cursor { epoch: -5, position: i64::MAX };
+        assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        for text in ["", "x", "AAAA", "ÄÄÄ", &"A".repeat(23), &"A".repeat(27), &"B".repeat(400)] {
+            assert_eq!(LeaseId::decode(text), None, "{text}");
+            assert_eq!(Cursor::decode(text), None, "{text}");
+        }
+    }
+}

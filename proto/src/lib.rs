@@ -1,0 +1,23 @@
+//! The contract of Stepwell: generated messages and services, the catalog of events, and the
+//! few types that every side needs to speak it.
+
+/// Package `stepwell`.
+pub mod stepwell {
+    /// Package `stepwell.v1`, generated from `proto/stepwell/v1`.
+    pub mod v1 {
+        tonic::include_proto!("stepwell.v1");
+    }
+}
+
+pub use stepwell::v1;
+
+pub mod catalog;
+pub mod id;
+pub mod refusal;
+
+/// The contract's descriptors, custom options included: for reflection and JSON.
+pub static CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contract.bin"));
+/// `values` rows of every legal transition: event number, entity, from, to.
+pub static EDGES: &str = include_str!(concat!(env!("OUT_DIR"), "/edges.sql"));
+/// The reference page of events and errors.
+pub static EVENTS_MD: &str = include_str!(concat!(env!("OUT_DIR"), "/events.md"));

@@ -1,0 +1,169 @@
+//! Refusals: why a call was not carried out, as a value, and its two forms on the wire. This is
+//! the only place that builds a `tonic::Status` for callers.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use tonic::Status;
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt};
+
+use crate::v1::{self, ErrorReason};
+
+/// `ErrorInfo.domain` of every refusal.
+pub const DOMAIN: &str = "stepwell.v1";
+
+/// Why a call was refused, with what the reason's contract in `error.proto` promises.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The stable reason.
+    pub reason: ErrorReason,
+    /// The same for people.
+    pub message: String,
+    /// The reason's metadata.
+    pub metadata: HashMap<String, String>,
+    /// Fields that are wrong: path and what is wanted.
+    pub violations: Vec<(String, String)>,
+    /// For a refused move: the subject and what its state would have to be.
+    pub precondition: Option<(String, String)>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// A refusal for this reason.
+    pub fn new(reason: ErrorReason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            metadata: HashMap::new(),
+            violations: Vec::new(),
+            precondition: None,
+            retry_after: None,
+        }
+    }
+
+    /// One wrong field of a request.
+    pub fn field(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::fields(vec![(path.into(), what.into())])
+    }
+
+    /// Wrong fields of a request; at least one.
+    pub fn fields(violations: Vec<(String, String)>) -> Self {
+        Self::new(ErrorReason::InvalidRequest, describe(&violations)).with_violations(violations)
+    }
+
+    /// Adds wrong fields.
+    #[must_use]
+    pub fn with_violations(mut self, violations: Vec<(String, String)>) -> Self {
+        self.violations = violations;
+        self
+    }
+
+    /// Adds one piece of metadata.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Reads a refusal back from a status; none if the status is not one of ours.
+    pub fn from_status(status: &Status) -> Option<Self> {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.domain == DOMAIN)?;
+        let reason = ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason))?;
+        let violations = details.bad_request().map_or_else(Vec::new, |b| {
+            b.field_violations.iter().map(|v| (v.field.clone(), v.description.clone())).collect()
+        });
+        let precondition = details.precondition_failure().and_then(|p| {
+            p.violations.first().map(|v| (v.subject.clone(), v.description.clone()))
+        });
+        Some(Self {
+            reason,
+            message: status.message().to_owned(),
+            metadata: info.metadata.clone(),
+            violations,
+            precondition,
+            retry_after: details.retry_info().and_then(|r| r.retry_delay),
+        })
+    }
+}
+
+/// The violations as one sentence.
+pub fn describe(violations: &[(String, String)]) -> String {
+    let faults: Vec<_> = violations
+        .iter()
+        .map(|(field, what)| if field.is_empty() { what.clone() } else { format!("{field}: {what}") })
+        .collect();
+    faults.join("; ")
+}
+
+/// The reason as `ErrorInfo.reason` has it.
+pub fn word(reason: ErrorReason) -> &'static str {
+    reason.as_str_name().trim_start_matches("ERROR_REASON_")
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", word(self.reason), self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let mut details =
+            ErrorDetails::with_error_info(word(refusal.reason), DOMAIN, refusal.metadata);
+        if !refusal.violations.is_empty() {
+            let violations = refusal.violations.into_iter();
+            details.set_bad_request(
+                violations.map(|(field, what)| FieldViolation::new(field, what)).collect::<Vec<_>>(),
+            );
+        }
+        if let Some((subject, wanted)) = refusal.precondition {
+            let violation = PreconditionViolation::new("STATE", subject, wanted);
+            details.set_precondition_failure(vec![violation]);
+        }
+        if let Some(wait) = refusal.retry_after {
+            details.set_retry_info(Some(wait));
+        }
+        Status::with_error_details(refusal.reason.code(), refusal.message, details)
+    }
+}
+
+impl From<Refusal> for v1::Refusal {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            reason: refusal.reason.into(),
+            message: refusal.message,
+            metadata: refusal.metadata,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_survives_the_wire() {
+        let mut refusal = Refusal::field("context", "is not JSON")
+            .with("task_id", "x")
+            .retry_after(Duration::from_millis(1500));
+        refusal.precondition = Some(("task x".into(), "pending".into()));
+        let status = Status::from(refusal.clone());
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert_eq!(Refusal::from_status(&status), Some(refusal));
+    }
+
+    #[test]
+    fn a_foreign_status_is_no_refusal() {
+        assert_eq!(Refusal::from_status(&Status::not_found("no")), None);
+    }
+}
