@@ -4,6 +4,7 @@
 /// Package `stepwell`.
 pub mod stepwell {
     /// Package `stepwell.v1`, generated from `proto/stepwell/v1`.
+    #[expect(unused_qualifications, reason = "generated")]
     pub mod v1 {
         tonic::include_proto!("stepwell.v1");
     }
@@ -13,6 +14,7 @@ pub use stepwell::v1;
 
 pub mod catalog;
 pub mod id;
+pub mod json;
 pub mod refusal;
 
 /// The contract's descriptors, custom options included: for reflection and JSON.

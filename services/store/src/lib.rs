@@ -1,1 +1,132 @@
-//! stepwell-store
+//! The only crate that speaks SQL. Writing is done by verbs, one plpgsql function each, called as
+//! one statement (`migrations/verbs`); reading by plain statements checked at compile time. It
+//! starts no tasks, reads no configuration and knows no transport.
+//!
+//! A step's way through it: `task` (create) → `step` (claim, settle) → `event` (the log).
+
+mod bell;
+mod definition;
+mod error;
+mod event;
+mod failure;
+mod migrate;
+mod step;
+mod task;
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{
+    Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub use bell::{Bell, Topic};
+pub use definition::*;
+pub use error::Error;
+pub use event::*;
+pub use failure::StoredFailure;
+pub use migrate::{SchemaState, migrate};
+pub use step::*;
+pub use task::*;
+
+/// Where the database is and how it is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `postgres://user@host/database`; a unix socket as `?host=/path`.
+    pub database_url: String,
+    /// Connections for reads, at most. The loops' own connections come on top.
+    pub pool_max: u32,
+    /// No statement of ours runs or waits for a lock longer than this.
+    pub timeout: Duration,
+}
+
+impl Options {
+    /// The usual bounds: 8 connections, 5 s.
+    pub fn new(database_url: impl Into<String>) -> Self {
+        Self { database_url: database_url.into(), pool_max: 8, timeout: Duration::from_secs(5) }
+    }
+}
+
+/// The database, as the services see it. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    connect: PgConnectOptions,
+    pool: PgPool,
+    bell: Arc<Bell>,
+    definitions: definition::Cache,
+    keys: task::Keys,
+    epoch: tokio::sync::OnceCell<i64>,
+}
+
+impl Store {
+    /// Connects, and refuses a database whose schema is missing, older or newer than this build.
+    pub async fn connect(options: &Options, name: &str) -> Result<Self, Error> {
+        let timeout = options.timeout.as_millis().to_string();
+        let connect: PgConnectOptions = options.database_url.parse().map_err(Error::Url)?;
+        let connect = connect.application_name(&format!("stepwell-{name}")).options([
+            ("lock_timeout", timeout.as_str()),
+            ("statement_timeout", &timeout),
+            ("idle_in_transaction_session_timeout", &timeout),
+            ("jit", "off"),
+        ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(options.pool_max)
+            .acquire_timeout(options.timeout)
+            .test_before_acquire(false)
+            .connect_with(connect.clone())
+            .await?;
+        let store = Self(Arc::new(Inner {
+            connect,
+            pool,
+            bell: Arc::new(Bell::new()),
+            definitions: definition::Cache::default(),
+            keys: task::Keys::default(),
+            epoch: tokio::sync::OnceCell::new(),
+        }));
+        store.check_schema().await?;
+        Ok(store)
+    }
+
+    /// Answers when the database does.
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query_scalar!("select 1 as \"one!\"").fetch_one(self.pool()).await?;
+        Ok(())
+    }
+
+    /// The bells of this process.
+    pub fn bell(&self) -> &Arc<Bell> {
+        &self.0.bell
+    }
+
+    /// Carries bells to and from other processes until the future is dropped.
+    pub async fn run_bell(&self) {
+        bell::run(self.0.connect.clone(), Arc::clone(&self.0.bell)).await;
+    }
+
+    /// A connection of its own, set up so that the verbs' plans do not depend on how full the
+    /// tables were when they were made.
+    pub async fn writer(&self) -> Result<Writer, Error> {
+        let options = self.0.connect.clone().options([
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+        ]);
+        Ok(Writer { connection: PgConnection::connect_with(&options).await? })
+    }
+
+    /// Keeps the log's partitions ahead of its head; to be called every few seconds.
+    pub async fn extend_log(&self) -> Result<(), Error> {
+        sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(self.pool()).await?;
+        Ok(())
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.0.pool
+    }
+}
+
+/// A connection for verbs. After an error that is not about data, drop it and make another.
+pub struct Writer {
+    pub(crate) connection: PgConnection,
+}

@@ -1,0 +1,51 @@
+-- Stores tasks with all their steps, as their definitions plan them. A uid that is there already is
+-- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
+--
+-- Locks   the uids (sorted), then the append.
+-- Answers the keys of the tasks it made; the caller's other keys go unused.
+create or replace function stepwell.create_tasks(
+    t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
+    t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], p_at timestamptz default null)
+  returns bigint[] language plpgsql volatile set search_path = stepwell as $$
+declare
+  v_new   bigint[];
+  v_ev    ev[];
+  v_wait  waiter[];
+  v_batch bigint;
+begin
+  with n as (
+    insert into task (id, uid, definition, state, live_n)
+    select t.id, t.uid, t.definition, 1, d.roots
+      from unnest(t_id, t_uid, t_definition) t(id, uid, definition),
+           lateral (select roots from definition where id = t.definition offset 0) d
+     order by t.uid
+    on conflict (uid) do nothing
+    returning id)
+  select array_agg(id order by id) from n into v_new;
+  if v_new is null then return '{}'; end if;
+
+  with t as materialized (
+    select t.*, t.id = any(v_new) as new
+      from unnest(t_id, t_definition, t_context) t(id, definition, context)),
+  s as (
+    insert into step (key, state, waiting_on, max_attempts, queue, children)
+    select t.id * 16384 + p.no, 1, p.waiting_on, p.max_attempts, p.queue, p.children
+      from t, lateral (select * from step_template where definition = t.definition order by no offset 0) p
+     where t.new
+    returning key, queue, waiting_on)
+  select (select array_agg((id, null, 20, null, 1, null, null, null,
+                            case when octet_length(context) <= 8192 then context end, null)::ev order by id)
+            from t where new),
+         (select array_agg((queue, key, 0, null)::waiter order by key) from s where waiting_on = 0)
+    into v_ev, v_wait;
+
+  v_batch := append(v_ev, v_wait, p_at);
+  insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position)
+  select id, hash, context, initiator, source_system, reason,
+         case when tags is null then '{}' else array(select json_array_elements_text(tags::json)) end,
+         coalesce(p_at, clock_timestamp()), v_batch
+    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags)
+           t(id, hash, context, initiator, source_system, reason, tags)
+   where id = any(v_new);
+  return v_new;
+end $$;

@@ -1,0 +1,151 @@
+//! Bells say "look again" and carry nothing: tables are the truth, and every loop also looks by
+//! itself now and then, so a lost bell costs latency only.
+//!
+//! Inside the process a bell is a `Notify` per listener. Between processes it is an empty NOTIFY on
+//! a connection of its own, at most one per topic and 2 ms, never inside a verb: a NOTIFY in a
+//! transaction takes a lock that all commits of the cluster share.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{
+    Connection, PgConnection,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use tokio::sync::Notify;
+
+/// What there is to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// Steps became ready without a slot.
+    Ready,
+    /// The log has grown.
+    Event,
+    /// A signal for some node was written.
+    Signal,
+    /// A definition was registered.
+    Definition,
+}
+
+impl Topic {
+    const ALL: [Self; 4] = [Self::Ready, Self::Event, Self::Signal, Self::Definition];
+
+    fn channel(self) -> &'static str {
+        match self {
+            Self::Ready => "stepwell_ready",
+            Self::Event => "stepwell_event",
+            Self::Signal => "stepwell_signal",
+            Self::Definition => "stepwell_definition",
+        }
+    }
+}
+
+/// The bells of one process.
+#[derive(Debug, Default)]
+pub struct Bell {
+    listeners: Mutex<HashMap<Topic, Vec<Arc<Notify>>>>,
+    outgoing: Mutex<Vec<Topic>>,
+    some_outgoing: Notify,
+}
+
+const BETWEEN_NOTIFIES: Duration = Duration::from_millis(2);
+const BETWEEN_CONNECTS: Duration = Duration::from_millis(500);
+
+impl Bell {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Wakes the listeners of this process now and those of others soon. Cheap, never waits.
+    pub fn ring(&self, topic: Topic) {
+        self.wake(topic);
+        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !outgoing.contains(&topic) {
+            outgoing.push(topic);
+            self.some_outgoing.notify_one();
+        }
+    }
+
+    /// A bell of one's own: it keeps one ring for a listener that is busy.
+    pub fn listen(&self, topic: Topic) -> Arc<Notify> {
+        let bell = Arc::new(Notify::new());
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.entry(topic).or_default().push(Arc::clone(&bell));
+        bell
+    }
+
+    fn wake(&self, topic: Topic) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bells) = listeners.get_mut(&topic) {
+            bells.retain(|bell| Arc::strong_count(bell) > 1);
+            bells.iter().for_each(|bell| bell.notify_one());
+        }
+    }
+
+    async fn take_outgoing(&self) -> Vec<Topic> {
+        loop {
+            let rung = self.some_outgoing.notified();
+            let taken = std::mem::take(
+                &mut *self.outgoing.lock().unwrap_or_else(PoisonError::into_inner),
+            );
+            if !taken.is_empty() {
+                return taken;
+            }
+            rung.await;
+        }
+    }
+}
+
+/// Carries bells between processes for ever; a lost connection is made again.
+pub(crate) async fn run(options: PgConnectOptions, bell: Arc<Bell>) {
+    tokio::join!(run_outgoing(options.clone(), &bell), run_incoming(options, &bell));
+}
+
+async fn run_outgoing(options: PgConnectOptions, bell: &Bell) {
+    let options = options.options([("synchronous_commit", "off")]);
+    loop {
+        if let Err(error) = send(&options, bell).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "bells cannot be sent");
+        }
+        tokio::time::sleep(BETWEEN_CONNECTS).await;
+    }
+}
+
+async fn send(options: &PgConnectOptions, bell: &Bell) -> Result<(), sqlx::Error> {
+    let mut connection = PgConnection::connect_with(options).await?;
+    loop {
+        let channels: Vec<String> =
+            bell.take_outgoing().await.iter().map(|t| t.channel().to_owned()).collect();
+        sqlx::query!("select pg_notify(channel, '') from unnest($1::text[]) channel", &channels)
+            .fetch_all(&mut connection)
+            .await?;
+        tokio::time::sleep(BETWEEN_NOTIFIES).await;
+    }
+}
+
+async fn run_incoming(options: PgConnectOptions, bell: &Bell) {
+    let options = options.options([("statement_timeout", "0")]);
+    loop {
+        if let Err(error) = receive(&options, bell).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "bells cannot be heard");
+        }
+        tokio::time::sleep(BETWEEN_CONNECTS).await;
+    }
+}
+
+async fn receive(options: &PgConnectOptions, bell: &Bell) -> Result<(), sqlx::Error> {
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.listen_all(Topic::ALL.map(Topic::channel)).await?;
+    // What rang while nobody heard is unknown: look at everything once.
+    Topic::ALL.iter().for_each(|topic| bell.wake(*topic));
+    while let Some(notification) = listener.try_recv().await? {
+        if let Some(topic) = Topic::ALL.iter().find(|t| t.channel() == notification.channel()) {
+            bell.wake(*topic);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! What can go wrong with the database, and what a caller is told of it.
+
+use std::time::Duration;
+
+use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
+
+/// A statement that did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rows do not allow it; the caller is told as it stands.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+    /// The URL cannot be read.
+    #[error("the database URL cannot be read")]
+    Url(#[source] sqlx::Error),
+    /// The database failed or is away.
+    #[error("the database refused or did not answer")]
+    Database(#[from] sqlx::Error),
+    /// The schema is not the one this build needs.
+    #[error("{0}")]
+    Schema(String),
+    /// A row that cannot be: a fault of ours.
+    #[error("inconsistent row: {0}")]
+    Inconsistent(String),
+}
+
+impl Error {
+    /// SQLSTATE of the database's answer, if it gave one.
+    pub fn code(&self) -> Option<String> {
+        match self {
+            Self::Database(sqlx::Error::Database(e)) => e.code().map(std::borrow::Cow::into_owned),
+            _ => None,
+        }
+    }
+
+    fn code_starts(&self, prefixes: &[&str]) -> bool {
+        self.code().is_some_and(|code| prefixes.iter().any(|p| code.starts_with(p)))
+    }
+
+    /// About the data of some item: the rest of the batch may do without it.
+    pub fn is_data(&self) -> bool {
+        self.code_starts(&["22", "23"])
+    }
+
+    /// The node whose name was used is retired: repeat under a new one.
+    pub fn is_retired(&self) -> bool {
+        self.code_starts(&["SW001"])
+    }
+
+    /// Nothing was written, and trying again may work.
+    pub fn is_undone(&self) -> bool {
+        self.code_starts(&["40", "53", "55P03", "57014"])
+    }
+
+    /// The connection is of no more use, and whether the statement was carried out is not known.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(_)) => self.code_starts(&["08", "57P"]),
+            Self::Database(
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed,
+            ) => true,
+            _ => false,
+        }
+    }
+
+    /// Trying again may work.
+    pub fn is_transient(&self) -> bool {
+        self.is_undone() || self.is_lost()
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => *refusal,
+            error if error.is_transient() => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "database unavailable");
+                Refusal::new(ErrorReason::DatabaseUnavailable, "the database does not answer")
+                    .retry_after(Duration::from_millis(250))
+            }
+            error => {
+                tracing::error!(error = &error as &dyn std::error::Error, "database fault");
+                Refusal::new(ErrorReason::Internal, "a fault of the service; see its log")
+            }
+        }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        Refusal::from(error).into()
+    }
+}

@@ -1,0 +1,114 @@
+//! The schema: brings it up to date, and says whether it is the one this build needs.
+
+use std::borrow::Cow;
+
+use sqlx::{Connection, PgConnection, migrate::Migrator};
+
+use crate::{Error, Store};
+
+static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
+
+/// Applied after the migrations, in this order.
+const VERBS: &[(&str, &str)] = &[
+    ("00_types", include_str!("../../../migrations/verbs/00_types.sql")),
+    ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
+    ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
+    ("30_lock_tasks", include_str!("../../../migrations/verbs/30_lock_tasks.sql")),
+    ("40_claim", include_str!("../../../migrations/verbs/40_claim.sql")),
+    ("50_settle", include_str!("../../../migrations/verbs/50_settle.sql")),
+    ("60_node", include_str!("../../../migrations/verbs/60_node.sql")),
+    ("70_release_due", include_str!("../../../migrations/verbs/70_release_due.sql")),
+    ("80_cancel_task", include_str!("../../../migrations/verbs/80_cancel_task.sql")),
+];
+
+/// A name of our own: the database may hold other programs' migrations.
+const TABLE: &str = "public.stepwell_migration";
+
+/// Where the schema of a database stands against this build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaState {
+    /// It is what this build needs.
+    Current,
+    /// Migrations are missing: run `stepwell migrate`.
+    Behind {
+        /// Highest version applied; 0 when none is.
+        applied: i64,
+        /// Version this build needs.
+        needed: i64,
+    },
+    /// A newer build has migrated it: run that one.
+    Ahead {
+        /// Highest version applied.
+        applied: i64,
+        /// Version this build needs.
+        needed: i64,
+    },
+}
+
+fn migrator() -> Migrator {
+    let mut migrator = Migrator { migrations: MIGRATOR.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.dangerous_set_table_name(Cow::Borrowed(TABLE));
+    migrator
+}
+
+fn needed() -> i64 {
+    MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0)
+}
+
+/// Applies the migrations that are missing, then the verbs, then makes room in the log. Safe to
+/// repeat, and for several processes at once. Answers the version it is at.
+pub async fn migrate(database_url: &str) -> Result<i64, Error> {
+    let mut connection = PgConnection::connect(database_url).await.map_err(|error| match error {
+        sqlx::Error::Configuration(_) => Error::Url(error),
+        error => Error::Database(error),
+    })?;
+    migrator().run(&mut connection).await.map_err(|error| Error::Schema(error.to_string()))?;
+    let mut verbs = connection.begin().await?;
+    sqlx::query_scalar!("select pg_advisory_xact_lock(44)").fetch_one(&mut *verbs).await?;
+    for (name, text) in VERBS {
+        tracing::debug!(name, "applying verb");
+        sqlx::raw_sql(*text).execute(&mut *verbs).await?;
+    }
+    verbs.commit().await?;
+    sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(&mut connection).await?;
+    Ok(needed())
+}
+
+impl Store {
+    /// Where the schema stands.
+    pub async fn schema_state(&self) -> Result<SchemaState, Error> {
+        let known = sqlx::query_scalar!(
+            "select to_regclass('public.stepwell_migration') is not null as \"known!\""
+        )
+        .fetch_one(self.pool())
+        .await?;
+        let applied = if known { self.applied().await? } else { 0 };
+        let needed = needed();
+        Ok(match applied.cmp(&needed) {
+            std::cmp::Ordering::Less => SchemaState::Behind { applied, needed },
+            std::cmp::Ordering::Equal => SchemaState::Current,
+            std::cmp::Ordering::Greater => SchemaState::Ahead { applied, needed },
+        })
+    }
+
+    async fn applied(&self) -> Result<i64, Error> {
+        let version = sqlx::query_scalar!(
+            "select coalesce(max(version), 0) as \"version!\" from public.stepwell_migration where success"
+        )
+        .fetch_one(self.pool())
+        .await?;
+        Ok(version)
+    }
+
+    pub(crate) async fn check_schema(&self) -> Result<(), Error> {
+        match self.schema_state().await? {
+            SchemaState::Current => Ok(()),
+            SchemaState::Behind { applied, needed } => Err(Error::Schema(format!(
+                "the database is at schema version {applied} and this build needs {needed}: run `stepwell migrate`"
+            ))),
+            SchemaState::Ahead { applied, needed } => Err(Error::Schema(format!(
+                "the database is at schema version {applied}, newer than {needed} which this build knows: run the newer build"
+            ))),
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! Steps: leasing them, settling what became of the leases, and what a node needs around that.
+
+use std::collections::HashMap;
+
+use sqlx::types::Uuid;
+use stepwell_proto::id::task_of;
+
+use crate::{Error, Store, Writer};
+
+/// Free slots for the verbs to fill: disjoint, so that no two steps get one slot.
+#[derive(Clone, Debug, Default)]
+pub struct Slots {
+    queue: Vec<i32>,
+    n: Vec<i32>,
+    at: Vec<i32>,
+    session: Vec<i64>,
+}
+
+impl Slots {
+    /// The free slots of one queue, one session each, first come first filled.
+    pub fn push(&mut self, queue: i32, sessions: impl IntoIterator<Item = i64>) {
+        let at = self.session.len();
+        self.session.extend(sessions);
+        let n = self.session.len() - at;
+        if n > 0 {
+            self.queue.push(queue);
+            self.n.push(i32::try_from(n).expect("bounded by the batch"));
+            self.at.push(i32::try_from(at + 1).expect("bounded by the batch"));
+        }
+    }
+
+    /// True when there is nothing to fill.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The queues with slots, and how many each has.
+    pub fn queues(&self) -> impl Iterator<Item = (i32, usize)> {
+        self.queue.iter().zip(&self.n).map(|(queue, n)| (*queue, usize::try_from(*n).unwrap_or(0)))
+    }
+}
+
+/// How a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The handler returned.
+    Complete,
+    /// It failed; try again after so many milliseconds, or never.
+    Fail {
+        /// The back-off; none: the failure is final.
+        wait_ms: Option<i64>,
+    },
+    /// It was not run; the attempt does not count.
+    HandBack,
+}
+
+impl Ending {
+    fn kind(self) -> i16 {
+        match self {
+            Self::Complete => 1,
+            Self::Fail { .. } => 2,
+            Self::HandBack => 3,
+        }
+    }
+
+    fn wait_ms(self) -> Option<i64> {
+        match self {
+            Self::Fail { wait_ms } => wait_ms,
+            Self::Complete | Self::HandBack => None,
+        }
+    }
+}
+
+/// One lease to settle.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The step's key.
+    pub step: i64,
+    /// The lease's token.
+    pub token: i64,
+    /// How it ended.
+    pub ending: Ending,
+    /// Result, stored failure, or reason, by the kind of ending.
+    pub text: String,
+}
+
+/// Whose leases a sweep may end: those it names, if they are still this node's (and session's).
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// The node the leases were given by.
+    pub node: i32,
+    /// The session of each report, in their order; none: the whole node.
+    pub sessions: Option<Vec<i64>>,
+}
+
+/// The right to run one attempt, as the verbs answer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// The step's key.
+    pub step: i64,
+    /// The fence.
+    pub token: i64,
+    /// Which attempt.
+    pub attempt: i32,
+    /// Attempts the step may make in all.
+    pub max_attempts: i32,
+    /// The queue the step waits in.
+    pub queue: i32,
+    /// The session whose slot it takes.
+    pub session: i64,
+}
+
+/// What settling did.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    /// For each report: true when it is durable, now or from before; false when the lease is lost.
+    pub accepted: Vec<bool>,
+    /// How many steps became ready and got no slot.
+    pub ready: usize,
+    /// Steps that got a slot at once.
+    pub leases: Vec<LeaseRow>,
+}
+
+/// What claiming brought.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    /// The leases, oldest first.
+    pub leases: Vec<LeaseRow>,
+    /// For each queue that was asked for, the place of the last step taken from it.
+    pub places: HashMap<i32, i64>,
+}
+
+/// A lease that an executor kept over a lost stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Adopted {
+    /// The lease, now of the adopting session.
+    pub lease: LeaseRow,
+    /// How long ago it was given.
+    pub age_ms: i64,
+}
+
+/// A lease that is void and whose node must tell its executor.
+#[derive(Clone, Debug)]
+pub struct SignalRow {
+    /// The session that holds it.
+    pub session: i64,
+    /// The step's key.
+    pub step: i64,
+    /// The lease's token.
+    pub token: i64,
+    /// The lease's attempt.
+    pub attempt: i32,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a step needs to run: its task's id and context, and results of other steps.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// By task key: the task's id and its context.
+    pub tasks: HashMap<i64, (Uuid, String)>,
+    /// By step key: the result; none when it is larger than asked for.
+    pub results: HashMap<i64, Option<String>>,
+}
+
+impl Writer {
+    /// Settles leases and leases what became ready to the slots, in one transaction.
+    pub async fn settle(
+        &mut self,
+        reports: &[Report],
+        slots: &Slots,
+        node: i32,
+        sweep: Option<&Sweep>,
+    ) -> Result<Settled, Error> {
+        let steps: Vec<i64> = reports.iter().map(|r| r.step).collect();
+        let tokens: Vec<i64> = reports.iter().map(|r| r.token).collect();
+        let kinds: Vec<i16> = reports.iter().map(|r| r.ending.kind()).collect();
+        let waits: Vec<Option<i64>> = reports.iter().map(|r| r.ending.wait_ms()).collect();
+        let texts: Vec<&str> = reports.iter().map(|r| r.text.as_str()).collect();
+        let of_sessions = sweep.and_then(|s| s.sessions.as_deref());
+        let row = sqlx::query!(
+            r#"select a_status as "status!", ready_n as "ready!", l_key as step, l_token as token,
+                      l_attempt as attempt, l_max_attempts as max_attempts, l_queue as queue,
+                      l_session as session
+                 from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"#,
+            &steps,
+            &tokens,
+            &kinds,
+            &waits as &[Option<i64>],
+            &texts as &[&str],
+            &slots.queue,
+            &slots.n,
+            &slots.at,
+            &slots.session,
+            (!slots.is_empty()).then_some(node),
+            sweep.map(|s| s.node),
+            of_sessions,
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok(Settled {
+            accepted: row.status.iter().map(|status| *status == 1).collect(),
+            ready: usize::try_from(row.ready).unwrap_or(0),
+            leases: leases(
+                row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session,
+            ),
+        })
+    }
+
+    /// Leases ready steps to the slots; of each queue the oldest from the place in `from` on.
+    pub async fn claim(
+        &mut self,
+        slots: &Slots,
+        from: &HashMap<i32, i64>,
+        node: i32,
+    ) -> Result<Claimed, Error> {
+        let from: Vec<i64> =
+            slots.queue.iter().map(|q| from.get(q).copied().unwrap_or(0)).collect();
+        let row = sqlx::query!(
+            r#"select l_key as step, l_token as token, l_attempt as attempt,
+                      l_max_attempts as max_attempts, l_queue as queue, l_session as session,
+                      l_place as place
+                 from stepwell.claim($1, $2, $3, $4, $5, $6)"#,
+            &slots.queue,
+            &from,
+            &slots.n,
+            &slots.at,
+            &slots.session,
+            node,
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        let places = row.place.unwrap_or_default();
+        let leases =
+            leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
+        let places = leases.iter().zip(places).map(|(lease, place)| (lease.queue, place)).collect();
+        Ok(Claimed { leases, places })
+    }
+
+    /// Moves leases that an executor still holds to another session, wherever they were.
+    pub async fn adopt(
+        &mut self,
+        held: &[(i64, i64)],
+        node: i32,
+        session: i64,
+    ) -> Result<Vec<Adopted>, Error> {
+        let (steps, tokens): (Vec<i64>, Vec<i64>) = held.iter().copied().unzip();
+        let row = sqlx::query!(
+            r#"select l_key as step, l_token as token, l_attempt as attempt,
+                      l_max_attempts as max_attempts, l_queue as queue, l_age_ms as age
+                 from stepwell.adopt($1, $2, $3, $4)"#,
+            &steps,
+            &tokens,
+            node,
+            session,
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        let sessions = row.step.as_ref().map(|steps| vec![session; steps.len()]);
+        let leases =
+            leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, sessions);
+        let ages = row.age.unwrap_or_default();
+        Ok(leases.into_iter().zip(ages).map(|(lease, age_ms)| Adopted { lease, age_ms }).collect())
+    }
+
+    /// Makes the steps ready whose timers are due, at most `max`. Answers how many timers it took
+    /// and in how many milliseconds the next one is due.
+    pub async fn release_due(&mut self, max: i32) -> Result<(usize, Option<u64>), Error> {
+        let row = sqlx::query!(
+            r#"select taken_n as "taken!", next_ms from stepwell.release_due($1)"#,
+            max
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        let next = row.next_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
+        Ok((usize::try_from(row.taken).unwrap_or(0), next))
+    }
+
+    /// Gives up a node's id: after it no lease can be given in its name.
+    pub async fn retire_node(&mut self, node: i32) -> Result<(), Error> {
+        sqlx::query_scalar!("select stepwell.retire_node($1)", node)
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// The leases a node has given that are still running, of open tasks after `after`, `chunk` of
+    /// them. Answers them and the task to go on after; none: that was the last chunk.
+    pub async fn leases_of(
+        &mut self,
+        node: i32,
+        after: i64,
+        chunk: i64,
+    ) -> Result<(Vec<LeaseRow>, Option<i64>), Error> {
+        let rows = sqlx::query!(
+            r#"select t.id, s.key as "step?", s.token as "token?", s.session as "session?",
+                      s.attempt as "attempt?", s.max_attempts as "max_attempts?", s.queue as "queue?"
+                 from (select id from stepwell.task where finished_at is null and id > $2
+                        order by id limit $3) t
+                 left join lateral (
+                      select * from stepwell.step s
+                       where s.key between t.id << 14 and (t.id << 14) + 16383
+                         and s.state = 2 and s.node = $1 offset 0) s on true
+                order by t.id"#,
+            node,
+            after,
+            chunk,
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        let last = rows.last().map(|row| row.id);
+        let leases = rows.into_iter().filter_map(|row| {
+            Some(LeaseRow {
+                step: row.step?,
+                token: row.token?,
+                attempt: row.attempt?,
+                max_attempts: row.max_attempts?,
+                queue: row.queue?,
+                session: row.session?,
+            })
+        });
+        Ok((leases.collect(), last))
+    }
+
+    /// Takes the signals for a node, at most 1,000.
+    pub async fn take_signals(&mut self, node: i32) -> Result<Vec<SignalRow>, Error> {
+        let rows = sqlx::query_as!(
+            SignalRow,
+            r#"delete from stepwell.signal where id = any(array(
+                   select id from stepwell.signal where node = $1 order by id limit 1000))
+               returning session, key as step, token, attempt, reason"#,
+            node
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        Ok(rows)
+    }
+}
+
+fn leases(
+    step: Option<Vec<i64>>,
+    token: Option<Vec<i64>>,
+    attempt: Option<Vec<i32>>,
+    max_attempts: Option<Vec<i32>>,
+    queue: Option<Vec<i32>>,
+    session: Option<Vec<i64>>,
+) -> Vec<LeaseRow> {
+    let (Some(step), Some(token), Some(attempt), Some(max_attempts), Some(queue), Some(session)) =
+        (step, token, attempt, max_attempts, queue, session)
+    else {
+        return Vec::new();
+    };
+    (0..step.len())
+        .map(|i| LeaseRow {
+            step: step[i],
+            token: token[i],
+            attempt: attempt[i],
+            max_attempts: max_attempts[i],
+            queue: queue[i],
+            session: session[i],
+        })
+        .collect()
+}
+
+impl Store {
+    /// Registers a step-service process; its leases carry the id.
+    pub async fn register_node(&self) -> Result<i32, Error> {
+        let id = sqlx::query_scalar!("insert into stepwell.node default values returning id")
+            .fetch_one(self.pool())
+            .await?;
+        Ok(id)
+    }
+
+    /// For each lease that is no longer running: was it settled by this very report before?
+    pub async fn settled_before(&self, reports: &[(i64, i64, Ending)]) -> Result<Vec<bool>, Error> {
+        let steps: Vec<i64> = reports.iter().map(|r| r.0).collect();
+        let tokens: Vec<i64> = reports.iter().map(|r| r.1).collect();
+        let kinds: Vec<i16> = reports.iter().map(|r| r.2.kind()).collect();
+        let rows = sqlx::query_scalar!(
+            r#"select coalesce(s.last_token = i.token and s.last_kind = i.kind, false) as "same!"
+                 from unnest($1::bigint[], $2::bigint[], $3::smallint[])
+                        with ordinality i(key, token, kind, no)
+                 left join lateral (select last_token, last_kind from stepwell.step
+                                     where key = i.key offset 0) s on true
+                order by i.no"#,
+            &steps,
+            &tokens,
+            &kinds,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows)
+    }
+
+    /// Is this lease running?
+    pub async fn is_leased(&self, step: i64, token: i64) -> Result<bool, Error> {
+        let found = sqlx::query_scalar!(
+            r#"select true as "found!" from stepwell.step where key = $1 and state = 2 and token = $2"#,
+            step,
+            token
+        )
+        .fetch_optional(self.pool())
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// What steps need to run, in one statement: contexts of the tasks, and results of the steps up
+    /// to `bytes_max` each.
+    pub async fn inputs(
+        &self,
+        tasks: &[i64],
+        steps: &[i64],
+        bytes_max: i32,
+    ) -> Result<Inputs, Error> {
+        let rows = sqlx::query!(
+            r#"select i.key as "key!", t.uid as "uid?", d.context as text, true as "is_task!"
+                 from unnest($1::bigint[]) i(key),
+                      lateral (select uid from stepwell.task where id = i.key offset 0) t,
+                      lateral (select context from stepwell.task_detail where task = i.key offset 0) d
+               union all
+               select i.key, null, case when octet_length(s.result) <= $3 then s.result end, false
+                 from unnest($2::bigint[]) i(key),
+                      lateral (select result from stepwell.step where key = i.key offset 0) s"#,
+            tasks,
+            steps,
+            bytes_max,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        let mut inputs = Inputs::default();
+        for row in rows {
+            match (row.is_task, row.uid) {
+                (true, Some(uid)) => {
+                    inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default()));
+                }
+                _ => {
+                    inputs.results.insert(row.key, row.text);
+                }
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// The queues that executors of a namespace may serve: id, definition, handler.
+    pub async fn queues(&self, namespace: &str) -> Result<Vec<QueueRow>, Error> {
+        let rows = sqlx::query_as!(
+            QueueRow,
+            r#"select q.id, q.definition, q.handler, d.version
+                 from stepwell.queue q join stepwell.definition d on d.id = q.definition
+                where q.namespace = $1 order by q.id"#,
+            namespace
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows)
+    }
+}
+
+/// One handler of one definition.
+#[derive(Clone, Debug)]
+pub struct QueueRow {
+    /// Its id.
+    pub id: i32,
+    /// The definition.
+    pub definition: i32,
+    /// The handler.
+    pub handler: String,
+    /// The definition's version: major, minor, patch.
+    pub version: Vec<i32>,
+}
+
+/// The keys of the tasks of these steps, each once.
+pub fn tasks_of(steps: impl IntoIterator<Item = i64>) -> Vec<i64> {
+    let mut tasks: Vec<i64> = steps.into_iter().map(task_of).collect();
+    tasks.sort_unstable();
+    tasks.dedup();
+    tasks
+}

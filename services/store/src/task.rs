@@ -1,0 +1,353 @@
+//! Tasks: creating and cancelling them by their verbs, and reading them.
+
+mod steps;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use sqlx::types::{
+    Uuid,
+    chrono::{DateTime, Utc},
+};
+use stepwell_proto::v1::{self, State};
+
+use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp};
+
+/// A task to create: validated, with its defaults filled in.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// Its public id.
+    pub uid: Uuid,
+    /// Its definition.
+    pub definition: Arc<StoredDefinition>,
+    /// SHA-256 of the request: the same id with another hash is another request.
+    pub hash: [u8; 32],
+    /// A JSON object (text).
+    pub context: String,
+    /// Who asks.
+    pub initiator: String,
+    /// Which system asks.
+    pub source_system: String,
+    /// Why.
+    pub reason: String,
+    /// Free labels.
+    pub tags: Vec<String>,
+    /// Its key, once it was tried: the same task is tried again with the same key.
+    pub key: Option<i64>,
+}
+
+impl NewTask {
+    /// The task as it is right after its creation.
+    pub fn into_task(self, create_time: prost_types::Timestamp) -> v1::Task {
+        let definition = &self.definition.definition;
+        v1::Task {
+            task_id: self.uid.to_string(),
+            namespace: definition.namespace.clone(),
+            definition_name: definition.name.clone(),
+            definition_version: definition.version.clone(),
+            state: State::Pending.into(),
+            context: self.context,
+            initiator: self.initiator,
+            source_system: self.source_system,
+            reason: self.reason,
+            tags: self.tags,
+            total_steps: self.definition.total_steps(),
+            create_time: Some(create_time),
+            ..v1::Task::default()
+        }
+    }
+}
+
+/// What became of a task to create.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// It was created, at this time.
+    New(prost_types::Timestamp),
+    /// The same request was carried out before; this is its task.
+    Existing(Box<v1::Task>),
+    /// Another request used the id before.
+    Reused,
+}
+
+/// What cancelling a task did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cancelled {
+    /// The state it was in; none: there is no such task.
+    pub was: Option<State>,
+    /// Leases that are void now, and whose executors are being told.
+    pub told: i32,
+}
+
+/// Keys for tasks, drawn from the database in blocks.
+#[derive(Default)]
+pub(crate) struct Keys(Mutex<VecDeque<i64>>);
+
+const KEYS_AT_ONCE: usize = 1_000;
+
+impl Keys {
+    /// So many keys, or as many as there are.
+    fn take(&self, n: usize) -> Vec<i64> {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = n.min(keys.len());
+        keys.drain(..n).collect()
+    }
+
+    fn put(&self, more: Vec<i64>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(more);
+    }
+}
+
+impl Writer {
+    /// Creates tasks with all their steps in one transaction. An id that was used before leaves
+    /// its task as it is. Answers for each task what became of it, in their order.
+    pub async fn create_tasks(
+        &mut self,
+        store: &Store,
+        tasks: &mut [NewTask],
+    ) -> Result<Vec<Created>, Error> {
+        let keys = self.draw_keys(store, tasks).await?;
+        let new = self.call_create(tasks, &keys).await?;
+        if !new.is_empty() {
+            store.bell().ring(Topic::Ready);
+            store.bell().ring(Topic::Event);
+        }
+        let times = self.create_times(&new).await?;
+        let existing = tasks.iter().zip(&keys).filter(|(_, key)| !times.contains_key(*key));
+        let existing: Vec<Uuid> = existing.map(|(task, _)| task.uid).collect();
+        let rows: HashMap<Uuid, TaskRow> = if existing.is_empty() {
+            HashMap::new()
+        } else {
+            let rows = read_tasks(&mut self.connection, &existing).await?;
+            rows.into_iter().map(|row| (row.uid, row)).collect()
+        };
+        let mut answers = Vec::with_capacity(tasks.len());
+        for (task, key) in tasks.iter().zip(&keys) {
+            answers.push(match times.get(key) {
+                Some(at) => Created::New(timestamp(*at)),
+                None => existing_task(store, task, *key, rows.get(&task.uid)).await?,
+            });
+        }
+        Ok(answers)
+    }
+
+    /// The tasks' keys; those tried before have one already.
+    async fn draw_keys(
+        &mut self,
+        store: &Store,
+        tasks: &mut [NewTask],
+    ) -> Result<Vec<i64>, Error> {
+        let wanted = tasks.iter().filter(|task| task.key.is_none()).count();
+        let mut fresh = store.0.keys.take(wanted);
+        if fresh.len() < wanted {
+            let n = i64::try_from(KEYS_AT_ONCE.max(wanted)).expect("bounded by the batch");
+            let mut more = sqlx::query_scalar!(
+                r#"select nextval('stepwell.task_id') as "key!" from generate_series(1, $1::bigint)"#,
+                n
+            )
+            .fetch_all(&mut self.connection)
+            .await?;
+            let rest = more.split_off(wanted - fresh.len());
+            fresh.extend(more);
+            store.0.keys.put(rest);
+        }
+        let mut fresh = fresh.into_iter();
+        let key = |task: &mut NewTask| {
+            *task.key.get_or_insert_with(|| fresh.next().expect("as many as are wanted"))
+        };
+        Ok(tasks.iter_mut().map(key).collect())
+    }
+
+    /// The keys of the tasks that were made.
+    async fn call_create(&mut self, tasks: &[NewTask], keys: &[i64]) -> Result<Vec<i64>, Error> {
+        let uids: Vec<Uuid> = tasks.iter().map(|t| t.uid).collect();
+        let definitions: Vec<i32> = tasks.iter().map(|t| t.definition.id).collect();
+        let hashes: Vec<&[u8]> = tasks.iter().map(|t| t.hash.as_slice()).collect();
+        let contexts: Vec<&str> = tasks.iter().map(|t| t.context.as_str()).collect();
+        let initiators: Vec<&str> = tasks.iter().map(|t| t.initiator.as_str()).collect();
+        let systems: Vec<&str> = tasks.iter().map(|t| t.source_system.as_str()).collect();
+        let reasons: Vec<&str> = tasks.iter().map(|t| t.reason.as_str()).collect();
+        let tags: Vec<Option<String>> = tasks.iter().map(tags_text).collect();
+        let new = sqlx::query_scalar!(
+            r#"select stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9) as "keys!""#,
+            keys,
+            &uids,
+            &definitions,
+            &hashes as &[&[u8]],
+            &contexts as &[&str],
+            &initiators as &[&str],
+            &systems as &[&str],
+            &reasons as &[&str],
+            &tags as &[Option<String>],
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok(new)
+    }
+
+    /// When the tasks with these keys were made.
+    async fn create_times(&mut self, keys: &[i64]) -> Result<HashMap<i64, DateTime<Utc>>, Error> {
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query!(
+            r#"select i.key as "key!", d.created_at as "at!"
+                 from unnest($1::bigint[]) i(key),
+                      lateral (select created_at from stepwell.task_detail
+                                where task = i.key offset 0) d"#,
+            keys
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.key, row.at)).collect())
+    }
+}
+
+/// What an id that is taken means for the request.
+async fn existing_task(
+    store: &Store,
+    task: &NewTask,
+    key: i64,
+    row: Option<&TaskRow>,
+) -> Result<Created, Error> {
+    let Some(row) = row else {
+        return Err(Error::Inconsistent(format!("task {} was neither made nor found", task.uid)));
+    };
+    if row.id == key {
+        // An earlier try of this very request was carried out, only its answer was lost.
+        return Ok(Created::New(timestamp(row.created_at)));
+    }
+    if row.hash != task.hash {
+        return Ok(Created::Reused);
+    }
+    let definition = store.definition(row.definition).await?;
+    Ok(Created::Existing(Box::new(row.clone().into_task(&definition)?)))
+}
+
+fn tags_text(task: &NewTask) -> Option<String> {
+    let some = !task.tags.is_empty();
+    some.then(|| serde_json::to_string(&task.tags).expect("strings have a JSON form"))
+}
+
+/// A task as it is stored, without its steps.
+#[derive(Clone)]
+pub(crate) struct TaskRow {
+    pub(crate) id: i64,
+    pub(crate) uid: Uuid,
+    pub(crate) definition: i32,
+    pub(crate) state: i16,
+    pub(crate) started_at: Option<DateTime<Utc>>,
+    pub(crate) finished_at: Option<DateTime<Utc>>,
+    pub(crate) hash: Vec<u8>,
+    pub(crate) context: String,
+    pub(crate) initiator: String,
+    pub(crate) source_system: String,
+    pub(crate) reason: String,
+    pub(crate) tags: Vec<String>,
+    pub(crate) created_at: DateTime<Utc>,
+}
+
+impl TaskRow {
+    pub(crate) fn into_task(self, stored: &StoredDefinition) -> Result<v1::Task, Error> {
+        Ok(v1::Task {
+            task_id: self.uid.to_string(),
+            namespace: stored.definition.namespace.clone(),
+            definition_name: stored.definition.name.clone(),
+            definition_version: stored.definition.version.clone(),
+            state: state(self.state)?.into(),
+            context: self.context,
+            initiator: self.initiator,
+            source_system: self.source_system,
+            reason: self.reason,
+            tags: self.tags,
+            total_steps: stored.total_steps(),
+            create_time: Some(timestamp(self.created_at)),
+            start_time: self.started_at.map(timestamp),
+            end_time: self.finished_at.map(timestamp),
+            steps: Vec::new(),
+        })
+    }
+}
+
+/// A state as the tables have it.
+pub(crate) fn state(number: i16) -> Result<State, Error> {
+    State::try_from(i32::from(number))
+        .map_err(|_| Error::Inconsistent(format!("there is no state {number}")))
+}
+
+/// The tasks with these ids, those that exist, by one statement.
+pub(crate) async fn read_tasks(
+    connection: impl sqlx::PgExecutor<'_>,
+    uids: &[Uuid],
+) -> Result<Vec<TaskRow>, Error> {
+    let rows = sqlx::query_as!(
+        TaskRow,
+        r#"select t.id as "id!", t.uid as "uid!", t.definition as "definition!",
+                  t.state as "state!", t.started_at as "started_at?",
+                  t.finished_at as "finished_at?", d.hash as "hash!", d.context as "context!",
+                  d.initiator as "initiator!", d.source_system as "source_system!",
+                  d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!"
+             from unnest($1::uuid[]) i(uid),
+                  lateral (select * from stepwell.task where uid = i.uid offset 0) t,
+                  lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,
+        uids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+impl Store {
+    /// A task without its steps; none: there is no such task.
+    pub async fn task(&self, uid: Uuid) -> Result<Option<v1::Task>, Error> {
+        let Some(row) = read_tasks(self.pool(), &[uid]).await?.pop() else { return Ok(None) };
+        let definition = self.definition(row.definition).await?;
+        row.into_task(&definition).map(Some)
+    }
+
+    /// Of these tasks, those that have ended.
+    pub async fn ended(&self, uids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+        let ended = sqlx::query_scalar!(
+            r#"select t.uid as "uid!"
+                 from unnest($1::uuid[]) i(uid),
+                      lateral (select uid, finished_at from stepwell.task
+                                where uid = i.uid offset 0) t
+                where t.finished_at is not null"#,
+            uids
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(ended)
+    }
+
+    /// Cancels a task and its unfinished steps, if its state allows it.
+    pub async fn cancel_task(
+        &self,
+        uid: Uuid,
+        reason: &str,
+        actor: &str,
+    ) -> Result<Cancelled, Error> {
+        let row = sqlx::query!(
+            r#"select was, told as "told!" from stepwell.cancel_task($1, $2, $3)"#,
+            uid,
+            reason,
+            actor,
+        )
+        .fetch_one(self.pool())
+        .await?;
+        let was = row
+            .was
+            .map(|was| i16::try_from(was).map_err(|_| Error::Inconsistent(format!("state {was}"))))
+            .transpose()?
+            .map(state)
+            .transpose()?;
+        if let Some(State::Pending | State::InProgress | State::Error) = was {
+            self.bell().ring(Topic::Event);
+        }
+        if row.told > 0 {
+            self.bell().ring(Topic::Signal);
+        }
+        Ok(Cancelled { was, told: row.told })
+    }
+}

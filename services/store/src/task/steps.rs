@@ -1,0 +1,133 @@
+//! A task with its steps, from one snapshot.
+
+use sqlx::types::{
+    Uuid,
+    chrono::{DateTime, Utc},
+};
+use stepwell_proto::{
+    id::{number_of, step_id},
+    v1::{self, Failure, State},
+};
+
+use super::{read_tasks, state};
+use crate::{Error, Store, StoredDefinition, StoredFailure, definition::timestamp};
+
+/// A result up to this size travels with its step.
+const RESULT_BYTES_MAX: i32 = 64 << 10;
+/// All results of an answer together.
+const RESULTS_BYTES_MAX: i64 = 2 << 20;
+/// All failures of an answer together; those beyond it are given by their class only.
+const FAILURES_BYTES_MAX: i64 = 512 << 10;
+
+/// A step, with the columns of its task that change.
+struct Row {
+    task_state: i16,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+    key: i64,
+    state: i16,
+    waiting_on: i32,
+    attempt: i32,
+    max_attempts: i32,
+    not_before: Option<DateTime<Utc>>,
+    leased_at: Option<DateTime<Utc>>,
+    result: Option<String>,
+    has_result: bool,
+    last_error: Option<String>,
+    error_class: Option<String>,
+}
+
+impl Store {
+    /// A task with its steps; none: there is no such task. Results come if they are asked for, up
+    /// to 64 KiB each and 2 MiB in all.
+    pub async fn task_with_steps(
+        &self,
+        uid: Uuid,
+        include_results: bool,
+    ) -> Result<Option<v1::Task>, Error> {
+        let Some(row) = read_tasks(self.pool(), &[uid]).await?.pop() else { return Ok(None) };
+        let definition = self.definition(row.definition).await?;
+        let rows = self.step_rows(row.id, include_results).await?;
+        let mut task = row.into_task(&definition)?;
+        if let Some(first) = rows.first() {
+            task.state = state(first.task_state)?.into();
+            task.start_time = first.started_at.map(timestamp);
+            task.end_time = first.finished_at.map(timestamp);
+        }
+        let id = task.task_id.clone();
+        let steps = rows.into_iter().map(|row| row.into_step(&id, &definition, include_results));
+        task.steps = steps.collect::<Result<_, _>>()?;
+        Ok(Some(task))
+    }
+
+    async fn step_rows(&self, task: i64, include_results: bool) -> Result<Vec<Row>, Error> {
+        let rows = sqlx::query_as!(
+            Row,
+            r#"select t.state as "task_state!", t.started_at, t.finished_at, s.key as "key!",
+                      s.state as "state!", s.waiting_on as "waiting_on!", s.attempt as "attempt!",
+                      s.max_attempts as "max_attempts!",
+                      case when s.state = 1 and s.not_before > clock_timestamp()
+                           then s.not_before end as not_before,
+                      s.leased_at,
+                      case when $2 and s.size <= $3 and s.results <= $4 then s.result end as result,
+                      s.result is not null as "has_result!",
+                      case when s.failures <= $5 then s.last_error end as last_error,
+                      case when s.failures > $5
+                           then s.last_error::json ->> 'error_class' end as error_class
+                 from stepwell.task t
+                 join (select *, octet_length(result) as size,
+                              sum(case when octet_length(result) <= $3 then octet_length(result) end)
+                                over (order by key) as results,
+                              sum(octet_length(last_error)) over (order by key) as failures
+                         from stepwell.step
+                        where key between $1::bigint << 14 and ($1 << 14) + 16383) s on true
+                where t.id = $1
+                order by s.key"#,
+            task,
+            include_results,
+            RESULT_BYTES_MAX,
+            RESULTS_BYTES_MAX,
+            FAILURES_BYTES_MAX,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows)
+    }
+}
+
+impl Row {
+    fn into_step(
+        self,
+        task_id: &str,
+        definition: &StoredDefinition,
+        include_results: bool,
+    ) -> Result<v1::Step, Error> {
+        let number = number_of(self.key);
+        let template = definition
+            .step(number)
+            .ok_or_else(|| Error::Inconsistent(format!("step {task_id}.{number} has no plan")))?;
+        let state = state(self.state)?;
+        let wanted = include_results && state == State::Complete;
+        let last_error = match (self.last_error, self.error_class) {
+            (Some(text), _) => Some(StoredFailure::from_text(&text).to_proto()),
+            (None, Some(error_class)) => Some(Failure { error_class, ..Failure::default() }),
+            (None, None) => None,
+        };
+        Ok(v1::Step {
+            step_id: step_id(task_id, number),
+            number,
+            name: template.name.clone(),
+            handler: template.handler.clone(),
+            state: state.into(),
+            depends_on: template.depends_on.clone(),
+            waiting_on: self.waiting_on,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            not_before: self.not_before.map(timestamp),
+            start_time: self.leased_at.map(timestamp),
+            result_omitted: wanted && self.has_result && self.result.is_none(),
+            result: self.result.filter(|_| wanted).unwrap_or_default(),
+            last_error,
+        })
+    }
+}
