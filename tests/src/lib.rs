@@ -1,1 +1,181 @@
-//! stepwell-tests
+//! What the tests stand on: a database with definitions, and a line to make tasks and move their
+//! steps by the verbs alone.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod check;
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{Connection, PgConnection};
+use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
+use stepwell_store::{
+    Claimed, Ending, LeaseRow, NewTask, Options, Report, Settled, Slots, Store, StoredDefinition,
+    Writer,
+};
+use stepwell_suite::TestDatabase;
+use uuid::Uuid;
+
+pub use check::check;
+
+/// One database, migrated, of this test alone.
+pub struct Rows {
+    /// Lives as long as the test.
+    pub database: TestDatabase,
+    /// The store over it.
+    pub store: Store,
+    /// A node to lease in the name of.
+    pub node: i32,
+}
+
+/// The session whose slots the tests fill.
+pub const SESSION: i64 = 7;
+
+impl Rows {
+    /// A fresh database.
+    pub async fn new() -> Self {
+        let database = stepwell_suite::test_database().await.unwrap();
+        let store = Store::connect(&Options::new(&database.url), "test").await.unwrap();
+        let node = store.register_node().await.unwrap();
+        Self { database, store, node }
+    }
+
+    /// A connection beside the store, to look at rows and to hold locks.
+    pub async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.database.url).await.unwrap()
+    }
+
+    /// A connection for verbs.
+    pub async fn writer(&self) -> Writer {
+        self.store.writer().await.unwrap()
+    }
+
+    /// Registers a definition given as `a; b: a; c: a; d: b c`: each step with its parents.
+    pub async fn define(&self, steps: &str) -> Arc<StoredDefinition> {
+        let steps = steps.split(';').map(|step| {
+            let (name, parents) = step.split_once(':').unwrap_or((step, ""));
+            StepTemplate {
+                name: name.trim().to_owned(),
+                handler: "h".to_owned(),
+                depends_on: parents.split_whitespace().map(str::to_owned).collect(),
+                retry: Some(RetryPolicy { max_attempts: 3, ..RetryPolicy::default() }),
+                timeout: Some(prost_duration(30)),
+                ..StepTemplate::default()
+            }
+        });
+        let steps: Vec<StepTemplate> = steps.collect();
+        let name = format!("d{}", Uuid::now_v7().simple());
+        let definition = Definition {
+            namespace: "default".into(),
+            name,
+            version: "1.0.0".into(),
+            steps,
+            content_hash: "00".repeat(32),
+            ..Definition::default()
+        };
+        self.store.register_definition(&definition).await.unwrap().0
+    }
+
+    /// Creates a task; answers its key.
+    pub async fn create(&self, definition: &Arc<StoredDefinition>) -> i64 {
+        self.create_many(definition, 1).await[0]
+    }
+
+    /// Creates tasks in one call; answers their keys.
+    pub async fn create_many(&self, definition: &Arc<StoredDefinition>, n: usize) -> Vec<i64> {
+        let mut tasks: Vec<NewTask> = (0..n).map(|_| new_task(definition)).collect();
+        let mut writer = self.writer().await;
+        writer.create_tasks(&self.store, &mut tasks).await.unwrap();
+        let mut connection = self.connection().await;
+        let uids: Vec<Uuid> = tasks.iter().map(|t| t.uid).collect();
+        sqlx::query_scalar("select id from stepwell.task where uid = any($1) order by id")
+            .bind(uids)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap()
+    }
+
+    /// Claims up to `n` ready steps of a queue.
+    pub async fn claim(&self, writer: &mut Writer, queue: i32, n: usize) -> Vec<LeaseRow> {
+        self.try_claim(writer, queue, n).await.unwrap().leases
+    }
+
+    /// The same, with its errors.
+    pub async fn try_claim(
+        &self,
+        writer: &mut Writer,
+        queue: i32,
+        n: usize,
+    ) -> Result<Claimed, stepwell_store::Error> {
+        writer.claim(&slots(queue, n), &std::collections::HashMap::new(), self.node).await
+    }
+
+    /// Settles without slots for what becomes ready.
+    pub async fn settle(&self, writer: &mut Writer, reports: &[Report]) -> Settled {
+        writer.settle(reports, &Slots::default(), self.node, None).await.unwrap()
+    }
+
+    /// One value of a query.
+    pub async fn one<T>(&self, sql: &'static str, key: i64) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        let mut connection = self.connection().await;
+        sqlx::query_scalar(sql).bind(key).fetch_one(&mut connection).await.unwrap()
+    }
+
+    /// Waits until so many sessions of this database stand in line for a lock.
+    pub async fn in_line(&self, n: i64) {
+        let mut connection = self.connection().await;
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let waiting: i64 = sqlx::query_scalar(
+                "select count(*) from pg_stat_activity \
+                  where datname = current_database() and wait_event_type = 'Lock'",
+            )
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+            if waiting == n {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{waiting} sessions wait, not {n}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A task to create.
+pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
+    NewTask {
+        uid: Uuid::now_v7(),
+        definition: Arc::clone(definition),
+        context: r#"{"n": 1}"#.into(),
+        initiator: "test".into(),
+        source_system: "test".into(),
+        reason: "test".into(),
+        tags: Vec::new(),
+        hash: [0; 32],
+        key: None,
+    }
+}
+
+/// Free slots of the test's session.
+pub fn slots(queue: i32, n: usize) -> Slots {
+    let mut slots = Slots::default();
+    slots.push(queue, vec![SESSION; n]);
+    slots
+}
+
+/// A lease that completed.
+pub fn complete(lease: &LeaseRow, result: &str) -> Report {
+    report(lease, Ending::Complete, result)
+}
+
+/// A lease that ended in some way.
+pub fn report(lease: &LeaseRow, ending: Ending, text: &str) -> Report {
+    Report { step: lease.step, token: lease.token, ending, text: text.into() }
+}
+
+fn prost_duration(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
+}

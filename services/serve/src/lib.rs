@@ -1,1 +1,19 @@
-//! stepwell-serve
+//! How every service starts, is seen, and stops. It knows no domain and no database.
+//!
+//! A service is made of loops and one server: `Service::start` sets up logs, `spawn` and
+//! `spawn_loop` run the loops, `serve` answers requests until the service is told to stop and the
+//! loops have ended, or the grace is over.
+
+mod layer;
+mod limits;
+mod options;
+mod server;
+mod service;
+mod shutdown;
+mod ticker;
+
+pub use limits::MESSAGE_BYTES_MAX;
+pub use options::{LogFormat, Options};
+pub use service::{Service, run};
+pub use shutdown::Shutdown;
+pub use ticker::Ticker;

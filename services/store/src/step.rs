@@ -1,11 +1,11 @@
 //! Steps: leasing them, settling what became of the leases, and what a node needs around that.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use sqlx::types::Uuid;
 use stepwell_proto::id::task_of;
 
-use crate::{Error, Store, Writer};
+use crate::{Error, Store, StoredDefinition, Writer};
 
 /// Free slots for the verbs to fill: disjoint, so that no two steps get one slot.
 #[derive(Clone, Debug, Default)]
@@ -34,9 +34,9 @@ impl Slots {
         self.queue.is_empty()
     }
 
-    /// The queues with slots, and how many each has.
-    pub fn queues(&self) -> impl Iterator<Item = (i32, usize)> {
-        self.queue.iter().zip(&self.n).map(|(queue, n)| (*queue, usize::try_from(*n).unwrap_or(0)))
+    /// The session of each slot.
+    pub fn sessions(&self) -> impl Iterator<Item = &i64> {
+        self.session.iter()
     }
 }
 
@@ -154,13 +154,13 @@ pub struct SignalRow {
     pub reason: String,
 }
 
-/// What a step needs to run: its task's id and context, and results of other steps.
+/// What steps need to run: their tasks' ids and contexts, and their parents' results.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// By task key: the task's id and its context.
     pub tasks: HashMap<i64, (Uuid, String)>,
-    /// By step key: the result; none when it is larger than asked for.
-    pub results: HashMap<i64, Option<String>>,
+    /// By step key and parent's key: the result; none when it is too large to travel.
+    pub results: HashMap<(i64, i64), Option<String>>,
 }
 
 impl Writer {
@@ -205,6 +205,46 @@ impl Writer {
                 row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session,
             ),
         })
+    }
+
+    /// Settles; when some report's data is refused by the database, finds it by halving, so that
+    /// all others are settled and it alone is answered as poison. Halves are given no slots: what
+    /// they free becomes ready.
+    pub async fn settle_each(
+        &mut self,
+        reports: &[Report],
+        slots: &Slots,
+        node: i32,
+        sweep: Option<&Sweep>,
+    ) -> Result<(Settled, Vec<usize>), Error> {
+        match self.settle(reports, slots, node, sweep).await {
+            Err(error) if error.is_data() => {}
+            answer => return answer.map(|settled| (settled, Vec::new())),
+        }
+        let mut whole = Settled { accepted: vec![false; reports.len()], ..Settled::default() };
+        let mut poison = Vec::new();
+        let mut ranges = vec![0..reports.len()];
+        while let Some(range) = ranges.pop() {
+            let of_range = sweep.map(|s| Sweep {
+                node: s.node,
+                sessions: s.sessions.as_ref().map(|all| all[range.clone()].to_vec()),
+            });
+            let part = &reports[range.clone()];
+            match self.settle(part, &Slots::default(), node, of_range.as_ref()).await {
+                Ok(settled) => {
+                    whole.accepted[range].copy_from_slice(&settled.accepted);
+                    whole.ready += settled.ready;
+                }
+                Err(error) if error.is_data() && range.len() == 1 => poison.push(range.start),
+                Err(error) if error.is_data() => {
+                    let middle = range.start + range.len() / 2;
+                    ranges.push(middle..range.end);
+                    ranges.push(range.start..middle);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((whole, poison))
     }
 
     /// Leases ready steps to the slots; of each queue the oldest from the place in `from` on.
@@ -392,53 +432,97 @@ impl Store {
         Ok(rows)
     }
 
-    /// Is this lease running?
-    pub async fn is_leased(&self, step: i64, token: i64) -> Result<bool, Error> {
-        let found = sqlx::query_scalar!(
-            r#"select true as "found!" from stepwell.step where key = $1 and state = 2 and token = $2"#,
+    /// The queue of the step of this lease, if it is running.
+    pub async fn leased_queue(&self, step: i64, token: i64) -> Result<Option<i32>, Error> {
+        let queue = sqlx::query_scalar!(
+            "select queue from stepwell.step where key = $1 and state = 2 and token = $2",
             step,
             token
         )
         .fetch_optional(self.pool())
         .await?;
-        Ok(found.is_some())
+        Ok(queue)
     }
 
-    /// What steps need to run, in one statement: contexts of the tasks, and results of the steps up
-    /// to `bytes_max` each.
+    /// The definition a queue is of.
+    pub async fn definition_of_queue(&self, queue: i32) -> Result<Arc<StoredDefinition>, Error> {
+        let definition =
+            sqlx::query_scalar!("select definition from stepwell.queue where id = $1", queue)
+                .fetch_optional(self.pool())
+                .await?;
+        let missing = || Error::Inconsistent(format!("queue {queue} does not exist"));
+        self.definition(definition.ok_or_else(missing)?).await
+    }
+
+    /// What steps need to run, in one statement: contexts of tasks, and results of parents, given
+    /// as pairs of step and parent. Of each step's parents, in the order given, those results
+    /// travel that have at most `each_max` bytes and keep the sum within `all_max`.
     pub async fn inputs(
         &self,
         tasks: &[i64],
-        steps: &[i64],
-        bytes_max: i32,
+        pairs: &[(i64, i64)],
+        each_max: i32,
+        all_max: i32,
     ) -> Result<Inputs, Error> {
+        let (steps, parents): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
         let rows = sqlx::query!(
-            r#"select i.key as "key!", t.uid as "uid?", d.context as text, true as "is_task!"
+            r#"select i.key as "key!", null::bigint as parent, t.uid as "uid?", d.context as text
                  from unnest($1::bigint[]) i(key),
                       lateral (select uid from stepwell.task where id = i.key offset 0) t,
                       lateral (select context from stepwell.task_detail where task = i.key offset 0) d
                union all
-               select i.key, null, case when octet_length(s.result) <= $3 then s.result end, false
-                 from unnest($2::bigint[]) i(key),
-                      lateral (select result from stepwell.step where key = i.key offset 0) s"#,
+               select step, parent, null,
+                      case when n <= $4 and sum(case when n <= $4 then n else 0 end)
+                                              over (partition by step order by no) <= $5 then result end
+                 from (select i.step, i.parent, i.no, s.result, octet_length(s.result) n
+                         from unnest($2::bigint[], $3::bigint[]) with ordinality i(step, parent, no),
+                              lateral (select result from stepwell.step where key = i.parent offset 0) s) r"#,
             tasks,
-            steps,
-            bytes_max,
+            &steps,
+            &parents,
+            each_max,
+            i64::from(all_max),
         )
         .fetch_all(self.pool())
         .await?;
         let mut inputs = Inputs::default();
         for row in rows {
-            match (row.is_task, row.uid) {
-                (true, Some(uid)) => {
+            match (row.parent, row.uid) {
+                (Some(parent), _) => {
+                    inputs.results.insert((row.key, parent), row.text);
+                }
+                (None, Some(uid)) => {
                     inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default()));
                 }
-                _ => {
-                    inputs.results.insert(row.key, row.text);
-                }
+                (None, None) => {}
             }
         }
         Ok(inputs)
+    }
+
+    /// What is ready in these queues from the places in `from` on, at most `max` steps of each:
+    /// queue, place, step key; oldest first. Nothing is locked or taken.
+    pub async fn ready(
+        &self,
+        queues: &[i32],
+        from: &HashMap<i32, i64>,
+        max: i64,
+    ) -> Result<Vec<(i32, i64, i64)>, Error> {
+        let from: Vec<i64> = queues.iter().map(|q| from.get(q).copied().unwrap_or(0)).collect();
+        let rows = sqlx::query!(
+            r#"select q.queue as "queue!", r.id as "place!", r.key as "step!"
+                 from unnest($1::int[], $2::bigint[]) q(queue, place),
+                      lateral (select id, key from stepwell.ready_step r
+                                where r.queue = q.queue and r.id >= q.place
+                                order by r.queue, r.id, r.key limit $3) r
+                order by r.id, r.key"#,
+            queues,
+            &from,
+            max,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.queue, row.place, row.step)).collect())
     }
 
     /// The queues that executors of a namespace may serve: id, definition, handler.

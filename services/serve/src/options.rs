@@ -1,0 +1,87 @@
+//! What every service can be told.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Options that all services share.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Address and port to listen on; port 0 takes a free one. Default: 127.0.0.1 and the service's
+    /// own port.
+    #[arg(long, env = "STEPWELL_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Listen on an address that others can reach, although requests are not authenticated.
+    #[arg(long, env = "STEPWELL_INSECURE")]
+    pub insecure: bool,
+    /// How lines of the log look.
+    #[arg(long, env = "STEPWELL_LOG", value_enum, default_value_t)]
+    pub log: LogFormat,
+    /// Which lines are logged: `error`, `warn`, `info`, `debug`, or a list such as
+    /// `info,stepwell_step=debug`.
+    #[arg(long, env = "STEPWELL_LOG_FILTER", default_value = "info")]
+    pub log_filter: String,
+    /// After this long a shutdown no longer waits for anybody. Seconds, 0 to 300.
+    #[arg(long, env = "STEPWELL_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub grace: u64,
+    /// Threads that run the service. 1 to 64.
+    #[arg(long, env = "STEPWELL_WORKER_THREADS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub worker_threads: u16,
+    /// A file to write the address to, once it is known: for launchers.
+    #[arg(long, hide = true)]
+    pub address_file: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            insecure: false,
+            log: LogFormat::Human,
+            log_filter: "info".into(),
+            grace: 10,
+            worker_threads: 2,
+            address_file: None,
+        }
+    }
+}
+
+impl Options {
+    /// The address to listen on; refused when others could reach it and nobody said so.
+    pub(crate) fn address(&self, default_port: u16) -> anyhow::Result<SocketAddr> {
+        let address = self.listen.unwrap_or_else(|| ([127, 0, 0, 1], default_port).into());
+        if !address.ip().is_loopback() && !self.insecure {
+            anyhow::bail!(
+                "{address} can be reached by others, and requests are not authenticated: \
+                 listen on 127.0.0.1, or say --insecure if the network is trusted"
+            );
+        }
+        Ok(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_others_can_reach_needs_a_word() {
+        let mut options = Options { listen: Some(([0, 0, 0, 0], 1).into()), ..Options::default() };
+        let refused = options.address(7).unwrap_err().to_string();
+        assert!(refused.contains("0.0.0.0:1") && refused.contains("--insecure"), "{refused}");
+        options.insecure = true;
+        assert!(options.address(7).is_ok());
+        options.listen = None;
+        assert_eq!(options.address(7).unwrap(), ([127, 0, 0, 1], 7).into());
+    }
+}

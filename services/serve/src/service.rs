@@ -1,0 +1,217 @@
+//! One running service: its loops, its readiness, its end.
+
+use std::{
+    ops::Range,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::{net::TcpListener, sync::Notify};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+use tracing_subscriber::EnvFilter;
+
+use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN};
+
+type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    name: &'static str,
+    grace: Duration,
+    shutdown: Shutdown,
+    tracker: TaskTracker,
+    checks: Arc<Mutex<Vec<(&'static str, Check)>>>,
+}
+
+impl Service {
+    /// Sets up the log and says that the service starts.
+    pub fn start(name: &'static str, options: &Options) -> anyhow::Result<Self> {
+        set_up_log(options)?;
+        tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");
+        Ok(Self {
+            name,
+            grace: Duration::from_secs(options.grace),
+            shutdown: Shutdown::default(),
+            tracker: TaskTracker::new(),
+            checks: Arc::default(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How long a shutdown waits at most.
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// Whether it goes down.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// The first SIGTERM or SIGINT begins the shutdown, the second ends the process at once.
+    pub fn handle_signals(&self) {
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            if let Err(error) = signal().await {
+                tracing::warn!(%error, "signals are not heard");
+                return;
+            }
+            tracing::info!("going down");
+            shutdown.begin();
+            if signal().await.is_ok() {
+                std::process::exit(1);
+            }
+        });
+    }
+
+    /// Runs a task that the shutdown waits for. If it panics the service goes down.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_watched(name, task, false);
+    }
+
+    /// The same for a loop that has no reason to end before the shutdown begins.
+    pub fn spawn_loop(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_watched(name, task, true);
+    }
+
+    fn spawn_watched(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+        endless: bool,
+    ) {
+        let shutdown = self.shutdown.clone();
+        let watched = async move {
+            let ended = std::panic::AssertUnwindSafe(task).catch_unwind().await;
+            if ended.is_err() || endless && !shutdown.begun() {
+                tracing::error!(task = name, "a task broke; going down");
+                shutdown.fail();
+            }
+        };
+        let span = tracing::info_span!("task", service = self.name, name);
+        self.tracker.spawn(watched.instrument(span));
+    }
+
+    /// Runs a task that ends with the process: the shutdown does not wait for it.
+    pub fn spawn_beside(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let shutdown = self.shutdown.clone();
+        self.spawn(name, async move {
+            tokio::select! {
+                () = shutdown.wait() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// A rhythm for a loop: its bell, and by itself within the period.
+    pub fn ticker(&self, bell: Arc<Notify>, period: Range<Duration>) -> Ticker {
+        Ticker::new(bell, period, self.shutdown.clone())
+    }
+
+    /// Adds a check that `/readyz` asks.
+    pub fn ready(
+        &self,
+        name: &'static str,
+        check: impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
+    ) {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.push((name, Arc::new(check)));
+    }
+
+    /// Asks all checks; the faults of those that fail.
+    pub(crate) async fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.shutdown.begun() {
+            faults.push("going down".to_owned());
+        }
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (name, check) in checks {
+            match tokio::time::timeout(READY_WITHIN, check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => faults.push(format!("{name}: {fault}")),
+                Err(_) => faults.push(format!("{name}: no answer within {READY_WITHIN:?}")),
+            }
+        }
+        faults
+    }
+
+    /// Waits for the tasks. They have been told by the shutdown.
+    pub(crate) async fn tasks_ended(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Takes the address, and tells the launcher.
+    pub async fn bind(&self, options: &Options, default_port: u16) -> anyhow::Result<TcpListener> {
+        let address = options.address(default_port)?;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let address = listener.local_addr()?;
+        if let Some(file) = &options.address_file {
+            let written = file.with_extension("new");
+            std::fs::write(&written, format!("http://{address}"))
+                .and_then(|()| std::fs::rename(&written, file))
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        tracing::info!(service = self.name, %address, "listening");
+        Ok(listener)
+    }
+}
+
+async fn signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+fn set_up_log(options: &Options) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&options.log_filter).context("--log-filter cannot be read")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Set already: several services share this process.
+    let _ = match options.log {
+        LogFormat::Human => log.with_target(false).compact().try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Runs a binary: its runtime, its errors as sentences, and an exit that waits for no stuck thread.
+pub fn run<F>(options: &Options, main: impl FnOnce() -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(usize::from(options.worker_threads))
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(main()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    });
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    code
+}

@@ -1,0 +1,317 @@
+//! Leases to executors: what the verbs leased is held by its session, filled with what its step
+//! needs, and put into the session's outbox. What was just settled is at hand; the rest is read by
+//! one statement for the whole batch, aside, so that the verbs' loops do not wait for it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use stepwell_proto::{
+    id::{LeaseId, number_of, step_id, task_of},
+    v1::{Ack, Lease, StepResult},
+};
+use stepwell_store::{
+    Ending, Inputs, LeaseRow, Report, Store, StoredDefinition, tasks_of,
+};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use crate::{
+    contexts::Contexts,
+    node::Node,
+    sessions::{Held, Sessions},
+    settle::{Ended, Settler, Swept, next},
+};
+
+/// A parent's result travels with the lease up to this size.
+pub(crate) const RESULT_BYTES_MAX: i32 = 64 << 10;
+/// All parents' results of a lease together.
+const RESULTS_BYTES_MAX: i32 = 2 << 20;
+/// Batches of leases whose inputs are still to be read.
+const FILLS_MAX: usize = 64;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Dispatch {
+    store: Store,
+    sessions: Arc<Sessions>,
+    settler: Settler,
+    node: Arc<Node>,
+    contexts: Arc<Mutex<Contexts>>,
+    queues: Arc<RwLock<HashMap<i32, Arc<StoredDefinition>>>>,
+    fills: mpsc::Sender<Vec<Filling>>,
+    /// Leases on their way back.
+    pub(crate) returns: TaskTracker,
+    /// Rings when a timer may be due earlier than the timers' loop thinks.
+    pub(crate) timers: Arc<Notify>,
+}
+
+/// A lease on its way to its session.
+#[derive(Clone)]
+struct Filling {
+    row: LeaseRow,
+    definition: Arc<StoredDefinition>,
+}
+
+impl Filling {
+    fn id(&self) -> LeaseId {
+        LeaseId { step: self.row.step, token: self.row.token, attempt: self.row.attempt }
+    }
+
+    /// The keys of the step's parents.
+    fn parents(&self) -> impl Iterator<Item = i64> {
+        let number = number_of(self.row.step);
+        let first = self.row.step - i64::from(number);
+        let parents = usize::try_from(number).ok().and_then(|n| self.definition.parents.get(n));
+        parents.into_iter().flatten().map(move |parent| first + i64::from(*parent))
+    }
+}
+
+/// The far end of the queue of leases whose inputs are to be read.
+pub(crate) struct Fills(mpsc::Receiver<Vec<Filling>>);
+
+impl Dispatch {
+    pub(crate) fn new(
+        store: Store,
+        sessions: Arc<Sessions>,
+        settler: Settler,
+        node: Arc<Node>,
+    ) -> (Self, Fills) {
+        let (fills, receiver) = mpsc::channel(FILLS_MAX);
+        let dispatch = Self {
+            store,
+            sessions,
+            settler,
+            node,
+            contexts: Arc::default(),
+            queues: Arc::default(),
+            fills,
+            returns: TaskTracker::new(),
+            timers: Arc::default(),
+        };
+        (dispatch, Fills(receiver))
+    }
+
+    /// The definition a queue is of, if it is known here.
+    pub(crate) fn definition_of(&self, queue: i32) -> Option<Arc<StoredDefinition>> {
+        self.queues.read().unwrap_or_else(PoisonError::into_inner).get(&queue).cloned()
+    }
+
+    /// Makes the definitions of queues known.
+    pub(crate) fn know(&self, known: impl IntoIterator<Item = (i32, Arc<StoredDefinition>)>) {
+        self.queues.write().unwrap_or_else(PoisonError::into_inner).extend(known);
+    }
+
+    /// Sends leases of one commit to their sessions, with the acks of that commit. `settled` are
+    /// the reports of it: results of parents that need not be read again.
+    pub(crate) async fn send(
+        &self,
+        leases: &[LeaseRow],
+        node: i32,
+        settled: &[Report],
+        acks: Vec<(i64, Ack)>,
+    ) {
+        let mut outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)> = HashMap::new();
+        for (session, ack) in acks {
+            outgoing.entry(session).or_default().1.push(ack);
+        }
+        let mut unfilled = Vec::new();
+        let results = completed(settled);
+        for row in leases {
+            let Some(filling) = self.hold(*row, node).await else { continue };
+            match self.fill_at_hand(&filling, &results) {
+                Some(lease) => outgoing.entry(row.session).or_default().0.push(lease),
+                None => unfilled.push(filling),
+            }
+        }
+        self.push(outgoing).await;
+        if !unfilled.is_empty() {
+            // The loop runs as long as anybody can send.
+            let _ = self.fills.send(unfilled).await;
+        }
+    }
+
+    /// Lets the session hold the lease; if it is gone, the lease goes back.
+    async fn hold(&self, row: LeaseRow, node: i32) -> Option<Filling> {
+        let definition = self.definition_of(row.queue);
+        let timeout = definition.as_ref().map(|d| d.timeout(number_of(row.step)));
+        let held = timeout.is_some_and(|timeout| self.sessions.hold(&row, node, timeout));
+        match definition {
+            Some(definition) if held => Some(Filling { row, definition }),
+            _ => {
+                self.hand_back(&row, node, "the executor is gone").await;
+                None
+            }
+        }
+    }
+
+    async fn hand_back(&self, row: &LeaseRow, node: i32, reason: &str) {
+        let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
+        let ended = Ended {
+            session: row.session,
+            lease,
+            queue: row.queue,
+            max_attempts: row.max_attempts,
+            ending: Ending::HandBack,
+            text: reason.to_owned(),
+            swept: Some(Swept { node, of_session: true }),
+        };
+        // Not awaited here: the settling loop itself may be the caller.
+        let settler = self.settler.clone();
+        self.returns.spawn(async move { settler.push(ended).await });
+    }
+
+    async fn push(&self, outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)>) {
+        for (session, (leases, acks)) in outgoing {
+            let ids: Vec<LeaseId> =
+                leases.iter().filter_map(|l| LeaseId::decode(&l.lease_id)).collect();
+            let sent =
+                self.sessions.outbox(session).is_some_and(|outbox| outbox.push(leases, acks));
+            if !sent {
+                self.take_back(session, ids).await;
+            }
+        }
+    }
+
+    /// Leases that were never sent go back uncounted.
+    pub(crate) async fn take_back(&self, session: i64, leases: Vec<LeaseId>) {
+        for lease in leases {
+            if let Some(Held { node, queue, max_attempts, .. }) =
+                self.sessions.release(session, lease)
+            {
+                let (step, token, attempt) = (lease.step, lease.token, lease.attempt);
+                let row = LeaseRow { step, token, attempt, max_attempts, queue, session };
+                self.hand_back(&row, node, "the executor went before it was sent").await;
+            }
+        }
+    }
+
+    fn fill_at_hand(&self, filling: &Filling, results: &HashMap<i64, &str>) -> Option<Lease> {
+        let mut total = 0;
+        for parent in filling.parents() {
+            let bytes = results.get(&parent)?.len();
+            total += bytes;
+            if bytes > max(RESULT_BYTES_MAX) || total > max(RESULTS_BYTES_MAX) {
+                return None;
+            }
+        }
+        let task = task_of(filling.row.step);
+        let known = self.contexts.lock().unwrap_or_else(PoisonError::into_inner).get(task);
+        let (uid, context) = known?;
+        let result = |parent| results.get(&parent).map(|r| (*r).to_owned());
+        Some(lease(filling, uid, &context, result))
+    }
+
+    /// Reads what leases need and sends them, until it is told to stop and there are none.
+    pub(crate) async fn run_fills(self, mut fills: Fills, stop: CancellationToken) {
+        let mut batch = Vec::new();
+        while let Some(first) = next(&mut fills.0, &stop).await {
+            batch.extend(first);
+            while batch.len() < 500 {
+                let Ok(next) = fills.0.try_recv() else { break };
+                batch.extend(next);
+            }
+            self.fill(&std::mem::take(&mut batch)).await;
+        }
+    }
+
+    async fn fill(&self, batch: &[Filling]) {
+        let tasks = tasks_of(batch.iter().map(|f| f.row.step));
+        let pairs: Vec<(i64, i64)> =
+            batch.iter().flat_map(|f| f.parents().map(|parent| (f.row.step, parent))).collect();
+        let mut wait = Duration::from_millis(10);
+        let inputs = loop {
+            match self.store.inputs(&tasks, &pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await {
+                Ok(inputs) => break inputs,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "reading inputs again");
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        };
+        self.send_filled(batch, inputs).await;
+    }
+
+    async fn send_filled(&self, batch: &[Filling], mut inputs: Inputs) {
+        let mut known: HashMap<i64, (Uuid, Arc<str>)> = HashMap::new();
+        {
+            let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+            for (task, (uid, context)) in inputs.tasks.drain() {
+                known.insert(task, (uid, contexts.put(task, uid, context)));
+            }
+        }
+        let mut outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)> = HashMap::new();
+        for filling in batch {
+            let step = filling.row.step;
+            let Some((uid, context)) = known.get(&task_of(step)) else {
+                tracing::error!(step, "a leased step's task has no context");
+                continue;
+            };
+            let result = |parent| inputs.results.get(&(step, parent)).cloned().flatten();
+            let lease = lease(filling, *uid, context, result);
+            outgoing.entry(filling.row.session).or_default().0.push(lease);
+        }
+        self.push(outgoing).await;
+    }
+
+    /// The store, for reads.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Who this process is.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+fn max(bytes: i32) -> usize {
+    usize::try_from(bytes).unwrap_or(0)
+}
+
+/// Results by step, of the reports that completed.
+fn completed(reports: &[Report]) -> HashMap<i64, &str> {
+    let complete = reports.iter().filter(|r| r.ending == Ending::Complete);
+    complete.map(|r| (r.step, r.text.as_str())).collect()
+}
+
+fn lease(
+    filling: &Filling,
+    task: Uuid,
+    context: &str,
+    mut result: impl FnMut(i64) -> Option<String>,
+) -> Lease {
+    let Filling { row, definition } = filling;
+    let number = number_of(row.step);
+    let template = definition.step(number);
+    let task_id = task.to_string();
+    let parents = filling.parents().map(|parent| {
+        let name = definition.step(number_of(parent)).map(|t| t.name.clone());
+        let result = result(parent);
+        StepResult {
+            step_name: name.unwrap_or_default(),
+            omitted: result.is_none(),
+            result: result.unwrap_or_default(),
+        }
+    });
+    Lease {
+        lease_id: filling.id().encode(),
+        step_id: step_id(&task_id, number),
+        task_id,
+        step_name: template.map(|t| t.name.clone()).unwrap_or_default(),
+        handler: template.map(|t| t.handler.clone()).unwrap_or_default(),
+        namespace: definition.definition.namespace.clone(),
+        definition_name: definition.definition.name.clone(),
+        definition_version: definition.definition.version.clone(),
+        attempt: row.attempt,
+        max_attempts: row.max_attempts,
+        context: context.to_owned(),
+        config: template.map(|t| t.config.clone()).unwrap_or_default(),
+        parents: parents.collect(),
+        timeout: template.and_then(|t| t.timeout),
+    }
+}

@@ -1,0 +1,221 @@
+//! What waits to be sent to one executor. Bounded by what it answers: leases by the session's
+//! slots, acks by the outcomes it sent (the reader stops when too many wait), cancels by leases.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use prost::Message;
+use stepwell_proto::v1::{Ack, Drain, Heartbeat, Lease, LeaseCancel, Welcome, WorkResponse};
+use tokio::sync::Notify;
+
+const FRAME_ITEMS_MAX: usize = 256;
+const FRAME_BYTES_MAX: usize = 256 * 1024;
+const ACKS_WAITING_MAX: usize = 10_000;
+
+/// The queue of one stream.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    welcome: Option<Welcome>,
+    leases: VecDeque<Lease>,
+    acks: VecDeque<Ack>,
+    cancels: VecDeque<LeaseCancel>,
+    drain: Option<Drain>,
+    closed: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.welcome.is_none()
+            && self.leases.is_empty()
+            && self.acks.is_empty()
+            && self.cancels.is_empty()
+            && self.drain.is_none()
+    }
+}
+
+impl Outbox {
+    fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        let answer = change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+        answer
+    }
+
+    pub(crate) fn welcome(&self, welcome: Welcome) {
+        self.with(|w| w.welcome = Some(welcome));
+    }
+
+    /// Leases and acks of one commit, which so travel together. False: the stream is gone.
+    pub(crate) fn push(&self, leases: Vec<Lease>, acks: Vec<Ack>) -> bool {
+        self.with(|w| {
+            if w.closed {
+                return false;
+            }
+            w.leases.extend(leases);
+            w.acks.extend(acks);
+            true
+        })
+    }
+
+    /// A lease is void. Answers true when it had not been sent yet, so that nobody need be told.
+    pub(crate) fn cancel(&self, cancel: LeaseCancel) -> bool {
+        self.with(|w| {
+            let before = w.leases.len();
+            w.leases.retain(|lease| lease.lease_id != cancel.lease_id);
+            let unsent = w.leases.len() < before;
+            if !unsent {
+                w.cancels.push_back(cancel);
+            }
+            unsent
+        })
+    }
+
+    pub(crate) fn drain(&self, deadline: Duration) {
+        let deadline = prost_types::Duration::try_from(deadline).ok();
+        self.with(|w| w.drain = Some(Drain { deadline }));
+    }
+
+    /// Ends the stream once what waits is sent.
+    pub(crate) fn close(&self) {
+        self.with(|w| w.closed = true);
+        self.room.notify_one();
+    }
+
+    /// Closes it for good; answers the leases that were not sent.
+    pub(crate) fn abandon(&self) -> Vec<Lease> {
+        let unsent = self.with(|w| {
+            w.closed = true;
+            w.leases.drain(..).collect()
+        });
+        self.room.notify_one();
+        unsent
+    }
+
+    /// Waits until few enough acks wait for the reader to take more outcomes.
+    pub(crate) async fn room(&self) {
+        loop {
+            let freed = self.room.notified();
+            {
+                let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                if waiting.closed || waiting.acks.len() < ACKS_WAITING_MAX {
+                    return;
+                }
+            }
+            freed.await;
+        }
+    }
+
+    /// The next message for the transport: what is there now, up to the frame's bounds, at once;
+    /// a heartbeat when nothing was there for so long. None: the stream ends.
+    pub(crate) async fn next(&self, heartbeat: Duration) -> Option<WorkResponse> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                if !waiting.is_empty() {
+                    let frame = take_frame(&mut waiting);
+                    if waiting.acks.len() < ACKS_WAITING_MAX {
+                        self.room.notify_one();
+                    }
+                    return Some(frame);
+                }
+                if waiting.closed {
+                    return None;
+                }
+            }
+            if tokio::time::timeout(heartbeat, changed).await.is_err() {
+                return Some(WorkResponse {
+                    heartbeat: Some(Heartbeat {}),
+                    ..WorkResponse::default()
+                });
+            }
+        }
+    }
+}
+
+fn take_frame(waiting: &mut Waiting) -> WorkResponse {
+    let mut frame = WorkResponse {
+        welcome: waiting.welcome.take(),
+        drain: waiting.drain.take(),
+        ..WorkResponse::default()
+    };
+    let (mut items, mut bytes) = (0, 0);
+    let mut fits = |size: usize| {
+        let fits = items == 0 || (items < FRAME_ITEMS_MAX && bytes + size <= FRAME_BYTES_MAX);
+        items += 1;
+        bytes += size;
+        fits
+    };
+    while let Some(cancel) = waiting.cancels.pop_front_if(|c| fits(c.encoded_len())) {
+        frame.cancels.push(cancel);
+    }
+    while let Some(ack) = waiting.acks.pop_front_if(|a| fits(a.encoded_len())) {
+        frame.acks.push(ack);
+    }
+    while let Some(lease) = waiting.leases.pop_front_if(|l| fits(l.encoded_len())) {
+        frame.leases.push(lease);
+    }
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(id: usize, bytes: usize) -> Lease {
+        Lease { lease_id: id.to_string(), context: "x".repeat(bytes), ..Lease::default() }
+    }
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    #[tokio::test]
+    async fn a_frame_is_bounded_in_items_and_bytes_and_loses_nothing() {
+        let outbox = Outbox::default();
+        let sizes = [10, 300_000, 10, 200_000, 100_000];
+        let leases = (0..600).map(|i| lease(i, sizes.get(i).copied().unwrap_or(1)));
+        assert!(outbox.push(leases.collect(), Vec::new()));
+        outbox.close();
+        let mut seen = Vec::new();
+        while let Some(frame) = outbox.next(SOON).await {
+            let large = frame.encoded_len() > FRAME_BYTES_MAX + 20_000;
+            assert!(frame.leases.len() <= FRAME_ITEMS_MAX && (!large || frame.leases.len() == 1));
+            seen.extend(frame.leases.into_iter().map(|l| l.lease_id));
+        }
+        assert_eq!(seen, (0..600).map(|i| i.to_string()).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_becomes_a_heartbeat() {
+        let outbox = Outbox::default();
+        assert!(outbox.next(Duration::from_secs(15)).await.unwrap().heartbeat.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lease_cancelled_before_it_was_sent_is_never_sent() {
+        let outbox = Outbox::default();
+        outbox.push(vec![lease(1, 1), lease(2, 1)], Vec::new());
+        let cancel = |id: &str| LeaseCancel { lease_id: id.into(), reason: String::new() };
+        assert!(outbox.cancel(cancel("1")));
+        assert_eq!(outbox.next(SOON).await.unwrap().leases[0].lease_id, "2");
+        assert!(!outbox.cancel(cancel("2")));
+        assert_eq!(outbox.next(SOON).await.unwrap().cancels.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_sent_comes_back_when_the_stream_is_gone() {
+        let outbox = Outbox::default();
+        outbox.push(vec![lease(1, 1)], Vec::new());
+        assert_eq!(outbox.abandon().len(), 1);
+        assert!(!outbox.push(vec![lease(2, 1)], Vec::new()));
+        assert!(outbox.next(SOON).await.is_none());
+    }
+}

@@ -1,0 +1,387 @@
+//! StepService: opens a session for each Work stream, reads outcomes off it, and answers what of
+//! parents' results did not travel with a lease.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::stream;
+use stepwell_proto::{
+    id::{LeaseId, number_of, task_of},
+    json,
+    refusal::Refusal,
+    v1::{
+        Ack, ErrorReason, Failure, Hello, ListStepResultsRequest, ListStepResultsResponse, Outcome,
+        StepResult, Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
+    },
+};
+use stepwell_serve::Shutdown;
+use stepwell_store::{Ending, Writer};
+use tokio::{sync::Mutex, time::Instant};
+use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
+
+use crate::{
+    offer::{Offer, SLOTS_MAX},
+    outbox::Outbox,
+    sessions::Held,
+    settle::{Ended, lost},
+    sweep::{Sweeps, queues_of},
+};
+
+/// The service says something at least this often.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+const OUTCOMES_MAX: usize = 10_000;
+const REASON_BYTES_MAX: usize = 1024;
+const LIST_BYTES_MAX: i32 = 3 << 20;
+
+/// The RPCs. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Steps(Arc<Inner>);
+
+struct Inner {
+    sweeps: Sweeps,
+    shutdown: Shutdown,
+    grace: Duration,
+    result_bytes_max: usize,
+    sessions_max: usize,
+    number: AtomicI64,
+    adopter: Mutex<Option<Writer>>,
+}
+
+impl Steps {
+    pub(crate) fn new(
+        sweeps: Sweeps,
+        shutdown: Shutdown,
+        grace: Duration,
+        result_bytes_max: usize,
+        sessions_max: usize,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            sweeps,
+            shutdown,
+            grace,
+            result_bytes_max,
+            sessions_max,
+            number: AtomicI64::new(1),
+            adopter: Mutex::new(None),
+        }))
+    }
+
+    /// Opens a session: matched to queues, with what it still holds, welcomed.
+    async fn open(&self, hello: Hello) -> Result<Session, Refusal> {
+        let inner = &self.0;
+        let offer = Arc::new(Offer::read(&hello)?);
+        if inner.sweeps.sessions.connected() >= inner.sessions_max {
+            return Err(Refusal::new(ErrorReason::Overloaded, "this node has enough executors")
+                .retry_after(Duration::from_secs(1)));
+        }
+        let dispatch = &inner.sweeps.dispatch;
+        let queues = queues_of(dispatch.store(), dispatch, &offer.namespace).await?;
+        let number = inner.number.fetch_add(1, Ordering::Relaxed);
+        let id = (i64::from(dispatch.node().current()) << 32) | number;
+        let outbox = Arc::new(Outbox::default());
+        let session = Session { id, outbox: Arc::clone(&outbox), steps: self.clone() };
+        // Without slots until it knows what it holds: what it adopts takes some of them.
+        inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
+        let (adopted, lost) = self.adopt(id, &hello.held_leases).await?;
+        session.outbox.welcome(Welcome {
+            executor_id: format!("{:x}-{:x}", id >> 32, id & 0xffff_ffff),
+            grace: prost_types::Duration::try_from(inner.grace).ok(),
+            heartbeat_interval: prost_types::Duration::try_from(HEARTBEAT).ok(),
+            adopted_leases: adopted,
+            lost_leases: lost,
+            unmatched_handlers: offer.unmatched(&queues),
+        });
+        inner.sweeps.sessions.set_slots(id, usize::try_from(hello.slots).unwrap_or(0));
+        tracing::info!(
+            executor = %offer.name, namespace = %offer.namespace, session = id,
+            slots = hello.slots, sdk = %hello.sdk, "executor connected"
+        );
+        Ok(session)
+    }
+
+    /// Of the leases an executor still holds: those that are now this session's, and the others.
+    async fn adopt(
+        &self,
+        session: i64,
+        held: &[String],
+    ) -> Result<(Vec<String>, Vec<String>), Refusal> {
+        let leases: Vec<LeaseId> = held.iter().filter_map(|id| LeaseId::decode(id)).collect();
+        let mut adopted = Vec::new();
+        if !leases.is_empty() {
+            let Sweeps { store, sessions, dispatch, .. } = &self.0.sweeps;
+            let keys: Vec<(i64, i64)> = leases.iter().map(|l| (l.step, l.token)).collect();
+            let node = dispatch.node().current();
+            let mut adopter = self.0.adopter.lock().await;
+            let writer = match &mut *adopter {
+                Some(writer) => writer,
+                none => none.insert(store.writer().await?),
+            };
+            let rows = writer.adopt(&keys, node, session).await;
+            if let Err(error) = &rows {
+                *adopter = None;
+                if error.is_lost() || error.is_retired() {
+                    dispatch.node().renew(store, node).await?;
+                }
+            }
+            for kept in rows? {
+                let row = kept.lease;
+                let definition = dispatch.definition_of(row.queue);
+                let timeout = definition.map(|d| d.timeout(number_of(row.step)));
+                let age = Duration::from_millis(u64::try_from(kept.age_ms).unwrap_or(0));
+                let left = timeout.unwrap_or(HEARTBEAT).saturating_sub(age);
+                sessions.hold(&row, node, left);
+                adopted.push(LeaseId { step: row.step, token: row.token, attempt: row.attempt });
+            }
+            sessions.forget(&adopted, session);
+        }
+        let adopted: Vec<String> = adopted.into_iter().map(LeaseId::encode).collect();
+        let lost = held.iter().filter(|id| !adopted.contains(id)).cloned().collect();
+        Ok((adopted, lost))
+    }
+
+    async fn list_results(
+        &self,
+        request: &ListStepResultsRequest,
+    ) -> Result<Vec<StepResult>, Refusal> {
+        let Sweeps { store, .. } = &self.0.sweeps;
+        let lease = LeaseId::decode(&request.lease_id)
+            .ok_or_else(|| Refusal::field("lease_id", "not a lease id"))?;
+        let Some(queue) = store.leased_queue(lease.step, lease.token).await? else {
+            return Err(lost(&request.lease_id));
+        };
+        let definition = store.definition_of_queue(queue).await?;
+        let number = number_of(lease.step);
+        let parents = usize::try_from(number).ok().and_then(|n| definition.parents.get(n));
+        let named = |no: i32| definition.step(no).map(|t| t.name.clone()).unwrap_or_default();
+        let mut parents: Vec<(i32, String)> =
+            parents.into_iter().flatten().map(|no| (*no, named(*no))).collect();
+        let unknown = request.step_names.iter().enumerate();
+        let unknown: Vec<_> = unknown
+            .filter(|(_, name)| !parents.iter().any(|(_, parent)| parent == *name))
+            .map(|(i, name)| {
+                (format!("step_names[{i}]"), format!("{name:?} is no parent of this step"))
+            })
+            .collect();
+        if !unknown.is_empty() {
+            return Err(Refusal::fields(unknown));
+        }
+        if !request.step_names.is_empty() {
+            parents.retain(|(_, name)| request.step_names.contains(name));
+        }
+        let first = stepwell_proto::id::step_key(task_of(lease.step), 0);
+        let pairs: Vec<(i64, i64)> =
+            parents.iter().map(|(no, _)| (lease.step, first + i64::from(*no))).collect();
+        let mut inputs = store.inputs(&[], &pairs, LIST_BYTES_MAX, LIST_BYTES_MAX).await?;
+        let results = parents.into_iter().zip(pairs).map(|((_, step_name), pair)| {
+            let result = inputs.results.remove(&pair).flatten();
+            StepResult { step_name, omitted: result.is_none(), result: result.unwrap_or_default() }
+        });
+        Ok(results.collect())
+    }
+}
+
+/// One stream. When it is dropped the executor is lost, until it comes back.
+struct Session {
+    id: i64,
+    outbox: Arc<Outbox>,
+    steps: Steps,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let (id, steps) = (self.id, self.steps.clone());
+        let unsent: Vec<LeaseId> =
+            self.outbox.abandon().iter().filter_map(|l| LeaseId::decode(&l.lease_id)).collect();
+        let inner = &steps.0;
+        inner.sweeps.sessions.lose(id, Instant::now() + inner.grace);
+        inner.sweeps.sessions.deadline.notify_one();
+        tracing::info!(session = id, "executor gone");
+        if !unsent.is_empty() {
+            let dispatch = inner.sweeps.dispatch.clone();
+            let returns = dispatch.returns.clone();
+            returns.spawn(async move { dispatch.take_back(id, unsent).await });
+        }
+    }
+}
+
+impl Session {
+    /// Reads the stream to its end.
+    async fn read(self: Arc<Self>, mut requests: Streaming<WorkRequest>) {
+        loop {
+            self.outbox.room().await;
+            match requests.message().await {
+                Ok(Some(request)) => {
+                    if let Err(refusal) = self.take(request).await {
+                        tracing::info!(session = self.id, %refusal, "stream ended");
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!(session = self.id, %status, "stream cut");
+                    break;
+                }
+            }
+        }
+        self.outbox.close();
+    }
+
+    async fn take(&self, request: WorkRequest) -> Result<(), Refusal> {
+        let sessions = &self.steps.0.sweeps.sessions;
+        if request.hello.is_some() {
+            return Err(Refusal::field("hello", "only in the first message"));
+        }
+        if request.outcomes.len() > OUTCOMES_MAX {
+            return Err(Refusal::field("outcomes", format!("at most {OUTCOMES_MAX}")));
+        }
+        if let Some(slots) = request.slots {
+            if !(0..=SLOTS_MAX).contains(&slots) {
+                return Err(Refusal::field("slots", format!("0 to {SLOTS_MAX}")));
+            }
+            sessions.set_slots(self.id, usize::try_from(slots).unwrap_or(0));
+        }
+        if request.drain {
+            sessions.drain(self.id);
+        }
+        let mut strange = Vec::new();
+        for outcome in request.outcomes {
+            self.settle(outcome, &mut strange).await;
+        }
+        if !strange.is_empty() {
+            self.answer_strange(strange).await;
+        }
+        Ok(())
+    }
+
+    async fn settle(&self, outcome: Outcome, strange: &mut Vec<(LeaseId, Ending)>) {
+        let lease_id = outcome.lease_id;
+        let (Some(lease), Some(kind)) = (LeaseId::decode(&lease_id), outcome.kind) else {
+            let refusal = Refusal::field("outcomes", "needs a lease id and a kind").into();
+            self.outbox.push(Vec::new(), vec![Ack { lease_id, refusal: Some(refusal) }]);
+            return;
+        };
+        let sweeps = &self.steps.0.sweeps;
+        let Some(held) = sweeps.sessions.release(self.id, lease) else {
+            strange.push((lease, ending_of(&kind)));
+            return;
+        };
+        let (ending, text) = self.judge(kind, lease, held);
+        let Held { queue, max_attempts, .. } = held;
+        let session = self.id;
+        let ended = Ended { session, lease, queue, max_attempts, ending, text, swept: None };
+        sweeps.settler.push(ended).await;
+    }
+
+    fn judge(&self, kind: Kind, lease: LeaseId, held: Held) -> (Ending, String) {
+        let sweeps = &self.steps.0.sweeps;
+        let failure = match kind {
+            Kind::HandBack(hand_back) => {
+                let reason = hand_back.reason.replace('\0', "\u{fffd}");
+                let end = reason.floor_char_boundary(REASON_BYTES_MAX.min(reason.len()));
+                return (Ending::HandBack, reason[..end].to_owned());
+            }
+            Kind::Complete(completion) => {
+                let result = if completion.result.is_empty() {
+                    "null".to_owned()
+                } else {
+                    completion.result
+                };
+                match json::check(&result, self.steps.0.result_bytes_max) {
+                    Ok(()) => return (Ending::Complete, result),
+                    Err(fault) => Failure {
+                        error_class: "InvalidResult".into(),
+                        message: fault.to_string(),
+                        retryable: false,
+                        ..Failure::default()
+                    },
+                }
+            }
+            Kind::Fail(failure) => failure,
+        };
+        sweeps.judge(lease, held.queue, held.max_attempts, &failure)
+    }
+
+    /// Outcomes of leases this session does not hold: accepted if they are repeats of what was
+    /// accepted before, else lost.
+    async fn answer_strange(&self, strange: Vec<(LeaseId, Ending)>) {
+        let reports: Vec<_> = strange.iter().map(|(l, e)| (l.step, l.token, *e)).collect();
+        let store = &self.steps.0.sweeps.store;
+        let known = match store.settled_before(&reports).await {
+            Ok(known) => known,
+            Err(error) => {
+                // Without an answer the executor keeps the outcome and reports it again later.
+                tracing::warn!(error = &error as &dyn std::error::Error, "outcomes stay unanswered");
+                self.outbox.close();
+                return;
+            }
+        };
+        let acks = strange.iter().zip(known).map(|((lease, _), known)| {
+            let lease_id = lease.encode();
+            let refusal = (!known).then(|| lost(&lease_id).into());
+            Ack { lease_id, refusal }
+        });
+        self.outbox.push(Vec::new(), acks.collect());
+    }
+}
+
+fn ending_of(kind: &Kind) -> Ending {
+    match kind {
+        Kind::Complete(_) => Ending::Complete,
+        Kind::Fail(_) => Ending::Fail { wait_ms: None },
+        Kind::HandBack(_) => Ending::HandBack,
+    }
+}
+
+#[tonic::async_trait]
+impl step_service_server::StepService for Steps {
+    async fn work(
+        &self,
+        request: Request<Streaming<WorkRequest>>,
+    ) -> Result<Response<BoxStream<WorkResponse>>, Status> {
+        if self.0.shutdown.begun() {
+            return Err(Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+                .retry_after(Duration::from_millis(100))
+                .into());
+        }
+        let mut requests = request.into_inner();
+        let first = tokio::time::timeout(HELLO_WITHIN, requests.message())
+            .await
+            .map_err(|_| Refusal::field("hello", "did not come within 10 s"))?;
+        let hello = first?.and_then(|first| first.hello);
+        let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
+        let session = Arc::new(self.open(hello).await?);
+        let reader = tokio::spawn(Arc::clone(&session).read(requests));
+        let end = Reading { session, reader };
+        let responses = stream::unfold(end, async |end| {
+            let response = end.session.outbox.next(HEARTBEAT).await?;
+            Some((Ok(response), end))
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn list_step_results(
+        &self,
+        request: Request<ListStepResultsRequest>,
+    ) -> Result<Response<ListStepResultsResponse>, Status> {
+        let results = self.list_results(request.get_ref()).await?;
+        Ok(Response::new(ListStepResultsResponse { results }))
+    }
+}
+
+/// The two halves of a stream: when the sending half is dropped, reading ends too.
+struct Reading {
+    session: Arc<Session>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}

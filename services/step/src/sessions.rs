@@ -1,0 +1,526 @@
+//! The executors of this process: what they can run, which slots are free, which leases they hold.
+//! Plain memory behind one lock; nothing here waits. Slots that a verb may fill are reserved before
+//! the call and given back after it, so no two verbs fill one slot.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use stepwell_proto::{id::LeaseId, v1::LeaseCancel};
+use stepwell_store::{LeaseRow, Slots};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{offer::Offer, outbox::Outbox};
+
+/// One claim or settle gets at most this many slots.
+pub(crate) const SLOTS_PER_CALL_MAX: usize = 500;
+
+/// Every session of this process.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    inner: Mutex<Inner>,
+    /// Rings when a slot becomes free or a session comes.
+    pub(crate) freed: Arc<Notify>,
+    /// Rings when the earliest deadline may have changed.
+    pub(crate) deadline: Arc<Notify>,
+    /// Rings when a session is gone for good or a lease ends.
+    pub(crate) emptied: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    sessions: HashMap<i64, Session>,
+    /// Sessions by the queue they serve, in the order in which their turn comes.
+    serving: HashMap<i32, VecDeque<i64>>,
+    deadlines: BTreeSet<(Instant, i64, LeaseId)>,
+    /// Oldest step known to be left in a queue: younger ones do not go past it.
+    heads: HashMap<i32, i64>,
+    /// Outcomes on their way to the database.
+    settling: HashSet<LeaseId>,
+}
+
+struct Session {
+    offer: Arc<Offer>,
+    queues: HashSet<i32>,
+    slots: usize,
+    reserved: usize,
+    leases: HashMap<LeaseId, Held>,
+    outbox: Arc<Outbox>,
+    /// No more leases for it.
+    draining: bool,
+    /// Its stream is gone; until then it may come back.
+    lost: Option<Instant>,
+}
+
+impl Session {
+    fn free(&self) -> usize {
+        if self.draining || self.lost.is_some() {
+            return 0;
+        }
+        self.slots.saturating_sub(self.leases.len() + self.reserved)
+    }
+}
+
+/// What this process knows of a lease it gave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// The node id it was given under.
+    pub(crate) node: i32,
+    /// The queue of its step.
+    pub(crate) queue: i32,
+    /// Attempts the step may make in all.
+    pub(crate) max_attempts: i32,
+    /// When the attempt's time is up.
+    pub(crate) deadline: Instant,
+}
+
+/// A lease with whose it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owned {
+    pub(crate) session: i64,
+    pub(crate) lease: LeaseId,
+    pub(crate) held: Held,
+}
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ── coming and going ────────────────────────────────────────────────────────────────────────
+
+    /// A new stream. It has slots from now on.
+    pub(crate) fn open(
+        &self,
+        session: i64,
+        offer: Arc<Offer>,
+        queues: HashSet<i32>,
+        slots: usize,
+        outbox: Arc<Outbox>,
+    ) {
+        let mut inner = self.lock();
+        for queue in &queues {
+            inner.serving.entry(*queue).or_default().push_back(session);
+        }
+        let opened = Session {
+            offer,
+            queues,
+            slots,
+            reserved: 0,
+            leases: HashMap::new(),
+            outbox,
+            draining: false,
+            lost: None,
+        };
+        inner.sessions.insert(session, opened);
+        drop(inner);
+        self.freed.notify_one();
+    }
+
+    /// The stream is gone. Its leases are kept until `until` for the executor to come back.
+    pub(crate) fn lose(&self, session: i64, until: Instant) {
+        let mut inner = self.lock();
+        let Some(lost) = inner.sessions.get_mut(&session) else { return };
+        lost.lost = Some(until);
+        if lost.leases.is_empty() {
+            inner.remove(session);
+        }
+        drop(inner);
+        self.emptied.notify_waiters();
+    }
+
+    /// Leases of sessions whose grace is over; they are forgotten here.
+    pub(crate) fn take_lapsed(&self, now: Instant) -> Vec<Owned> {
+        let mut inner = self.lock();
+        let lapsed: Vec<i64> = inner
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.lost.is_some_and(|until| until <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        let owned = lapsed.into_iter().flat_map(|id| inner.remove(id)).collect();
+        drop(inner);
+        self.emptied.notify_waiters();
+        owned
+    }
+
+    /// How many executors are connected.
+    pub(crate) fn connected(&self) -> usize {
+        self.lock().sessions.values().filter(|s| s.lost.is_none()).count()
+    }
+
+    /// The offers of all sessions, for matching them to queues.
+    pub(crate) fn offers(&self) -> Vec<(i64, Arc<Offer>)> {
+        self.lock().sessions.iter().map(|(id, s)| (*id, Arc::clone(&s.offer))).collect()
+    }
+
+    /// A session serves these queues from now on.
+    pub(crate) fn serve(&self, session: i64, queues: HashSet<i32>) {
+        let mut inner = self.lock();
+        let Some(known) = inner.sessions.get_mut(&session) else { return };
+        let new: Vec<i32> = queues.difference(&known.queues).copied().collect();
+        known.queues.extend(&new);
+        for queue in &new {
+            inner.serving.entry(*queue).or_default().push_back(session);
+        }
+        drop(inner);
+        if !new.is_empty() {
+            self.freed.notify_one();
+        }
+    }
+
+    pub(crate) fn set_slots(&self, session: i64, slots: usize) {
+        if let Some(s) = self.lock().sessions.get_mut(&session) {
+            s.slots = slots;
+        }
+        self.freed.notify_one();
+    }
+
+    /// The executor wants no more leases.
+    pub(crate) fn drain(&self, session: i64) {
+        if let Some(s) = self.lock().sessions.get_mut(&session) {
+            s.draining = true;
+        }
+    }
+
+    /// The process goes down: no session gets leases any more, and each is told.
+    pub(crate) fn drain_all(&self, deadline: Duration) {
+        for session in self.lock().sessions.values_mut() {
+            session.draining = true;
+            session.outbox.drain(deadline);
+        }
+    }
+
+    /// Ends the streams of sessions that hold nothing, or of all.
+    pub(crate) fn close(&self, all: bool) {
+        for session in self.lock().sessions.values().filter(|s| all || s.leases.is_empty()) {
+            session.outbox.close();
+        }
+    }
+
+    // ── slots ───────────────────────────────────────────────────────────────────────────────────
+
+    /// Queues that some free slot serves.
+    pub(crate) fn open_queues(&self) -> (Vec<i32>, usize) {
+        let inner = self.lock();
+        let mut free = 0;
+        let mut queues = HashSet::new();
+        for session in inner.sessions.values().filter(|s| s.free() > 0) {
+            free += session.free();
+            queues.extend(&session.queues);
+        }
+        (queues.into_iter().collect(), free)
+    }
+
+    /// Reserves a slot for each of these ready steps, oldest first, as far as there are any, and
+    /// remembers the oldest step of each queue that got none.
+    pub(crate) fn reserve_for_ready(&self, ready: &[(i32, i64, i64)], asked: &[i32]) -> Slots {
+        let mut inner = self.lock();
+        for queue in asked {
+            inner.heads.remove(queue);
+        }
+        let mut granted: Vec<(i32, Vec<i64>)> = Vec::new();
+        for (queue, _, step) in ready {
+            match inner.reserve(*queue, None) {
+                Some(session) => add(&mut granted, *queue, session),
+                None => {
+                    let head = inner.heads.entry(*queue).or_insert(*step);
+                    *head = (*head).min(*step);
+                }
+            }
+        }
+        slots(granted)
+    }
+
+    /// Reserves a slot for each child (queue, step key, session of its parent) that may become
+    /// ready, first in its parent's session. A child younger than the oldest step left in its queue
+    /// gets none: the slot goes to that one.
+    pub(crate) fn reserve_for_children(&self, children: &[(i32, i64, i64)]) -> Slots {
+        let mut inner = self.lock();
+        let mut granted: Vec<(i32, Vec<i64>)> = Vec::new();
+        for (queue, step, parent_session) in children {
+            if inner.heads.get(queue).is_some_and(|head| head < step) {
+                self.freed.notify_one();
+                continue;
+            }
+            if let Some(session) = inner.reserve(*queue, Some(*parent_session)) {
+                add(&mut granted, *queue, session);
+            }
+        }
+        slots(granted)
+    }
+
+    /// Gives reserved slots back; those that were filled are held by their leases by now.
+    pub(crate) fn unreserve(&self, slots: &Slots) {
+        let mut inner = self.lock();
+        for session in slots.sessions() {
+            if let Some(s) = inner.sessions.get_mut(session) {
+                s.reserved = s.reserved.saturating_sub(1);
+            }
+        }
+        if inner.heads.is_empty() {
+            return;
+        }
+        drop(inner);
+        self.freed.notify_one();
+    }
+
+    // ── leases ──────────────────────────────────────────────────────────────────────────────────
+
+    /// A session holds this lease from now on. False: there is no such session any more.
+    pub(crate) fn hold(&self, row: &LeaseRow, node: i32, timeout: Duration) -> bool {
+        let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
+        let deadline = Instant::now() + timeout;
+        let mut inner = self.lock();
+        let Some(session) = inner.sessions.get_mut(&row.session) else { return false };
+        let held = Held { node, queue: row.queue, max_attempts: row.max_attempts, deadline };
+        session.leases.insert(lease, held);
+        let first = inner.deadlines.first().is_none_or(|(at, ..)| deadline < *at);
+        inner.deadlines.insert((deadline, row.session, lease));
+        drop(inner);
+        if first {
+            self.deadline.notify_one();
+        }
+        true
+    }
+
+    /// The session's lease ends; its slot is free. None: the session does not hold it.
+    pub(crate) fn release(&self, session: i64, lease: LeaseId) -> Option<Held> {
+        let mut inner = self.lock();
+        let held = inner.release(session, lease)?;
+        let wanted = !inner.heads.is_empty();
+        drop(inner);
+        if wanted {
+            self.freed.notify_one();
+        }
+        self.emptied.notify_waiters();
+        Some(held)
+    }
+
+    /// Leases that move to another session of this process are no longer their old one's.
+    pub(crate) fn forget(&self, leases: &[LeaseId], but: i64) {
+        let mut inner = self.lock();
+        let holders: Vec<(i64, LeaseId)> = inner
+            .sessions
+            .iter()
+            .filter(|(id, _)| **id != but)
+            .flat_map(|(id, s)| {
+                leases.iter().filter(|l| s.leases.contains_key(l)).map(|l| (*id, *l))
+            })
+            .collect();
+        for (session, lease) in holders {
+            inner.release(session, lease);
+            if inner.sessions.get(&session).is_some_and(|s| s.lost.is_some() && s.leases.is_empty()) {
+                inner.remove(session);
+            }
+        }
+    }
+
+    /// Tells the session's executor that a lease is void, and frees its slot.
+    pub(crate) fn cancel(&self, session: i64, lease: LeaseId, reason: &str) {
+        self.release(session, lease);
+        if let Some(s) = self.lock().sessions.get(&session) {
+            s.outbox.cancel(LeaseCancel { lease_id: lease.encode(), reason: reason.to_owned() });
+        }
+    }
+
+    /// Leases whose time is up, and when the next one's is.
+    pub(crate) fn take_overdue(&self, now: Instant) -> (Vec<Owned>, Option<Instant>) {
+        let mut inner = self.lock();
+        let mut overdue = Vec::new();
+        while let Some((at, session, lease)) = inner.deadlines.first().copied() {
+            if at > now {
+                return (overdue, Some(at));
+            }
+            match inner.release(session, lease) {
+                Some(held) => overdue.push(Owned { session, lease, held }),
+                None => {
+                    inner.deadlines.pop_first();
+                }
+            }
+        }
+        (overdue, None)
+    }
+
+    /// When the first lost session's grace ends.
+    pub(crate) fn next_lapse(&self) -> Option<Instant> {
+        self.lock().sessions.values().filter_map(|s| s.lost).min()
+    }
+
+    pub(crate) fn outbox(&self, session: i64) -> Option<Arc<Outbox>> {
+        self.lock().sessions.get(&session).map(|s| Arc::clone(&s.outbox))
+    }
+
+    // ── outcomes on their way ───────────────────────────────────────────────────────────────────
+
+    pub(crate) fn settling(&self, lease: LeaseId) {
+        self.lock().settling.insert(lease);
+    }
+
+    pub(crate) fn settled(&self, leases: impl Iterator<Item = LeaseId>) {
+        let mut inner = self.lock();
+        for lease in leases {
+            inner.settling.remove(&lease);
+        }
+    }
+
+    /// True when some session holds it or its outcome is on the way.
+    pub(crate) fn knows(&self, lease: LeaseId) -> bool {
+        let inner = self.lock();
+        inner.settling.contains(&lease)
+            || inner.sessions.values().any(|s| s.leases.contains_key(&lease))
+    }
+}
+
+impl Inner {
+    fn remove(&mut self, id: i64) -> Vec<Owned> {
+        let Some(session) = self.sessions.remove(&id) else { return Vec::new() };
+        for queue in &session.queues {
+            if let Some(serving) = self.serving.get_mut(queue) {
+                serving.retain(|s| *s != id);
+            }
+        }
+        let owned = session.leases.into_iter().map(|(lease, held)| Owned { session: id, lease, held });
+        let owned: Vec<Owned> = owned.collect();
+        for o in &owned {
+            self.deadlines.remove(&(o.held.deadline, id, o.lease));
+        }
+        owned
+    }
+
+    fn release(&mut self, session: i64, lease: LeaseId) -> Option<Held> {
+        let held = self.sessions.get_mut(&session)?.leases.remove(&lease)?;
+        self.deadlines.remove(&(held.deadline, session, lease));
+        Some(held)
+    }
+
+    /// One free slot that serves the queue: of the preferred session, else of the one whose turn
+    /// it is.
+    fn reserve(&mut self, queue: i32, preferred: Option<i64>) -> Option<i64> {
+        let serving = self.serving.get_mut(&queue)?;
+        let preferred = preferred.filter(|id| {
+            self.sessions.get(id).is_some_and(|s| s.free() > 0 && s.queues.contains(&queue))
+        });
+        let chosen = match preferred {
+            Some(id) => id,
+            None => {
+                let turn = serving
+                    .iter()
+                    .position(|id| self.sessions.get(id).is_some_and(|s| s.free() > 0))?;
+                serving.rotate_left(turn + 1);
+                *serving.back()?
+            }
+        };
+        self.sessions.get_mut(&chosen)?.reserved += 1;
+        Some(chosen)
+    }
+}
+
+fn add(granted: &mut Vec<(i32, Vec<i64>)>, queue: i32, session: i64) {
+    match granted.iter_mut().find(|(q, _)| *q == queue) {
+        Some((_, sessions)) => sessions.push(session),
+        None => granted.push((queue, vec![session])),
+    }
+}
+
+fn slots(granted: Vec<(i32, Vec<i64>)>) -> Slots {
+    let mut slots = Slots::default();
+    for (queue, sessions) in granted {
+        slots.push(queue, sessions);
+    }
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(sessions: &Sessions, id: i64, queues: &[i32], slots: usize) -> Arc<Outbox> {
+        let outbox = Arc::new(Outbox::default());
+        let queues = queues.iter().copied().collect();
+        sessions.open(id, Arc::new(Offer::default()), queues, slots, Arc::clone(&outbox));
+        outbox
+    }
+
+    fn lease(step: i64, session: i64) -> LeaseRow {
+        LeaseRow { step, token: step + 1, attempt: 1, max_attempts: 3, queue: 1, session }
+    }
+
+    fn id(step: i64) -> LeaseId {
+        LeaseId { step, token: step + 1, attempt: 1 }
+    }
+
+    #[test]
+    fn no_slot_is_granted_twice() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1, 2], 2);
+        let first = sessions.reserve_for_ready(&[(1, 1, 10), (2, 2, 11), (1, 3, 12)], &[1, 2]);
+        assert_eq!(first.sessions().count(), 2);
+        assert!(sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
+        sessions.unreserve(&first);
+        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]).sessions().count(), 1);
+    }
+
+    #[test]
+    fn a_held_lease_takes_its_slot_until_it_ends() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1], 1);
+        assert!(sessions.hold(&lease(3, 7), 1, Duration::from_secs(1)));
+        assert!(sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
+        assert!(sessions.release(7, id(3)).is_some() && sessions.release(7, id(3)).is_none());
+        assert!(!sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
+    }
+
+    #[test]
+    fn a_younger_child_does_not_go_past_the_oldest_waiting_step() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1], 1);
+        let taken = sessions.reserve_for_ready(&[(1, 1, 10), (1, 2, 20)], &[1]);
+        sessions.unreserve(&taken);
+        assert!(sessions.reserve_for_children(&[(1, 30, 7)]).is_empty());
+        assert!(!sessions.reserve_for_children(&[(1, 15, 7)]).is_empty());
+    }
+
+    #[test]
+    fn slots_go_round_but_a_child_prefers_its_parent_s_session() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1], 5);
+        open(&sessions, 8, &[1], 5);
+        let granted = sessions.reserve_for_ready(&[(1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 1, 4)], &[1]);
+        let of = |s: i64| granted.sessions().filter(|x| **x == s).count();
+        assert_eq!((of(7), of(8)), (2, 2));
+        let granted = sessions.reserve_for_children(&[(1, 5, 8), (1, 6, 8)]);
+        assert!(granted.sessions().all(|s| *s == 8));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_out_and_grace_each_end_a_lease_once() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1], 5);
+        sessions.hold(&lease(3, 7), 1, Duration::from_secs(1));
+        sessions.hold(&lease(4, 7), 1, Duration::from_secs(9));
+        let now = Instant::now();
+        assert!(sessions.take_overdue(now).0.is_empty());
+        let (overdue, next) = sessions.take_overdue(now + Duration::from_secs(1));
+        assert_eq!((overdue.len(), next), (1, Some(now + Duration::from_secs(9))));
+        sessions.lose(7, now + Duration::from_secs(2));
+        assert!(sessions.take_lapsed(now).is_empty());
+        assert_eq!(sessions.take_lapsed(now + Duration::from_secs(2)).len(), 1);
+        assert!(sessions.take_overdue(now + Duration::from_secs(99)).0.is_empty());
+    }
+
+    #[test]
+    fn an_adopted_lease_is_no_longer_its_old_session_s() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1], 5);
+        open(&sessions, 8, &[1], 5);
+        sessions.hold(&lease(3, 7), 1, Duration::from_secs(1));
+        sessions.lose(7, Instant::now());
+        sessions.hold(&lease(3, 8), 1, Duration::from_secs(1));
+        sessions.forget(&[id(3)], 8);
+        assert!(sessions.take_lapsed(Instant::now()).is_empty());
+        assert!(sessions.knows(id(3)));
+    }
+}

@@ -1,0 +1,250 @@
+//! Outcomes to rows. One loop with one connection: while a call is in flight the next batch
+//! collects, so batches are as large as the load makes them and nothing ever waits for a timer.
+//! Acks go out after the commit, with the leases of the steps it released.
+
+use std::{sync::Arc, time::Duration};
+
+use stepwell_proto::{
+    id::{LeaseId, number_of},
+    refusal::Refusal,
+    v1::{Ack, ErrorReason},
+};
+use stepwell_store::{Ending, Error, Report, Settled, Slots, Store, StoredFailure, Sweep, Topic, Writer};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{dispatch::Dispatch, node::Node, sessions::Sessions};
+
+const ITEMS_MAX: usize = 500;
+const BYTES_MAX: usize = 4 << 20;
+/// Outcomes waiting for the loop; a full queue stops the readers of the streams.
+pub(crate) const QUEUE_MAX: usize = 4096;
+
+/// One lease that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) session: i64,
+    pub(crate) lease: LeaseId,
+    /// The queue of its step; tells which definition it is of.
+    pub(crate) queue: i32,
+    pub(crate) max_attempts: i32,
+    pub(crate) ending: Ending,
+    pub(crate) text: String,
+    /// The node the lease was given under, when we end it and not the executor.
+    pub(crate) swept: Option<Swept>,
+}
+
+/// Whose lease a sweep may end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Swept {
+    pub(crate) node: i32,
+    /// False: whoever of that node holds it.
+    pub(crate) of_session: bool,
+}
+
+/// Where ended leases go.
+#[derive(Clone)]
+pub(crate) struct Settler {
+    queue: mpsc::Sender<Ended>,
+    sessions: Arc<Sessions>,
+}
+
+impl Settler {
+    pub(crate) fn new(sessions: Arc<Sessions>) -> (Self, mpsc::Receiver<Ended>) {
+        let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+        (Self { queue, sessions }, receiver)
+    }
+
+    /// Waits for room in the queue.
+    pub(crate) async fn push(&self, ended: Ended) {
+        self.sessions.settling(ended.lease);
+        // The loop runs as long as anybody can push.
+        let _ = self.queue.send(ended).await;
+    }
+}
+
+/// The loop.
+pub(crate) struct Settling {
+    pub(crate) store: Store,
+    pub(crate) node: Arc<Node>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) queue: mpsc::Receiver<Ended>,
+    pub(crate) writer: Option<Writer>,
+}
+
+impl Settling {
+    /// Runs until it is told to stop and the queue is empty.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut batch = Vec::new();
+        while let Some(first) = next(&mut self.queue, &stop).await {
+            let mut bytes = first.text.len();
+            batch.push(first);
+            while batch.len() < ITEMS_MAX && bytes < BYTES_MAX {
+                let Ok(next) = self.queue.try_recv() else { break };
+                bytes += next.text.len();
+                batch.push(next);
+            }
+            // In the order of keys: the leases' slots then line up with their parents' sessions.
+            batch.sort_by_key(|e| (e.swept.map(|s| (s.node, s.of_session)), e.lease.step));
+            for part in batch.chunk_by(|a, b| group(a) == group(b)) {
+                self.settle(part).await;
+            }
+            batch.clear();
+        }
+    }
+
+    async fn settle(&mut self, batch: &[Ended]) {
+        let mut reports: Vec<Report> = batch.iter().map(report).collect();
+        let children = self.children(batch);
+        let slots = self.sessions.reserve_for_children(&children);
+        let sweep = batch.first().and_then(|e| e.swept).map(|swept| Sweep {
+            node: swept.node,
+            sessions: swept.of_session.then(|| batch.iter().map(|e| e.session).collect()),
+        });
+        let (mut settled, poison, node) = self.carry_out(&reports, &slots, sweep.as_ref()).await;
+        for index in poison {
+            // The database refused the result itself: that is the outcome.
+            reports[index] = refused_result(&batch[index]);
+            let one = std::slice::from_ref(&reports[index]);
+            let sweep = sweep.as_ref().map(|s| Sweep {
+                node: s.node,
+                sessions: s.sessions.as_ref().map(|all| vec![all[index]]),
+            });
+            let (alone, ..) = self.carry_out(one, &Slots::default(), sweep.as_ref()).await;
+            settled.accepted[index] = alone.accepted.first().copied().unwrap_or(false);
+        }
+        self.store.bell().ring(Topic::Event);
+        if settled.ready > 0 {
+            self.store.bell().ring(Topic::Ready);
+        }
+        if batch.iter().any(|e| matches!(e.ending, Ending::Fail { wait_ms: Some(_) })) {
+            self.dispatch.timers.notify_one();
+        }
+        let acks = acks(batch, &settled);
+        self.dispatch.send(&settled.leases, node, &reports, acks).await;
+        self.sessions.unreserve(&slots);
+        self.sessions.settled(batch.iter().map(|e| e.lease));
+    }
+
+    /// The steps that may become ready: queue, key, and the session whose slot their parent frees.
+    fn children(&self, batch: &[Ended]) -> Vec<(i32, i64, i64)> {
+        let mut children = Vec::new();
+        for ended in batch.iter().filter(|e| e.ending == Ending::Complete) {
+            let Some(definition) = self.dispatch.definition_of(ended.queue) else { continue };
+            let number = number_of(ended.lease.step);
+            let first = ended.lease.step - i64::from(number);
+            let Some(numbers) = usize::try_from(number).ok().and_then(|n| definition.children.get(n))
+            else {
+                continue;
+            };
+            for child in numbers {
+                let queue = usize::try_from(*child).ok().and_then(|n| definition.queues.get(n));
+                if let Some(queue) = queue {
+                    children.push((*queue, first + i64::from(*child), ended.session));
+                }
+            }
+        }
+        children.sort_unstable_by_key(|(queue, step, _)| (*step, *queue));
+        children.dedup_by_key(|(_, step, _)| *step);
+        children.truncate(crate::sessions::SLOTS_PER_CALL_MAX);
+        children
+    }
+
+    /// Calls the verb until its answer is known. Repeating is safe: the tokens stay the same.
+    async fn carry_out(
+        &mut self,
+        reports: &[Report],
+        slots: &Slots,
+        sweep: Option<&Sweep>,
+    ) -> (Settled, Vec<usize>, i32) {
+        let mut wait = Duration::from_millis(10);
+        loop {
+            let node = self.node.current();
+            let error = match self.once(reports, slots, node, sweep).await {
+                Ok((settled, poison)) => return (settled, poison, node),
+                Err(error) => error,
+            };
+            tracing::warn!(error = &error as &dyn std::error::Error, items = reports.len(), "settling again");
+            if !error.is_undone() && !error.is_retired() {
+                self.writer = None;
+            }
+            if (error.is_lost() || error.is_retired()) && !slots.is_empty() {
+                // Leases may have been given that we know nothing of.
+                if let Err(error) = self.node.renew(&self.store, node).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the node id stays for now");
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    async fn once(
+        &mut self,
+        reports: &[Report],
+        slots: &Slots,
+        node: i32,
+        sweep: Option<&Sweep>,
+    ) -> Result<(Settled, Vec<usize>), Error> {
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(self.store.writer().await?),
+        };
+        writer.settle_each(reports, slots, node, sweep).await
+    }
+}
+
+/// The next item; none: it is told to stop and there is none.
+pub(crate) async fn next<T>(queue: &mut mpsc::Receiver<T>, stop: &CancellationToken) -> Option<T> {
+    tokio::select! {
+        biased;
+        item = queue.recv() => item,
+        () = stop.cancelled() => None,
+    }
+}
+
+fn group(ended: &Ended) -> Option<(i32, bool)> {
+    ended.swept.map(|s| (s.node, s.of_session))
+}
+
+fn report(ended: &Ended) -> Report {
+    Report {
+        step: ended.lease.step,
+        token: ended.lease.token,
+        ending: ended.ending,
+        text: ended.text.clone(),
+    }
+}
+
+fn refused_result(ended: &Ended) -> Report {
+    let failure = StoredFailure {
+        error_class: "InvalidResult".into(),
+        message: "the database refused the result".into(),
+        is_final: true,
+        max_attempts: ended.max_attempts,
+        ..StoredFailure::default()
+    };
+    Report {
+        ending: Ending::Fail { wait_ms: None },
+        text: failure.to_text(),
+        ..report(ended)
+    }
+}
+
+/// Answers for the executors; what we ended ourselves needs none.
+fn acks(batch: &[Ended], settled: &Settled) -> Vec<(i64, Ack)> {
+    let reported = batch.iter().zip(&settled.accepted).filter(|(e, _)| e.swept.is_none());
+    let acks = reported.map(|(ended, accepted)| {
+        let lease_id = ended.lease.encode();
+        let refusal = (!accepted).then(|| lost(&lease_id).into());
+        (ended.session, Ack { lease_id, refusal })
+    });
+    acks.collect()
+}
+
+/// The refusal of an outcome whose lease is over.
+pub(crate) fn lost(lease_id: &str) -> Refusal {
+    Refusal::new(ErrorReason::LeaseLost, "the lease is over; drop the outcome")
+        .with("lease_id", lease_id)
+}

@@ -1,0 +1,241 @@
+//! The loops beside a step's way: attempts whose time is up, executors that did not come back,
+//! retries that are due, leases that others have voided, node ids that were given up, definitions
+//! that are new.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use rand::RngExt;
+use stepwell_proto::{
+    id::{LeaseId, number_of},
+    v1::Failure,
+};
+use stepwell_serve::Ticker;
+use stepwell_store::{Ending, Error, Store, Topic, Writer};
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    dispatch::Dispatch,
+    sessions::{Owned, Sessions},
+    settle::{Ended, Settler, Swept},
+    verdict::{self, Attempt},
+};
+
+const TIMERS_MAX: i32 = 500;
+const WALK_CHUNK: i64 = 500;
+
+/// What every sweep needs.
+#[derive(Clone)]
+pub(crate) struct Sweeps {
+    pub(crate) store: Store,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) settler: Settler,
+    pub(crate) dispatch: Dispatch,
+}
+
+impl Sweeps {
+    /// Ends attempts whose time is up, and leases of executors whose grace is over.
+    pub(crate) async fn run_deadlines(self, mut ticker: Ticker) {
+        while ticker.next().await {
+            let now = Instant::now();
+            let (overdue, next) = self.sessions.take_overdue(now);
+            for owned in overdue {
+                self.sessions.cancel(owned.session, owned.lease, "the attempt's time is up");
+                self.fail(owned, "Timeout", "the attempt took longer than its time-out").await;
+            }
+            for owned in self.sessions.take_lapsed(now) {
+                self.fail(owned, "LeaseExpired", "the executor was lost").await;
+            }
+            if let Some(at) = [next, self.sessions.next_lapse()].into_iter().flatten().min() {
+                ticker.at(at);
+            }
+        }
+    }
+
+    async fn fail(&self, owned: Owned, class: &str, message: &str) {
+        let Owned { session, lease, held } = owned;
+        let failure = Failure {
+            error_class: class.into(),
+            message: message.into(),
+            retryable: true,
+            ..Failure::default()
+        };
+        let (ending, text) = self.judge(lease, held.queue, held.max_attempts, &failure);
+        let swept = Some(Swept { node: held.node, of_session: true });
+        let (queue, max_attempts) = (held.queue, held.max_attempts);
+        let ended = Ended { session, lease, queue, max_attempts, ending, text, swept };
+        self.settler.push(ended).await;
+    }
+
+    /// The verdict on a failure of a step, by the policy of its definition.
+    pub(crate) fn judge(
+        &self,
+        lease: LeaseId,
+        queue: i32,
+        max_attempts: i32,
+        failure: &Failure,
+    ) -> (Ending, String) {
+        let definition = self.dispatch.definition_of(queue);
+        let template = definition.as_ref().and_then(|d| d.step(number_of(lease.step)));
+        let policy = template.and_then(|t| t.retry.clone()).unwrap_or_default();
+        let attempt = Attempt { attempt: lease.attempt, max_attempts };
+        let spread = rand::rng().random_range(-1.0..=1.0);
+        let (ending, stored) = verdict::on_failure(&policy, attempt, failure, spread);
+        (ending, stored.to_text())
+    }
+
+    /// Makes steps ready whose retry is due.
+    pub(crate) async fn run_timers(self, mut ticker: Ticker) {
+        let mut writer = None;
+        while ticker.next().await {
+            match self.release_due(&mut writer).await {
+                Ok(again) => {
+                    ticker.ok();
+                    match again {
+                        Some(Duration::ZERO) => ticker.again(),
+                        Some(wait) => ticker.at(Instant::now() + wait),
+                        None => {}
+                    }
+                }
+                Err(error) => {
+                    writer = None;
+                    ticker.back_off(&error);
+                }
+            }
+        }
+    }
+
+    async fn release_due(&self, writer: &mut Option<Writer>) -> Result<Option<Duration>, Error> {
+        let (taken, next) = connected(&self.store, writer).await?.release_due(TIMERS_MAX).await?;
+        if taken > 0 {
+            self.store.bell().ring(Topic::Ready);
+        }
+        Ok(next.map(Duration::from_millis))
+    }
+
+    /// Tells executors of leases that others have voided.
+    pub(crate) async fn run_signals(self, mut ticker: Ticker) {
+        let mut writer = None;
+        while ticker.next().await {
+            match self.take_signals(&mut writer).await {
+                Ok(()) => ticker.ok(),
+                Err(error) => {
+                    writer = None;
+                    ticker.back_off(&error);
+                }
+            }
+        }
+    }
+
+    async fn take_signals(&self, writer: &mut Option<Writer>) -> Result<(), Error> {
+        for node in self.dispatch.node().all() {
+            for signal in connected(&self.store, writer).await?.take_signals(node).await? {
+                let (step, token, attempt) = (signal.step, signal.token, signal.attempt);
+                let lease = LeaseId { step, token, attempt };
+                self.sessions.cancel(signal.session, lease, &signal.reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands back what a given-up node id holds and no session knows of: leases whose answer was
+    /// lost. Since the id is retired, every such lease is visible and no more can come.
+    pub(crate) async fn run_walks(self, mut left: mpsc::Receiver<i32>) {
+        while let Some(node) = left.recv().await {
+            let mut after = 0;
+            let mut writer = None;
+            loop {
+                match self.walk(&mut writer, node, after).await {
+                    Ok(Some(next)) => after = next,
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, node, "walking again");
+                        writer = None;
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                }
+            }
+            tracing::info!(node, "a given-up node id was walked");
+        }
+    }
+
+    async fn walk(
+        &self,
+        writer: &mut Option<Writer>,
+        node: i32,
+        after: i64,
+    ) -> Result<Option<i64>, Error> {
+        let writer = connected(&self.store, writer).await?;
+        let (leases, next) = writer.leases_of(node, after, WALK_CHUNK).await?;
+        for row in leases {
+            let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
+            if self.sessions.knows(lease) {
+                continue;
+            }
+            let ended = Ended {
+                session: row.session,
+                lease,
+                queue: row.queue,
+                max_attempts: row.max_attempts,
+                ending: Ending::HandBack,
+                text: "the node lost track of it before it was sent".into(),
+                swept: Some(Swept { node, of_session: true }),
+            };
+            self.settler.push(ended).await;
+        }
+        Ok(next)
+    }
+
+    /// Gives sessions the queues of definitions that came after them.
+    pub(crate) async fn run_queues(self, mut ticker: Ticker) {
+        while ticker.next().await {
+            match self.match_queues().await {
+                Ok(()) => ticker.ok(),
+                Err(error) => ticker.back_off(&error),
+            }
+        }
+    }
+
+    async fn match_queues(&self) -> Result<(), Error> {
+        let offers = self.sessions.offers();
+        let namespaces: HashSet<&str> = offers.iter().map(|(_, o)| o.namespace.as_str()).collect();
+        for namespace in namespaces {
+            let queues = queues_of(&self.store, &self.dispatch, namespace).await?;
+            for (session, offer) in offers.iter().filter(|(_, o)| o.namespace == namespace) {
+                self.sessions.serve(*session, offer.queues(&queues));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The queues of a namespace; their definitions are known to `dispatch` afterwards.
+pub(crate) async fn queues_of(
+    store: &Store,
+    dispatch: &Dispatch,
+    namespace: &str,
+) -> Result<Vec<stepwell_store::QueueRow>, Error> {
+    let queues = store.queues(namespace).await?;
+    let unknown: Vec<i32> = queues
+        .iter()
+        .filter(|q| dispatch.definition_of(q.id).is_none())
+        .map(|q| q.definition)
+        .collect();
+    if !unknown.is_empty() {
+        let definitions = store.definitions(&unknown).await?;
+        let known = queues.iter().filter_map(|q| {
+            Some((q.id, Arc::clone(definitions.get(&q.definition)?)))
+        });
+        dispatch.know(known);
+    }
+    Ok(queues)
+}
+
+async fn connected<'a>(
+    store: &Store,
+    writer: &'a mut Option<Writer>,
+) -> Result<&'a mut Writer, Error> {
+    Ok(match writer {
+        Some(writer) => writer,
+        none => none.insert(store.writer().await?),
+    })
+}

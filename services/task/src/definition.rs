@@ -1,0 +1,327 @@
+//! What makes a definition valid, and its normal form: every default filled in, so that nobody
+//! after this file needs to know one. Pure. All faults are told at once.
+
+use std::{collections::HashMap, time::Duration};
+
+use prost::Message;
+use stepwell_proto::{
+    json,
+    refusal::{Refusal, describe},
+    v1::{Definition, ErrorReason, RetryPolicy, StepTemplate},
+};
+
+use crate::{
+    canonical, graph,
+    rule::{self, DURATION_MAX, Fault, NAMESPACE_DEFAULT, name_fault, quoted, suggestion},
+    schema, yaml,
+};
+
+/// Most steps of a definition.
+pub const STEPS_MAX: usize = 10_000;
+/// Most dependencies of a definition.
+pub const EDGES_MAX: usize = 100_000;
+const VERSION_DEFAULT: &str = "0.1.0";
+const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
+const CONFIG_BYTES_MAX: usize = 64 << 10;
+const SCHEMA_BYTES_MAX: usize = 256 << 10;
+const EXCEPT_MAX: usize = 100;
+const ERROR_CLASS_BYTES_MAX: usize = 256;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+const ATTEMPTS_DEFAULT: i32 = 3;
+const BACKOFF_DEFAULT: Duration = Duration::from_secs(1);
+const BACKOFF_MAX_DEFAULT: Duration = Duration::from_secs(300);
+const MULTIPLIER_DEFAULT: f64 = 2.0;
+const JITTER_DEFAULT: f64 = 0.1;
+/// Looking for what was meant is dear: only so many faults of a definition get it.
+const SUGGESTIONS_MAX: usize = 10;
+
+/// Reads a definition as a message.
+pub fn from_message(definition: Definition) -> Result<Definition, Refusal> {
+    normalise(definition).map_err(refused)
+}
+
+/// Reads a definition as text. Faults carry line and column.
+pub fn from_yaml(text: &str) -> Result<Definition, Refusal> {
+    let loaded = yaml::load(text);
+    let places = loaded.places;
+    let at = |path: &str, at: yaml::Place| match path {
+        "" => format!("yaml at {at}"),
+        path => format!("{path} at {at}"),
+    };
+    let place = |(path, what): Fault| match places.around(&path) {
+        Some(place) => (at(&path, place), what),
+        None => (path, what),
+    };
+    let told: Vec<Fault> =
+        loaded.faults.iter().map(|f| (at(&f.path, f.at), f.what.clone())).collect();
+    match normalise(loaded.definition) {
+        Ok(definition) if told.is_empty() => Ok(definition),
+        Ok(_) => Err(refused(told)),
+        Err(faults) if told.is_empty() => Err(refused(faults.into_iter().map(place).collect())),
+        Err(faults) => {
+            // What could not be read would be told twice: once as it stands, once as missing.
+            let news = faults.into_iter().filter(|(path, _)| {
+                let covered = |f: &yaml::TextFault| is_within(path, &f.path);
+                places.get(path).is_some() && !loaded.faults.iter().any(covered)
+            });
+            let news: Vec<Fault> = news.map(place).collect();
+            Err(refused(told.into_iter().chain(news).collect()))
+        }
+    }
+}
+
+/// True when the path is the other or a part of it.
+fn is_within(path: &str, other: &str) -> bool {
+    path.strip_prefix(other).is_some_and(|rest| {
+        other.is_empty() || rest.is_empty() || rest.starts_with(['.', '['])
+    })
+}
+
+fn refused(faults: Vec<Fault>) -> Refusal {
+    let faults = rule::bounded(faults);
+    Refusal::new(ErrorReason::InvalidDefinition, describe(&faults)).with_violations(faults)
+}
+
+/// Fills in the defaults and checks everything.
+fn normalise(mut definition: Definition) -> Result<Definition, Vec<Fault>> {
+    let mut faults = Vec::new();
+    fill(&mut definition);
+    check_head(&definition, &mut faults);
+    check_steps(&definition.steps, &mut faults);
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    definition.create_time = None;
+    definition.content_hash = content_hash(&definition);
+    Ok(definition)
+}
+
+fn fill(definition: &mut Definition) {
+    let default = |text: &mut String, default: &str| {
+        if text.is_empty() {
+            default.clone_into(text);
+        }
+    };
+    default(&mut definition.namespace, NAMESPACE_DEFAULT);
+    default(&mut definition.version, VERSION_DEFAULT);
+    for step in &mut definition.steps {
+        default(&mut step.handler, &step.name);
+        let retry = step.retry.get_or_insert_default();
+        if retry.max_attempts == 0 {
+            retry.max_attempts = ATTEMPTS_DEFAULT;
+        }
+        if retry.multiplier == 0.0 {
+            retry.multiplier = MULTIPLIER_DEFAULT;
+        }
+        retry.initial_backoff.get_or_insert_with(|| message(BACKOFF_DEFAULT));
+        retry.max_backoff.get_or_insert_with(|| message(BACKOFF_MAX_DEFAULT));
+        retry.jitter.get_or_insert(JITTER_DEFAULT);
+        step.timeout.get_or_insert_with(|| message(TIMEOUT_DEFAULT));
+    }
+}
+
+fn message(duration: Duration) -> prost_types::Duration {
+    duration.try_into().expect("defaults are short")
+}
+
+fn check_head(definition: &Definition, faults: &mut Vec<Fault>) {
+    let mut fault = |path: &str, what: Option<String>| {
+        faults.extend(what.map(|what| (path.to_owned(), what)));
+    };
+    fault("namespace", name_fault(&definition.namespace));
+    fault("name", name_fault(&definition.name));
+    fault("version", rule::version(&definition.version).err());
+    fault("description", description_fault(&definition.description));
+    if !definition.context_schema.is_empty() {
+        faults.extend(schema_fault(&definition.context_schema));
+    }
+}
+
+fn description_fault(text: &str) -> Option<String> {
+    too_long(text, DESCRIPTION_BYTES_MAX)
+}
+
+fn too_long(text: &str, max: usize) -> Option<String> {
+    let bytes = text.len();
+    (bytes > max).then(|| format!("has {bytes} bytes; at most {max} are allowed"))
+}
+
+fn schema_fault(text: &str) -> Option<Fault> {
+    let path = "context_schema";
+    if let Err(fault) = json::check_object(text, SCHEMA_BYTES_MAX) {
+        return Some((path.into(), fault.to_string()));
+    }
+    match serde_json::from_str(text) {
+        Err(error) => Some((path.into(), format!("cannot be read: {error}"))),
+        Ok(schema) => {
+            let (pointer, what) = schema::compile(&schema).err()?;
+            Some((format!("{path}{}", dotted(&pointer)), what))
+        }
+    }
+}
+
+/// A JSON pointer as the rest of a path.
+fn dotted(pointer: &str) -> String {
+    let segments = pointer.split('/').skip(1).map(|segment| match segment.parse::<usize>() {
+        Ok(index) => format!("[{index}]"),
+        Err(_) => format!(".{}", segment.replace("~1", "/").replace("~0", "~")),
+    });
+    segments.collect()
+}
+
+fn check_steps(steps: &[StepTemplate], faults: &mut Vec<Fault>) {
+    let edges: usize = steps.iter().map(|step| step.depends_on.len()).sum();
+    let about_all = match steps.len() {
+        0 => Some("are missing; a definition has at least one".to_owned()),
+        n if n > STEPS_MAX => Some(format!("are {n}; at most {STEPS_MAX} are allowed")),
+        _ if edges > EDGES_MAX => {
+            Some(format!("have {edges} dependencies; at most {EDGES_MAX} are allowed"))
+        }
+        _ => None,
+    };
+    if let Some(what) = about_all {
+        faults.push(("steps".into(), what));
+        return;
+    }
+    for (i, step) in steps.iter().enumerate() {
+        check_step(&format!("steps[{i}]"), step, faults);
+    }
+    check_edges(steps, faults);
+}
+
+fn check_step(path: &str, step: &StepTemplate, faults: &mut Vec<Fault>) {
+    let mut fault = |field: &str, what: Option<String>| {
+        faults.extend(what.map(|what| (format!("{path}.{field}"), what)));
+    };
+    let name = name_fault(&step.name);
+    // A handler that takes the step's name takes its fault too: one is enough.
+    let handler = if step.handler == step.name { None } else { name_fault(&step.handler) };
+    fault("name", name);
+    fault("handler", handler);
+    fault("description", description_fault(&step.description));
+    fault("timeout", duration_fault(step.timeout, TIMEOUT_MIN));
+    if !step.config.is_empty() {
+        let checked = json::check_object(&step.config, CONFIG_BYTES_MAX);
+        fault("config", checked.err().map(|fault| fault.to_string()));
+    }
+    if let Some(retry) = &step.retry {
+        check_retry(&format!("{path}.retry"), retry, faults);
+    }
+}
+
+/// Checks what is said of a policy; 0 and none say nothing.
+pub(crate) fn check_retry(path: &str, retry: &RetryPolicy, faults: &mut Vec<Fault>) {
+    let mut fault = |field: &str, what: Option<String>| {
+        faults.extend(what.map(|what| (format!("{path}.{field}"), what)));
+    };
+    let wrong = |is_right: bool, what: &str| (!is_right).then(|| what.to_owned());
+    let (attempts, multiplier) = (retry.max_attempts, retry.multiplier);
+    fault("max_attempts", wrong((0..=1000).contains(&attempts), "must be from 1 to 1000"));
+    let is_right = multiplier == 0.0 || (1.0..=100.0).contains(&multiplier);
+    fault("multiplier", wrong(is_right, "must be from 1 to 100"));
+    let is_right = retry.jitter.is_none_or(|jitter| (0.0..=1.0).contains(&jitter));
+    fault("jitter", wrong(is_right, "must be from 0 to 1"));
+    fault("initial_backoff", duration_fault(retry.initial_backoff, Duration::ZERO));
+    fault("max_backoff", duration_fault(retry.max_backoff, Duration::ZERO));
+    let many = retry.except.len();
+    fault("except", wrong(many <= EXCEPT_MAX, "must have at most 100 error classes"));
+    for (i, class) in retry.except.iter().take(EXCEPT_MAX).enumerate() {
+        let what = match class.len() {
+            0 => Some("is empty".to_owned()),
+            _ => too_long(class, ERROR_CLASS_BYTES_MAX),
+        };
+        fault(&format!("except[{i}]"), what);
+    }
+}
+
+fn duration_fault(duration: Option<prost_types::Duration>, min: Duration) -> Option<String> {
+    let in_bounds = |d: Duration| d >= min && d <= DURATION_MAX;
+    let is_right = duration?.try_into().is_ok_and(in_bounds);
+    let least = if min.is_zero() { "0" } else { "1ms" };
+    (!is_right).then(|| format!("must be from {least} to 24h"))
+}
+
+fn check_edges(steps: &[StepTemplate], faults: &mut Vec<Fault>) {
+    let before = faults.len();
+    let mut numbers: HashMap<&str, usize> = HashMap::with_capacity(steps.len());
+    for (i, step) in steps.iter().enumerate().filter(|(_, step)| !step.name.is_empty()) {
+        if let Some(first) = numbers.get(step.name.as_str()) {
+            faults.push((format!("steps[{i}].name"), format!("is the name of steps[{first}] too")));
+        } else {
+            numbers.insert(&step.name, i);
+        }
+    }
+    let mut suggestions = 0;
+    let parents: Vec<Vec<usize>> = steps
+        .iter()
+        .enumerate()
+        .map(|(i, step)| parents(i, step, &numbers, &mut suggestions, faults))
+        .collect();
+    if faults.len() > before {
+        return;
+    }
+    if let Some(cycle) = graph::cycle(&parents) {
+        faults.push(cycle_fault(steps, &parents, &cycle));
+    }
+}
+
+/// The numbers of the steps that a step depends on.
+fn parents(
+    number: usize,
+    step: &StepTemplate,
+    numbers: &HashMap<&str, usize>,
+    suggestions: &mut usize,
+    faults: &mut Vec<Fault>,
+) -> Vec<usize> {
+    let mut parents: HashMap<usize, usize> = HashMap::with_capacity(step.depends_on.len());
+    for (k, name) in step.depends_on.iter().enumerate() {
+        let what = match numbers.get(name.as_str()) {
+            Some(parent) if *parent == number => "is the step itself".to_owned(),
+            Some(parent) => match parents.insert(*parent, k) {
+                None => continue,
+                Some(first) => format!("is depends_on[{first}] again"),
+            },
+            None => {
+                *suggestions += 1;
+                let known = if *suggestions <= SUGGESTIONS_MAX { Some(numbers) } else { None };
+                let known = known.into_iter().flat_map(HashMap::keys).copied();
+                format!("no step is named {}{}", quoted(name), suggestion(name, known))
+            }
+        };
+        faults.push((format!("steps[{number}].depends_on[{k}]"), what));
+    }
+    parents.into_keys().collect()
+}
+
+fn cycle_fault(steps: &[StepTemplate], parents: &[Vec<usize>], cycle: &[usize]) -> Fault {
+    let named = |no: &usize| steps[*no].name.as_str();
+    let mut names: Vec<&str> = cycle.iter().take(100).map(named).collect();
+    if cycle.len() > names.len() {
+        names.push("…");
+    }
+    names.extend(cycle.first().map(named));
+    // The edge that closes the circle: the first step depends on the last.
+    let (first, last) = (cycle[0], cycle[cycle.len() - 1]);
+    debug_assert!(parents[first].contains(&last));
+    let closing = steps[first].depends_on.iter().position(|name| name == named(&last));
+    let path = format!("steps[{first}].depends_on[{}]", closing.unwrap_or(0));
+    (path, format!("the steps wait for each other in a circle: {}", names.join(" → ")))
+}
+
+/// SHA-256 of the normal form, in hex. How its JSON is laid out does not count.
+fn content_hash(definition: &Definition) -> String {
+    let canonical = |text: &mut String| {
+        if let Ok(value) = serde_json::from_str(text) {
+            *text = canonical::text(&value);
+        }
+    };
+    let mut form = Definition { content_hash: String::new(), ..definition.clone() };
+    canonical(&mut form.context_schema);
+    form.steps.iter_mut().for_each(|step| canonical(&mut step.config));
+    let hash = canonical::Hash::default().part(form.encode_to_vec()).done();
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

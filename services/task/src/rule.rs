@@ -1,0 +1,178 @@
+//! The rules that names, versions and durations obey, wherever they come from, and how a breach
+//! is told. Pure.
+
+use std::time::Duration;
+
+/// Most bytes of a name.
+pub const NAME_BYTES_MAX: usize = 64;
+/// The namespace of what names none.
+pub const NAMESPACE_DEFAULT: &str = "default";
+/// Most faults that one refusal lists.
+pub const FAULTS_MAX: usize = 100;
+/// No wait and no time-out is longer.
+pub const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A wrong field: its path, such as `steps[2].name`, and what is wanted.
+pub type Fault = (String, String);
+
+/// What a name must be, if this is none.
+pub fn name_fault(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("is missing".into());
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Some(format!("has {} bytes; at most {NAME_BYTES_MAX} are allowed", name.len()));
+    }
+    let strange = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"_-./".contains(*c))?;
+    Some(format!("may not contain {strange:?}; letters, digits, `_`, `-`, `.` and `/` may stand"))
+}
+
+/// The version as three numbers, or what it must be.
+pub fn version(text: &str) -> Result<[i32; 3], String> {
+    let wanted = || format!("must be `MAJOR.MINOR.PATCH`, such as `1.0.0`, but is {}", quoted(text));
+    let mut numbers = text.split('.').map(|part| {
+        let plain = part.bytes().all(|b| b.is_ascii_digit())
+            && (part.len() == 1 || !part.starts_with('0'));
+        if plain { part.parse::<i32>().map_err(|_| wanted()) } else { Err(wanted()) }
+    });
+    let mut next = || numbers.next().unwrap_or_else(|| Err(wanted()));
+    let version = [next()?, next()?, next()?];
+    if numbers.next().is_some() { Err(wanted()) } else { Ok(version) }
+}
+
+/// The version as text.
+pub fn version_text([major, minor, patch]: [i32; 3]) -> String {
+    format!("{major}.{minor}.{patch}")
+}
+
+/// Reads a duration as people write it: `200ms`, `1.5s`, `1m30s`, `1h`. Or what it must be.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wanted = || {
+        format!("must be a duration such as `30s`, `200ms` or `1m30s`, but is {}", quoted(text))
+    };
+    if (1..20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err(format!("needs a unit: `{text}s`, for example"));
+    }
+    let (mut rest, mut total, mut last) = (text, Duration::ZERO, u64::MAX);
+    while !rest.is_empty() {
+        let (number, unit, tail) = segment(rest).ok_or_else(wanted)?;
+        if unit >= last {
+            return Err(wanted());
+        }
+        last = unit;
+        total = total.checked_add(scaled(number, unit).ok_or_else(wanted)?).ok_or_else(wanted)?;
+        rest = tail;
+    }
+    if last == u64::MAX { Err(wanted()) } else { Ok(total) }
+}
+
+/// One number with its unit in milliseconds, and what follows.
+fn segment(text: &str) -> Option<(&str, u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, rest) = text.split_at(end);
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+    let (unit, factor) = units.into_iter().find(|(unit, _)| rest.starts_with(unit))?;
+    Some((number, factor, &rest[unit.len()..]))
+}
+
+/// The number times the unit, exact to the nanosecond.
+fn scaled(number: &str, unit: u64) -> Option<Duration> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if fraction.len() > 9 || fraction.is_empty() {
+        return None;
+    }
+    let digits = format!("{fraction:0<9}").parse::<u64>().ok()?;
+    let nanos = digits.checked_mul(unit)? / 1000;
+    Duration::from_millis(whole.parse::<u64>().ok()?.checked_mul(unit)?)
+        .checked_add(Duration::from_nanos(nanos))
+}
+
+/// Text of a request as it may stand in a message: quoted, and cut when it is long.
+pub fn quoted(text: &str) -> String {
+    match text.char_indices().nth(NAME_BYTES_MAX) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// The known name that was probably meant.
+pub fn closest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    if name.len() > 2 * NAME_BYTES_MAX {
+        return None;
+    }
+    let allowed = (name.chars().count() / 3).clamp(1, 3);
+    known
+        .into_iter()
+        .map(|k| (strsim::damerau_levenshtein(name, k), k))
+        .filter(|(distance, k)| *distance <= allowed && *distance < k.chars().count())
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+/// `; did you mean …?`, or nothing.
+pub fn suggestion<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> String {
+    closest(name, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
+}
+
+/// A list of faults that fits into an answer.
+pub fn bounded(mut faults: Vec<Fault>) -> Vec<Fault> {
+    if faults.len() > FAULTS_MAX {
+        let more = faults.len() - FAULTS_MAX;
+        faults.truncate(FAULTS_MAX);
+        faults.push((String::new(), format!("and {more} more faults")));
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_three_plain_numbers() {
+        assert_eq!(version("1.20.2147483647"), Ok([1, 20, i32::MAX]));
+        for text in ["", "1", "1.0", "1.0.0.0", "01.0.0", "1.0.-1", "1.0.+1", "1..0", "1.0.2147483648"]
+        {
+            assert!(version(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, ms) in [
+            ("200ms", 200),
+            ("1s", 1000),
+            ("1.5s", 1500),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("1m30s", 90_000),
+            ("1h0m0s1ms", 3_600_001),
+            ("0s", 0),
+            ("0.25h", 900_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "1", "1.5", "-1s", "1d", "1 s", "1s1s", "1s1m", "1.s", "1x", "1e3s", "ms"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(duration("99999999999999999999h").is_err());
+        assert_eq!(duration("30").unwrap_err(), "needs a unit: `30s`, for example");
+    }
+
+    #[test]
+    fn a_name_that_is_close_is_suggested() {
+        let known = ["depends_on", "description", "name"];
+        assert_eq!(closest("depend_on", known), Some("depends_on"));
+        assert_eq!(closest("nmae", known), Some("name"));
+        assert_eq!(closest("priority", known), None);
+        assert_eq!(closest("x", ["y"]), None);
+    }
+
+    #[test]
+    fn a_name_is_short_and_plain() {
+        assert_eq!(name_fault("shop/fulfil_order-2.x"), None);
+        for name in ["", "a b", "ä", "a\0", &"x".repeat(65)] {
+            assert!(name_fault(name).is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A definition as people write it → the message, with the place of every field. Decides what
+//! only the text knows: unknown keys, wrong types, durations, defaults. Everything else is left to
+//! `definition.rs`, which is given the places to point at.
+
+mod json;
+mod node;
+mod read;
+
+use std::{collections::HashMap, fmt};
+
+use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
+
+use self::read::{Fields, Reader};
+use crate::definition::check_retry;
+pub use node::{Node, Place};
+
+/// Most bytes of a definition's text: 1 MiB.
+pub const BYTES_MAX: usize = 1 << 20;
+
+const DEFINITION: [&str; 7] =
+    ["namespace", "name", "version", "description", "context_schema", "defaults", "steps"];
+const DEFAULTS: [&str; 2] = ["retry", "timeout"];
+const STEP: [&str; 7] =
+    ["name", "handler", "description", "depends_on", "retry", "timeout", "config"];
+const RETRY: [&str; 6] =
+    ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
+
+/// A fault of the text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextFault {
+    /// The field, such as `steps[2].timeout`; empty: the whole text.
+    pub path: String,
+    /// Where.
+    pub at: Place,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The definition, as far as it could be read.
+    pub definition: Definition,
+    /// What could not.
+    pub faults: Vec<TextFault>,
+    /// Where the fields stand.
+    pub places: Places,
+}
+
+/// Where the fields stand.
+#[derive(Debug, Default)]
+pub struct Places(HashMap<String, Place>);
+
+impl Places {
+    fn put(&mut self, path: &str, at: Place) {
+        self.0.entry(path.to_owned()).or_insert(at);
+    }
+
+    /// The place of a field that is there.
+    pub fn get(&self, path: &str) -> Option<Place> {
+        self.0.get(path).copied()
+    }
+
+    /// The place of a field, or of the closest thing around it.
+    pub fn around(&self, path: &str) -> Option<Place> {
+        let mut path = path;
+        loop {
+            if let Some(at) = self.get(path) {
+                return Some(at);
+            }
+            let Some(end) = path.rfind(['.', '[']) else { return self.get("") };
+            path = &path[..end];
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// Reads a definition.
+pub fn load(text: &str) -> Loaded {
+    let mut reader = Reader::default();
+    if text.len() > BYTES_MAX {
+        let what = format!("has {} bytes; at most {BYTES_MAX} are allowed", text.len());
+        reader.fault("", Place { line: 1, column: 1 }, what);
+        return reader.done(Definition::default());
+    }
+    match node::parse(text) {
+        Ok(root) => {
+            let definition = definition(&mut reader, &root);
+            reader.done(definition)
+        }
+        Err((at, what)) => {
+            reader.fault("", at, what);
+            reader.done(Definition::default())
+        }
+    }
+}
+
+fn definition(reader: &mut Reader, root: &Node) -> Definition {
+    let fields = reader.fields("", root, &DEFINITION);
+    let defaults = defaults(reader, &fields);
+    let steps = reader.items(&fields, "steps");
+    let steps = steps.into_iter().map(|(path, node)| step(reader, &path, node, &defaults)).collect();
+    Definition {
+        namespace: reader.text(&fields, "namespace"),
+        name: reader.text(&fields, "name"),
+        version: reader.text(&fields, "version"),
+        description: reader.text(&fields, "description"),
+        context_schema: reader.json_object(&fields, "context_schema"),
+        steps,
+        content_hash: String::new(),
+        create_time: None,
+    }
+}
+
+/// What steps take that do not say otherwise.
+#[derive(Default)]
+struct Defaults {
+    retry: Option<RetryPolicy>,
+    timeout: Option<prost_types::Duration>,
+}
+
+fn defaults(reader: &mut Reader, fields: &Fields<'_>) -> Defaults {
+    let Some((path, node)) = fields.get("defaults") else { return Defaults::default() };
+    let fields = reader.fields(&path, node, &DEFAULTS);
+    let retry = retry(reader, &fields).filter(|policy| {
+        // Told once, here, and not again for every step that would take it.
+        let mut faults = Vec::new();
+        check_retry("defaults.retry", policy, &mut faults);
+        reader.add(&faults);
+        faults.is_empty()
+    });
+    Defaults { retry, timeout: reader.duration(&fields, "timeout") }
+}
+
+fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> StepTemplate {
+    let fields = reader.fields(path, node, &STEP);
+    let own = retry(reader, &fields);
+    StepTemplate {
+        name: reader.text(&fields, "name"),
+        handler: reader.text(&fields, "handler"),
+        description: reader.text(&fields, "description"),
+        depends_on: reader.texts(&fields, "depends_on"),
+        retry: merged(own, defaults.retry.as_ref()),
+        timeout: reader.duration(&fields, "timeout").or(defaults.timeout),
+        config: reader.json_object(&fields, "config"),
+    }
+}
+
+fn retry(reader: &mut Reader, fields: &Fields<'_>) -> Option<RetryPolicy> {
+    let (path, node) = fields.get("retry")?;
+    let fields = reader.fields(&path, node, &RETRY);
+    Some(RetryPolicy {
+        max_attempts: reader.whole(&fields, "max_attempts", 1..=1000).unwrap_or_default(),
+        initial_backoff: reader.duration(&fields, "initial_backoff"),
+        multiplier: reader.number(&fields, "multiplier", 1.0..=100.0).unwrap_or_default(),
+        max_backoff: reader.duration(&fields, "max_backoff"),
+        jitter: reader.number(&fields, "jitter", 0.0..=1.0),
+        except: reader.texts(&fields, "except"),
+    })
+}
+
+/// The step's own policy, filled up from the defaults key by key.
+fn merged(own: Option<RetryPolicy>, defaults: Option<&RetryPolicy>) -> Option<RetryPolicy> {
+    let (Some(own), Some(base)) = (&own, defaults) else { return own.or_else(|| defaults.cloned()) };
+    Some(RetryPolicy {
+        max_attempts: if own.max_attempts == 0 { base.max_attempts } else { own.max_attempts },
+        initial_backoff: own.initial_backoff.or(base.initial_backoff),
+        multiplier: if own.multiplier == 0.0 { base.multiplier } else { own.multiplier },
+        max_backoff: own.max_backoff.or(base.max_backoff),
+        jitter: own.jitter.or(base.jitter),
+        except: if own.except.is_empty() { base.except.clone() } else { own.except.clone() },
+    })
+}
+
+#[cfg(test)]
+mod tests;

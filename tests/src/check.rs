@@ -1,0 +1,102 @@
+//! The invariants of the database, as one query each that must find nothing. They look at rows
+//! alone and share no code with what wrote them.
+
+use sqlx::PgConnection;
+
+const INVARIANTS: &[(&str, &str)] = &[
+    (
+        "a task's events, folded, give its state",
+        "select t.id, t.state, e.to_state from stepwell.task t
+           left join lateral (select to_state from stepwell.event where task = t.id and no is null
+                               order by position desc limit 1) e on true
+          where t.state is distinct from e.to_state",
+    ),
+    (
+        "a step's events, folded, give its state",
+        "select s.key, s.state, e.to_state from stepwell.step s
+           left join lateral (select to_state from stepwell.event
+                               where task = s.key >> 14 and no = s.key & 16383
+                               order by position desc limit 1) e on true
+          where s.state <> coalesce(e.to_state, 1)",
+    ),
+    (
+        "each event begins where the entity's last one ended",
+        "select * from (
+           select position, task, no, from_state, coalesce(
+                    lag(to_state) over (partition by task, no order by position),
+                    case when no is not null then 1 end) as before
+             from stepwell.event) x
+          where from_state is distinct from before",
+    ),
+    (
+        "waiting_on counts the parents that are not complete",
+        "select s.key, s.waiting_on, count(p.key) filter (where p.state not in (3, 6)) from stepwell.step s
+           left join stepwell.step p on p.key >> 14 = s.key >> 14 and (s.key & 16383)::int = any(p.children)
+          group by s.key, s.waiting_on
+         having s.waiting_on <> count(p.key) filter (where p.state not in (3, 6))",
+    ),
+    (
+        "live_n counts the steps in progress or with nothing to wait for",
+        "select t.id, t.live_n, count(s.key) from stepwell.task t
+           left join stepwell.step s on s.key >> 14 = t.id
+                and (s.state = 2 or s.state = 1 and s.waiting_on = 0)
+          group by t.id, t.live_n having t.live_n <> count(s.key)",
+    ),
+    (
+        "a step with nothing to wait for stands in a queue",
+        "select s.key from stepwell.step s join stepwell.task t on t.id = s.key >> 14
+          where s.state = 1 and s.waiting_on = 0 and t.state in (1, 2)
+            and not exists (select from stepwell.ready_step r where r.key = s.key and r.attempt = s.attempt)
+            and not exists (select from stepwell.timer r where r.key = s.key and r.attempt = s.attempt)",
+    ),
+    (
+        "a task has ended exactly when nothing of it is live",
+        "select t.id, t.state, t.live_n, t.finished_at from stepwell.task t
+          where (t.finished_at is null) <> (t.state in (1, 2)) or (t.live_n = 0) <> (t.state not in (1, 2))",
+    ),
+    (
+        "a complete task has only complete steps, one in error has one in error",
+        "select t.id from stepwell.task t
+          where t.state = 3 and exists (select from stepwell.step s where s.key >> 14 = t.id and s.state not in (3, 6))
+             or t.state = 4 and not exists (select from stepwell.step s where s.key >> 14 = t.id and s.state = 4)
+             or t.state = 5 and exists (select from stepwell.step s where s.key >> 14 = t.id and s.state in (1, 2, 4))",
+    ),
+    (
+        "each attempt is leased once, ended at most once, and attempts grow by one",
+        "select task, no, attempt from (
+           select task, no, attempt, count(*) filter (where type = 40) leased,
+                  count(*) filter (where type in (41, 42, 44)) ended
+             from stepwell.event where no is not null and type in (40, 41, 42, 44) group by 1, 2, 3) x
+          where leased <> 1 or ended > 1
+          union all
+         select task, no, attempt from (
+           select task, no, attempt, row_number() over (partition by task, no order by position) n
+             from stepwell.event where type = 40) x where attempt <> n",
+    ),
+    (
+        "a step starts only after all its parents are complete",
+        "select e.task, e.no from stepwell.event e
+           join stepwell.step p on p.key >> 14 = e.task and e.no = any(p.children)
+          where e.type = 40 and not exists (
+            select from stepwell.event d where d.task = e.task and d.no = p.key & 16383
+               and d.to_state in (3, 6) and d.position < e.position)",
+    ),
+    (
+        "positions of a batch are without holes and in one piece",
+        "select batch from stepwell.event group by batch
+         having min(position) <> batch or max(position) - min(position) + 1 <> count(*)",
+    ),
+];
+
+/// Fails with the first rows that break an invariant.
+pub async fn check(connection: &mut PgConnection) {
+    for (name, sql) in INVARIANTS {
+        let broken: Option<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "select string_agg(x::text, e'\\n') from (select * from ({sql}) y limit 5) x"
+        )))
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+        assert_eq!(broken, None, "{name}");
+    }
+}

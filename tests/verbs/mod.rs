@@ -1,0 +1,8 @@
+//! The writing verbs on real Postgres, before any transport: what they do, and what they do when
+//! two meet. A race is arranged: a third session holds the lock that both need until both stand in
+//! line, so the outcome does not hang on luck.
+
+mod edges;
+mod moves;
+mod plans;
+mod races;

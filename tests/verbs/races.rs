@@ -1,0 +1,256 @@
+//! Two verbs that want the same rows, in both orders.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use stepwell_store::{Ending, Error, LeaseRow, Settled};
+use stepwell_tests::{Rows, check, complete, report, slots};
+
+/// Holds the task's row until dropped into `release`.
+async fn hold(rows: &Rows, task: i64) -> PgConnection {
+    let mut latch = rows.connection().await;
+    sqlx::query("begin").execute(&mut latch).await.unwrap();
+    sqlx::query("select from stepwell.task where id = $1 for update")
+        .bind(task)
+        .execute(&mut latch)
+        .await
+        .unwrap();
+    latch
+}
+
+/// Holds the lock of the log.
+async fn hold_log(rows: &Rows) -> PgConnection {
+    let mut latch = rows.connection().await;
+    sqlx::query("begin").execute(&mut latch).await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut latch).await.unwrap();
+    latch
+}
+
+async fn release(mut latch: PgConnection) {
+    sqlx::query("rollback").execute(&mut latch).await.unwrap();
+}
+
+/// Runs both once both stand in line, in this order.
+async fn race<A, B>(
+    rows: &Rows,
+    latch: PgConnection,
+    first: impl Future<Output = A>,
+    second: impl Future<Output = B>,
+) -> (A, B) {
+    let gate = tokio::sync::Notify::new();
+    let lifted = async {
+        rows.in_line(1).await;
+        gate.notify_one();
+        rows.in_line(2).await;
+        release(latch).await;
+    };
+    let second = async {
+        gate.notified().await;
+        second.await
+    };
+    let (first, second, ()) = tokio::join!(first, second, lifted);
+    (first, second)
+}
+
+async fn settle(rows: &Rows, lease: LeaseRow, result: &str) -> Settled {
+    let mut writer = rows.writer().await;
+    let done = [complete(&lease, result)];
+    writer.settle(&done, &slots(lease.queue, 1), rows.node, None).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_child_of_two_parents_settled_at_once_is_released_once_and_sees_both_results() {
+    for log in [false, true] {
+        let rows = Rows::new().await;
+        let definition = rows.define("a; b; c: a b").await;
+        let task = rows.create(&definition).await;
+        let mut writer = rows.writer().await;
+        let leases = rows.claim(&mut writer, definition.queues[0], 2).await;
+        let latch = if log { hold_log(&rows).await } else { hold(&rows, task).await };
+        let (a, b) =
+            race(&rows, latch, settle(&rows, leases[0], "1"), settle(&rows, leases[1], "2")).await;
+        assert_eq!((a.leases.len(), b.leases.len()), (0, 1));
+        let child = b.leases[0].step;
+        let pairs = [(child, task << 14), (child, (task << 14) + 1)];
+        let inputs = rows.store.inputs(&[task], &pairs, 100, 100).await.unwrap();
+        assert_eq!(inputs.results[&pairs[0]].as_deref(), Some("1"));
+        assert_eq!(inputs.results[&pairs[1]].as_deref(), Some("2"));
+        settle(&rows, b.leases[0], "3").await;
+        assert_eq!(rows.one::<i16>("select state from stepwell.task where id = $1", task).await, 3);
+        check(&mut rows.connection().await).await;
+    }
+}
+
+#[tokio::test]
+async fn of_settle_and_cancel_whoever_comes_first_wins_and_the_other_is_told() {
+    for settle_first in [true, false] {
+        let rows = Rows::new().await;
+        let definition = rows.define("a; b: a").await;
+        let task = rows.create(&definition).await;
+        let mut writer = rows.writer().await;
+        let lease = rows.claim(&mut writer, definition.queues[0], 1).await[0];
+        let uid = rows.one("select uid from stepwell.task where id = $1", task).await;
+        let latch = hold(&rows, task).await;
+        let settle = settle(&rows, lease, "1");
+        let cancel = rows.store.cancel_task(uid, "why", "who");
+        let (settled, cancelled) = if settle_first {
+            race(&rows, latch, settle, cancel).await
+        } else {
+            let (cancelled, settled) = race(&rows, latch, cancel, settle).await;
+            (settled, cancelled)
+        };
+        assert_eq!(cancelled.unwrap().told, 1, "the child or the step itself was running");
+        assert_eq!(settled.accepted, [settle_first]);
+        assert_eq!(settled.leases.len(), usize::from(settle_first));
+        assert_eq!(rows.one::<i16>("select state from stepwell.task where id = $1", task).await, 5);
+        let signals = writer.take_signals(rows.node).await.unwrap();
+        let void = settled.leases.first().unwrap_or(&lease);
+        assert_eq!((signals.len(), signals[0].step, signals[0].token), (1, void.step, void.token));
+        check(&mut rows.connection().await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_task_is_not_claimed_and_a_claimed_step_is_cancelled() {
+    for claim_first in [true, false] {
+        let rows = Rows::new().await;
+        let definition = rows.define("a; b: a").await;
+        let task = rows.create(&definition).await;
+        let uid = rows.one("select uid from stepwell.task where id = $1", task).await;
+        let latch = hold(&rows, task).await;
+        let mut writer = rows.writer().await;
+        let claim = rows.claim(&mut writer, definition.queues[0], 1);
+        let cancel = rows.store.cancel_task(uid, "why", "who");
+        let (claimed, cancelled) = if claim_first {
+            race(&rows, latch, claim, cancel).await
+        } else {
+            let (cancelled, claimed) = race(&rows, latch, cancel, claim).await;
+            (claimed, cancelled)
+        };
+        assert_eq!(claimed.len(), usize::from(claim_first));
+        assert_eq!(cancelled.unwrap().told, i32::from(claim_first));
+        let mut connection = rows.connection().await;
+        check(&mut connection).await;
+        let left = "select count(*) from stepwell.ready_step where key >> 14 = $1";
+        assert_eq!(rows.one::<i64>(left, task).await, 0, "the stale row is dropped");
+    }
+}
+
+#[tokio::test]
+async fn stale_ready_rows_lease_nothing() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a; b: a").await;
+    let task = rows.create(&definition).await;
+    let queue = definition.queues[0];
+    let mut connection = rows.connection().await;
+    let stale = "insert into stepwell.ready_step
+        values ($1, 0, $2, 0), ($1, 0, $2, 0), ($1, 0, $2, 7), ($1, 0, $2 + 1, 0)";
+    let insert = sqlx::query(stale).bind(queue).bind(task << 14);
+    insert.execute(&mut connection).await.unwrap();
+    let mut writer = rows.writer().await;
+    let leases = rows.claim(&mut writer, queue, 9).await;
+    assert_eq!(leases.len(), 1, "one step, however many rows say so");
+    rows.settle(&mut writer, &[report(&leases[0], Ending::Fail { wait_ms: Some(60_000) }, "{}")])
+        .await;
+    let back_off = "insert into stepwell.ready_step values ($1, 0, $2, 1)";
+    let insert = sqlx::query(back_off).bind(queue).bind(task << 14);
+    insert.execute(&mut connection).await.unwrap();
+    assert!(rows.claim(&mut writer, queue, 9).await.is_empty(), "a back-off is not cut short");
+    check(&mut connection).await;
+}
+
+#[tokio::test]
+async fn the_same_report_on_two_connections_is_accepted_twice_and_handed_off_once() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a; b: a").await;
+    let task = rows.create(&definition).await;
+    let mut writer = rows.writer().await;
+    let lease = rows.claim(&mut writer, definition.queues[0], 1).await[0];
+    let latch = hold(&rows, task).await;
+    let (a, b) = race(&rows, latch, settle(&rows, lease, "1"), settle(&rows, lease, "1")).await;
+    assert_eq!((a.accepted, b.accepted), (vec![true], vec![true]));
+    assert_eq!((a.leases.len(), b.leases.len()), (1, 0));
+    check(&mut rows.connection().await).await;
+}
+
+#[tokio::test]
+async fn a_settle_whose_backend_is_killed_is_undone_and_can_be_repeated() {
+    for log in [false, true] {
+        let rows = Rows::new().await;
+        let definition = rows.define("a; b: a").await;
+        let task = rows.create(&definition).await;
+        let queue = definition.queues[0];
+        let mut writer = rows.writer().await;
+        let lease = rows.claim(&mut writer, queue, 1).await[0];
+        let latch = if log { hold_log(&rows).await } else { hold(&rows, task).await };
+        let done = [complete(&lease, "1")];
+        let slot = slots(queue, 1);
+        let kill = async {
+            rows.in_line(1).await;
+            sqlx::query(
+                "select pg_terminate_backend(pid) from pg_stat_activity \
+                  where datname = current_database() and wait_event_type = 'Lock'",
+            )
+            .execute(&mut rows.connection().await)
+            .await
+            .unwrap();
+        };
+        let (killed, ()) = tokio::join!(writer.settle(&done, &slot, rows.node, None), kill);
+        assert!(killed.unwrap_err().is_lost());
+        release(latch).await;
+        let state = "select state from stepwell.step where key = $1";
+        assert_eq!(rows.one::<i16>(state, lease.step).await, 2);
+        let again = settle(&rows, lease, "1").await;
+        assert_eq!((again.accepted, again.leases.len()), (vec![true], 1));
+        check(&mut rows.connection().await).await;
+    }
+}
+
+#[tokio::test]
+async fn an_append_that_hangs_delays_others_no_longer_than_the_time_out() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut options = stepwell_store::Options::new(&rows.database.url);
+    options.timeout = Duration::from_millis(200);
+    let store = stepwell_store::Store::connect(&options, "short").await.unwrap();
+    rows.create(&definition).await;
+    let latch = hold_log(&rows).await;
+    let mut writer = store.writer().await.unwrap();
+    let late: Error = rows.try_claim(&mut writer, definition.queues[0], 1).await.unwrap_err();
+    assert!(late.is_undone(), "{late:?}");
+    release(latch).await;
+    assert_eq!(rows.claim(&mut writer, definition.queues[0], 1).await.len(), 1);
+    check(&mut rows.connection().await).await;
+}
+
+#[tokio::test]
+async fn adopted_or_expired_but_never_both() {
+    for adopt_first in [true, false] {
+        let rows = Rows::new().await;
+        let definition = rows.define("a").await;
+        let task = rows.create(&definition).await;
+        let mut writer = rows.writer().await;
+        let lease = rows.claim(&mut writer, definition.queues[0], 1).await[0];
+        let latch = hold(&rows, task).await;
+        let mut adopter = rows.writer().await;
+        let keys = [(lease.step, lease.token)];
+        let adopt = async { adopter.adopt(&keys, rows.node, 8).await.unwrap().len() };
+        let expire = async {
+            let expired = [report(&lease, Ending::Fail { wait_ms: None }, "{}")];
+            let sweep = stepwell_store::Sweep {
+                node: rows.node,
+                sessions: Some(vec![stepwell_tests::SESSION]),
+            };
+            let none = stepwell_store::Slots::default();
+            writer.settle(&expired, &none, rows.node, Some(&sweep)).await.unwrap().accepted[0]
+        };
+        let (adopted, expired) = if adopt_first {
+            race(&rows, latch, adopt, expire).await
+        } else {
+            let (expired, adopted) = race(&rows, latch, expire, adopt).await;
+            (adopted, expired)
+        };
+        assert_eq!((adopted, expired), (usize::from(adopt_first), !adopt_first));
+        check(&mut rows.connection().await).await;
+    }
+}
