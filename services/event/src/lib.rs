@@ -1,1 +1,124 @@
-//! stepwell-event
+//! event-service: the feed of everything that happened, in the order of commits, without gaps.
+//!
+//! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
+//! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
+//! stream.
+
+mod deliver;
+mod filter;
+mod ring;
+mod service;
+mod tail;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use stepwell_proto::v1::event_service_server::EventServiceServer;
+use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
+use stepwell_store::{Store, Topic};
+use tokio::{net::TcpListener, sync::Notify};
+use tonic::{codec::CompressionEncoding, service::Routes};
+
+use crate::{ring::Ring, service::Feed, tail::Tail};
+
+/// Where it listens unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7103;
+
+/// event-service: delivers events to subscribers.
+#[derive(Parser, Clone, Debug)]
+#[command(version)]
+pub struct Options {
+    /// How it is served.
+    #[command(flatten)]
+    pub serve: stepwell_serve::Options,
+    /// The database: `postgres://user@host/name`, a unix socket as `?host=/path`.
+    #[arg(long, env = "STEPWELL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+    /// No statement runs or waits for a lock longer than this. Seconds, 1 to 300.
+    #[arg(long, env = "STEPWELL_DATABASE_TIMEOUT", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
+    pub database_timeout: u64,
+    /// The latest part of the log that is kept in memory for all subscriptions. MiB, 1 to 4,096.
+    #[arg(long, env = "STEPWELL_RING_MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub ring_mib: u32,
+    /// More subscriptions are refused. 1 to 100,000.
+    #[arg(long, env = "STEPWELL_SUBSCRIPTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub subscriptions_max: u32,
+}
+
+/// Runs the service until it is told to stop.
+pub fn main(options: Options) -> ExitCode {
+    let serve = options.serve.clone();
+    stepwell_serve::run(&serve, move || async move {
+        let service = Service::start("event", &options.serve)?;
+        service.handle_signals();
+        let store = stepwell_store::Options {
+            timeout: Duration::from_secs(options.database_timeout),
+            ..stepwell_store::Options::new(&options.database_url)
+        };
+        let store = Store::connect(&store, "event").await.context("event-service cannot start")?;
+        let listener = service.bind(&options.serve, DEFAULT_PORT).await?;
+        run(service, store, listener, &options).await
+    })
+}
+
+/// Serves on a listener with a store until the service is told to stop.
+pub async fn run(
+    service: Service,
+    store: Store,
+    listener: TcpListener,
+    options: &Options,
+) -> anyhow::Result<ExitCode> {
+    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    let ring = Arc::new(Ring::new(size(options.ring_mib) << 20));
+    let begun = Arc::new(Notify::new());
+
+    let bells = store.clone();
+    service.spawn_beside("bell", async move { bells.run_bell().await });
+    // Both growth of the log and a new subscription are a reason to look.
+    let look = Arc::new(Notify::new());
+    for source in [store.bell().listen(Topic::Event), Arc::clone(&begun)] {
+        let look = Arc::clone(&look);
+        service.spawn_beside("look", async move {
+            loop {
+                source.notified().await;
+                look.notify_one();
+            }
+        });
+    }
+    let every = |bell, from, to| {
+        service.ticker(bell, Duration::from_millis(from)..Duration::from_millis(to))
+    };
+    let tail = Tail { store: store.clone(), ring: Arc::clone(&ring) };
+    service.spawn_loop("tail", tail.run(every(look, 800, 1200)));
+    let log = store.clone();
+    let mut ticker = every(Arc::default(), 8000, 12_000);
+    service.spawn_loop("log", async move {
+        while ticker.next().await {
+            match log.extend_log().await {
+                Ok(()) => ticker.ok(),
+                Err(error) => ticker.back_off(&error),
+            }
+        }
+    });
+
+    let health = store.clone();
+    service.ready("database", move || {
+        let health = health.clone();
+        Box::pin(async move { health.ping().await.map_err(|error| error.to_string()) })
+    });
+    let feed = Feed {
+        store,
+        ring,
+        begun,
+        shutdown: service.shutdown().clone(),
+        subscriptions_max: size(options.subscriptions_max),
+        open: Arc::default(),
+    };
+    let server = EventServiceServer::new(feed)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Ok(service.serve(listener, Routes::new(server), &["stepwell.v1.EventService"]).await)
+}

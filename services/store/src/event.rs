@@ -1,1 +1,127 @@
-//! placeholder until the module is written
+//! The log, read: pages of whole commits in the order of commits, and rows as events.
+
+mod convert;
+mod derive;
+
+use sqlx::types::{
+    Uuid,
+    chrono::{DateTime, Utc},
+};
+
+pub use convert::event;
+pub use derive::derive;
+
+use crate::{Error, Store};
+
+/// One row of the log.
+#[derive(Clone, Debug)]
+pub struct EventRow {
+    /// Its place.
+    pub position: i64,
+    /// Place of the first row of its commit.
+    pub batch: i64,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The task's key.
+    pub task: i64,
+    /// The task's id.
+    pub uid: Uuid,
+    /// The task's definition.
+    pub definition: i32,
+    /// The step's number; none: it is about the task.
+    pub no: Option<i32>,
+    /// The event type's number.
+    pub r#type: i16,
+    /// State before.
+    pub from_state: Option<i16>,
+    /// State after.
+    pub to_state: i16,
+    /// The step's attempt.
+    pub attempt: Option<i32>,
+    /// The executor's session.
+    pub session: Option<i64>,
+    /// A further time, by type.
+    pub mark: Option<DateTime<Utc>>,
+    /// Text, by type.
+    pub text: Option<String>,
+    /// Step numbers, by type.
+    pub names: Option<Vec<i32>>,
+}
+
+impl Store {
+    /// Rows after a position, in order, as long as commits are whole: at least `max` if there are as
+    /// many, more if a commit goes on beyond. Positions are drawn under a lock that is held to the
+    /// commit, so a row that is read was never preceded by one that comes later.
+    pub async fn read_after(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
+        let mut rows = self.page(position, max).await?;
+        // A full page may end inside a commit: the rest of it, then.
+        while i64::try_from(rows.len()).is_ok_and(|n| n >= max) {
+            let Some(last) = rows.last() else { break };
+            let (position, batch) = (last.position, last.batch);
+            let rest = self.rest(position, batch, max).await?;
+            if rest.is_empty() {
+                break;
+            }
+            rows.extend(rest);
+        }
+        Ok(rows)
+    }
+
+    async fn page(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
+        let rows = sqlx::query_as!(
+            EventRow,
+            r#"select position, batch, at, task, uid, definition, no, type, from_state, to_state,
+                      attempt, session, mark, text, names
+                 from stepwell.event where position > $1 order by position limit $2"#,
+            position,
+            max,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows)
+    }
+
+    async fn rest(&self, position: i64, batch: i64, max: i64) -> Result<Vec<EventRow>, Error> {
+        let rows = self.page(position, max).await?;
+        Ok(rows.into_iter().take_while(|row| row.batch == batch).collect())
+    }
+
+    /// Position of the last event; 0 when there is none.
+    pub async fn head(&self) -> Result<i64, Error> {
+        let head = sqlx::query_scalar!(
+            "select position from stepwell.event order by position desc limit 1"
+        )
+        .fetch_optional(self.pool())
+        .await?;
+        Ok(head.unwrap_or(0))
+    }
+
+    /// Which log this is: a database that was restored or replaced has another.
+    pub async fn log_epoch(&self) -> Result<i64, Error> {
+        let epoch = self.0.epoch.get_or_try_init(|| async {
+            sqlx::query_scalar!(
+                r#"select hashtextextended(s.system_identifier::text || ' ' || c.timeline_id::text
+                                           || ' ' || current_database(), 0) as "epoch!"
+                     from pg_control_system() s, pg_control_checkpoint() c"#
+            )
+            .fetch_one(self.pool())
+            .await
+        });
+        Ok(*epoch.await?)
+    }
+
+    /// A position before the first event of these tasks; none: none of them exists.
+    pub async fn before_first(&self, tasks: &[Uuid]) -> Result<Option<i64>, Error> {
+        let first = sqlx::query_scalar!(
+            r#"select min(d.first_position)
+                 from unnest($1::uuid[]) i(uid),
+                      lateral (select id from stepwell.task where uid = i.uid offset 0) t,
+                      lateral (select first_position from stepwell.task_detail
+                                where task = t.id offset 0) d"#,
+            tasks
+        )
+        .fetch_one(self.pool())
+        .await?;
+        Ok(first.map(|position| position - 1))
+    }
+}

@@ -20,6 +20,9 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+use definition::Cache as Definitions;
+use task::Keys as TaskKeys;
+
 pub use bell::{Bell, Topic};
 pub use definition::*;
 pub use error::Error;
@@ -55,8 +58,8 @@ struct Inner {
     connect: PgConnectOptions,
     pool: PgPool,
     bell: Arc<Bell>,
-    definitions: definition::Cache,
-    keys: task::Keys,
+    definitions: Definitions,
+    keys: TaskKeys,
     epoch: tokio::sync::OnceCell<i64>,
 }
 
@@ -70,6 +73,9 @@ impl Store {
             ("statement_timeout", &timeout),
             ("idle_in_transaction_session_timeout", &timeout),
             ("jit", "off"),
+            // Plans do not depend on how full the tables were when they were made.
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
         ]);
         let pool = PgPoolOptions::new()
             .max_connections(options.pool_max)
@@ -81,8 +87,8 @@ impl Store {
             connect,
             pool,
             bell: Arc::new(Bell::new()),
-            definitions: definition::Cache::default(),
-            keys: task::Keys::default(),
+            definitions: Definitions::default(),
+            keys: TaskKeys::default(),
             epoch: tokio::sync::OnceCell::new(),
         }));
         store.check_schema().await?;
@@ -105,14 +111,9 @@ impl Store {
         bell::run(self.0.connect.clone(), Arc::clone(&self.0.bell)).await;
     }
 
-    /// A connection of its own, set up so that the verbs' plans do not depend on how full the
-    /// tables were when they were made.
+    /// A connection of its own, for verbs.
     pub async fn writer(&self) -> Result<Writer, Error> {
-        let options = self.0.connect.clone().options([
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-        ]);
-        Ok(Writer { connection: PgConnection::connect_with(&options).await? })
+        Ok(Writer { connection: PgConnection::connect_with(&self.0.connect).await? })
     }
 
     /// Keeps the log's partitions ahead of its head; to be called every few seconds.
@@ -129,4 +130,11 @@ impl Store {
 /// A connection for verbs. After an error that is not about data, drop it and make another.
 pub struct Writer {
     pub(crate) connection: PgConnection,
+}
+
+impl Writer {
+    /// The connection, for statements beside the verbs.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
 }

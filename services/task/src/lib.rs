@@ -1,1 +1,115 @@
-//! stepwell-task
+//! task-service: definitions are registered, tasks created, read, waited for and cancelled.
+//!
+//! A task's way: `service` → `plan` (request and definition become rows, pure) → `create` (one call
+//! of the verb for all that wait). What a definition must be stands in `definition`, `rule`,
+//! `graph`, `schema` and, for text, `yaml`.
+
+mod canonical;
+mod create;
+mod definition;
+mod graph;
+mod plan;
+mod rule;
+mod schema;
+mod service;
+mod wait;
+mod yaml;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use stepwell_proto::v1::task_service_server::TaskServiceServer;
+use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
+use stepwell_store::{Store, Topic};
+use tokio::{net::TcpListener, sync::Notify};
+use tonic::{codec::CompressionEncoding, service::Routes};
+
+use crate::{create::Creator, schema::Validators, service::Tasks, wait::Waiters};
+
+/// Where it listens unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7101;
+
+/// task-service: registers definitions; creates, reads, waits for and cancels tasks.
+#[derive(Parser, Clone, Debug)]
+#[command(version)]
+pub struct Options {
+    /// How it is served.
+    #[command(flatten)]
+    pub serve: stepwell_serve::Options,
+    /// The database: `postgres://user@host/name`, a unix socket as `?host=/path`.
+    #[arg(long, env = "STEPWELL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+    /// No statement runs or waits for a lock longer than this. Seconds, 1 to 300.
+    #[arg(long, env = "STEPWELL_DATABASE_TIMEOUT", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
+    pub database_timeout: u64,
+    /// A larger context is refused. Bytes, 1,024 to 3,145,728.
+    #[arg(long, env = "STEPWELL_PAYLOAD_BYTES_MAX", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1024..=3 << 20))]
+    pub payload_bytes_max: u32,
+}
+
+/// Runs the service until it is told to stop.
+pub fn main(options: Options) -> ExitCode {
+    let serve = options.serve.clone();
+    stepwell_serve::run(&serve, move || async move {
+        let service = Service::start("task", &options.serve)?;
+        service.handle_signals();
+        let store = stepwell_store::Options {
+            timeout: Duration::from_secs(options.database_timeout),
+            ..stepwell_store::Options::new(&options.database_url)
+        };
+        let store = Store::connect(&store, "task").await.context("task-service cannot start")?;
+        let listener = service.bind(&options.serve, DEFAULT_PORT).await?;
+        run(service, store, listener, &options).await
+    })
+}
+
+/// Serves on a listener with a store until the service is told to stop.
+pub async fn run(
+    service: Service,
+    store: Store,
+    listener: TcpListener,
+    options: &Options,
+) -> anyhow::Result<ExitCode> {
+    let validators = Arc::new(Validators::default());
+    let (creator, creating) = Creator::new(store.clone(), validators);
+    let waiters = Arc::new(Waiters::default());
+
+    let bells = store.clone();
+    service.spawn_beside("bell", async move { bells.run_bell().await });
+    // It ends when the last caller has its answer and the server is gone.
+    service.spawn("create", creating.run());
+    // Both growth of the log and a new waiter are a reason to look.
+    let look = Arc::new(Notify::new());
+    for source in [store.bell().listen(Topic::Event), Arc::clone(&waiters.begun)] {
+        let look = Arc::clone(&look);
+        service.spawn_beside("look", async move {
+            loop {
+                source.notified().await;
+                look.notify_one();
+            }
+        });
+    }
+    let ticker = service.ticker(look, Duration::from_millis(800)..Duration::from_millis(1200));
+    let (waited, reads) = (Arc::clone(&waiters), store.clone());
+    service.spawn_loop("wait", async move { waited.run(&reads, ticker).await });
+
+    let health = store.clone();
+    service.ready("database", move || {
+        let health = health.clone();
+        Box::pin(async move { health.ping().await.map_err(|error| error.to_string()) })
+    });
+    let tasks = Tasks {
+        store,
+        creator,
+        waiters,
+        shutdown: service.shutdown().clone(),
+        context_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
+    };
+    let server = TaskServiceServer::new(tasks)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Ok(service.serve(listener, Routes::new(server), &["stepwell.v1.TaskService"]).await)
+}

@@ -82,7 +82,7 @@ impl Reader {
         self.place(path, node.at);
         let mut fields = Fields { path: path.to_owned(), entries: Vec::new() };
         let Value::Map(entries) = &node.value else {
-            self.wrong(path, node, "a mapping");
+            self.wrong::<()>(path, node, "a mapping");
             return fields;
         };
         for (key, value) in self.unique(path, entries) {
@@ -126,7 +126,7 @@ impl Reader {
     pub(super) fn items<'n>(&mut self, fields: &Fields<'n>, key: &str) -> Vec<(String, &'n Node)> {
         let Some((path, node)) = fields.get(key) else { return Vec::new() };
         let Value::List(items) = &node.value else {
-            self.wrong(&path, node, "a list");
+            self.wrong::<()>(&path, node, "a list");
             return Vec::new();
         };
         items.iter().enumerate().map(|(i, item)| (format!("{path}[{i}]"), item)).collect()
@@ -240,7 +240,7 @@ impl Reader {
         if let Value::Map(_) = node.value {
             return object_text(self, &path, node);
         }
-        self.wrong(&path, node, "a mapping");
+        self.wrong::<()>(&path, node, "a mapping");
         String::new()
     }
 

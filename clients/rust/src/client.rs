@@ -1,0 +1,212 @@
+//! The client: one method for each unary RPC that callers use.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use stepwell_proto::v1::{
+    self, step_service_client::StepServiceClient, task_service_client::TaskServiceClient,
+};
+use tokio::runtime::Handle;
+use tonic::{Request, Response, Status, transport::Channel};
+use uuid::Uuid;
+
+use crate::{
+    addresses::Addresses,
+    call::call,
+    error::Error,
+    limits::Limits,
+    pool::{MESSAGE_BYTES_MAX, Pool},
+    subscriber::EventStream,
+    task::TaskBuilder,
+};
+
+/// The longest wait that one WaitTask call asks for.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Talks to the services. Cheap to clone; clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) limits: Limits,
+}
+
+/// The three services.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    pub(crate) task: Pool,
+    pub(crate) step: Pool,
+    pub(crate) event: Pool,
+}
+
+impl Client {
+    /// A client for services at these addresses. Connects when first used; must be called inside a
+    /// Tokio runtime.
+    pub fn connect(addresses: Addresses) -> Result<Self, Error> {
+        Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let pools = Pools {
+            task: Pool::new(&addresses.task)?,
+            step: Pool::new(&addresses.step)?,
+            event: Pool::new(&addresses.event)?,
+        };
+        Ok(Self { pools: Arc::new(pools), limits: Limits::default() })
+    }
+
+    /// The same client with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Registers a version of a definition.
+    pub async fn register_definition(
+        &self,
+        request: v1::RegisterDefinitionRequest,
+    ) -> Result<v1::RegisterDefinitionResponse, Error> {
+        self.tasks(&self.limits, &request, async |mut service, request| {
+            service.register_definition(request).await
+        })
+        .await
+    }
+
+    /// Registers the version of a definition that this YAML text describes.
+    pub async fn register_yaml(
+        &self,
+        yaml: impl Into<String>,
+    ) -> Result<v1::RegisterDefinitionResponse, Error> {
+        let source = v1::register_definition_request::Source::Yaml(yaml.into());
+        self.register_definition(v1::RegisterDefinitionRequest { source: Some(source) }).await
+    }
+
+    /// One version of a definition.
+    pub async fn get_definition(
+        &self,
+        request: v1::GetDefinitionRequest,
+    ) -> Result<v1::GetDefinitionResponse, Error> {
+        self.tasks(&self.limits, &request, async |mut service, request| {
+            service.get_definition(request).await
+        })
+        .await
+    }
+
+    /// A task of this definition, to be described further and then created.
+    pub fn task(&self, definition_name: impl Into<String>) -> TaskBuilder {
+        TaskBuilder::new(self.clone(), definition_name.into())
+    }
+
+    /// Creates a task. Without an id it gets one here, so that a repeat does not make another.
+    pub async fn create_task(
+        &self,
+        mut request: v1::CreateTaskRequest,
+    ) -> Result<v1::CreateTaskResponse, Error> {
+        fill_id(&mut request.task_id);
+        self.tasks(&self.limits, &request, async |mut service, request| {
+            service.create_task(request).await
+        })
+        .await
+    }
+
+    /// Creates up to 1,000 tasks. Those without an id get one here.
+    pub async fn batch_create_tasks(
+        &self,
+        mut request: v1::BatchCreateTasksRequest,
+    ) -> Result<v1::BatchCreateTasksResponse, Error> {
+        request.requests.iter_mut().for_each(|r| fill_id(&mut r.task_id));
+        self.tasks(&self.limits, &request, async |mut service, request| {
+            service.batch_create_tasks(request).await
+        })
+        .await
+    }
+
+    /// One task with its steps.
+    pub async fn get_task(&self, request: v1::GetTaskRequest) -> Result<v1::GetTaskResponse, Error> {
+        self.tasks(&self.limits, &request, async |mut service, request| {
+            service.get_task(request).await
+        })
+        .await
+    }
+
+    /// Answers as soon as the task has ended, or after the time-out with the task as it is then:
+    /// its state says which. While the service is away it keeps trying.
+    pub async fn wait_task(
+        &self,
+        task_id: impl Into<String>,
+        timeout: Duration,
+    ) -> Result<v1::Task, Error> {
+        let task_id = task_id.into();
+        let start = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            let wait = left.min(WAIT_MAX);
+            let limits = Limits {
+                attempts: u32::MAX,
+                attempt_timeout: wait + self.limits.attempt_timeout,
+                call_timeout: left + self.limits.attempt_timeout,
+                ..self.limits.clone()
+            };
+            let timeout = prost_types::Duration::try_from(wait).ok();
+            let request = v1::WaitTaskRequest { task_id: task_id.clone(), timeout };
+            let answer = self.tasks(&limits, &request, async |mut service, request| {
+                service.wait_task(request).await
+            });
+            let task = answer.await?.task.ok_or(Error::Answer("it has no task"))?;
+            if task.state().is_final() || wait == left {
+                return Ok(task);
+            }
+        }
+    }
+
+    /// Cancels a task and its unfinished steps.
+    pub async fn cancel_task(
+        &self,
+        request: v1::CancelTaskRequest,
+    ) -> Result<v1::CancelTaskResponse, Error> {
+        self.tasks(&self.limits, &request, async |mut service, request| {
+            service.cancel_task(request).await
+        })
+        .await
+    }
+
+    /// Follows the feed of events. Answers once the stream is open and its place in the feed is
+    /// known: with [`crate::Start::Latest`], whatever happens after the answer is delivered.
+    pub async fn subscribe(
+        &self,
+        request: impl Into<v1::SubscribeRequest>,
+    ) -> Result<EventStream, Error> {
+        let give_up = tokio::time::Instant::now() + self.limits.call_timeout;
+        EventStream::open(self, request.into(), Some(give_up)).await
+    }
+
+    /// Results of a leased step's parents.
+    pub(crate) async fn list_step_results(
+        &self,
+        request: v1::ListStepResultsRequest,
+    ) -> Result<v1::ListStepResultsResponse, Error> {
+        call(&self.pools.step, &self.limits, &request, async |channel, request| {
+            let service = StepServiceClient::new(channel);
+            service.max_decoding_message_size(MESSAGE_BYTES_MAX).list_step_results(request).await
+        })
+        .await
+    }
+
+    async fn tasks<Q: Clone, A>(
+        &self,
+        limits: &Limits,
+        request: &Q,
+        rpc: impl AsyncFn(TaskServiceClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Error> {
+        call(&self.pools.task, limits, request, async |channel, request| {
+            let service = TaskServiceClient::new(channel);
+            rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request).await
+        })
+        .await
+    }
+}
+
+fn fill_id(task_id: &mut String) {
+    if task_id.is_empty() {
+        *task_id = Uuid::now_v7().to_string();
+    }
+}

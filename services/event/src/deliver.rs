@@ -1,0 +1,221 @@
+//! One subscription: its place in the log, and what goes out from there. It takes pages from the
+//! ring, or from the table when it has fallen behind, and sends what its filter wants.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message;
+use stepwell_proto::{
+    id::Cursor,
+    refusal::Refusal,
+    v1::{
+        Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind,
+    },
+};
+use stepwell_serve::Shutdown;
+use stepwell_store::{Store, derive};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tonic::Status;
+
+use crate::{
+    filter::Filter,
+    ring::{Found, Page, Ring},
+    tail::read_page,
+};
+
+const FRAME_EVENTS_MAX: usize = 256;
+const FRAME_BYTES_MAX: usize = 256 << 10;
+/// Rows of one read of a subscription that is behind.
+const CATCH_UP_ROWS: i64 = 500;
+/// Without an event for so long, a checkpoint tells how far the feed has come.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(15);
+
+/// A subscription.
+pub(crate) struct Delivery {
+    pub(crate) store: Store,
+    pub(crate) ring: Arc<Ring>,
+    pub(crate) shutdown: Shutdown,
+    /// Rung once it looks at the ring: a sleeping tail wakes.
+    pub(crate) begun: Arc<Notify>,
+    pub(crate) filter: Filter,
+    pub(crate) epoch: i64,
+    pub(crate) place: i64,
+    pub(crate) out: mpsc::Sender<Result<SubscribeResponse, Status>>,
+}
+
+/// The reader has gone.
+struct Gone;
+
+impl Delivery {
+    /// Delivers until the reader goes or shutdown begins.
+    pub(crate) async fn run(mut self) {
+        let shutdown = self.shutdown.clone();
+        let ended = tokio::select! {
+            () = self.deliver() => None,
+            () = shutdown.wait() => Some(
+                Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+                    .retry_after(Duration::from_millis(100)),
+            ),
+        };
+        if let Some(refusal) = ended {
+            // A reader whose queue is full is not waited for.
+            let _ = self.out.try_send(Err(refusal.into()));
+        }
+    }
+
+    async fn deliver(&mut self) {
+        let mut changes = self.ring.changes();
+        self.begun.notify_one();
+        if self.checkpoint().await.is_err() {
+            return;
+        }
+        let mut said = Instant::now();
+        let mut wait = Duration::from_millis(50);
+        loop {
+            changes.mark_unchanged();
+            let sent = match self.ring.after(self.place) {
+                Found::Page(page) => self.send(&page).await,
+                Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
+                    Ok(Some(page)) => self.send(&page).await,
+                    Ok(None) => Ok(false),
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "catching up again");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(Duration::from_secs(2));
+                        Ok(false)
+                    }
+                },
+                Found::Level => {
+                    tokio::select! {
+                        _ = changes.changed() => {}
+                        () = tokio::time::sleep_until(said + CHECKPOINT_AFTER) => {}
+                        () = self.out.closed() => return,
+                    }
+                    Ok(false)
+                }
+            };
+            let Ok(sent) = sent else { return };
+            if sent {
+                said = Instant::now();
+            } else if said.elapsed() >= CHECKPOINT_AFTER {
+                if self.checkpoint().await.is_err() {
+                    return;
+                }
+                said = Instant::now();
+            }
+        }
+    }
+
+    fn cursor(&self, position: i64) -> String {
+        Cursor { epoch: self.epoch, position }.encode()
+    }
+
+    async fn checkpoint(&self) -> Result<(), Gone> {
+        let kind = Some(Kind::Checkpoint(Checkpoint {}));
+        let response = SubscribeResponse { cursor: self.cursor(self.place), kind };
+        self.out.send(Ok(response)).await.map_err(|_| Gone)
+    }
+
+    /// Sends what is wanted of a page; the place moves behind it. True: something was sent.
+    async fn send(&mut self, page: &Page) -> Result<bool, Gone> {
+        let mut any = false;
+        let wanted = wanted(page, self.place, &self.filter);
+        for (events, end) in frames(wanted, page.last) {
+            any = true;
+            let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
+            let kind = Some(Kind::Events(EventBatch { events }));
+            self.out.send(Ok(SubscribeResponse { cursor, kind })).await.map_err(|_| Gone)?;
+        }
+        self.place = page.last;
+        Ok(any)
+    }
+}
+
+/// The events of a page after a place that the filter wants, each with its commit.
+fn wanted(page: &Page, place: i64, filter: &Filter) -> Vec<(i64, Event)> {
+    let mut wanted = Vec::new();
+    for recorded in page.events.iter().filter(|r| r.event.position > place) {
+        if !filter.wants_about(&recorded.event) {
+            continue;
+        }
+        if filter.wants_name(&recorded.event.name) {
+            wanted.push((recorded.batch, recorded.event.clone()));
+        }
+        if filter.wants_derived() {
+            let derived = derive(&recorded.event, &recorded.definition).into_iter();
+            let derived = derived.filter(|event| filter.wants_name(&event.name));
+            wanted.extend(derived.map(|event| (recorded.batch, event)));
+        }
+    }
+    wanted
+}
+
+/// The events in frames of bounded size. A frame that ends with a commit has the place after it;
+/// the last one has the place after everything.
+fn frames(wanted: Vec<(i64, Event)>, last: i64) -> Vec<(Vec<Event>, Option<i64>)> {
+    let mut frames: Vec<(Vec<Event>, Option<i64>)> = Vec::new();
+    let mut bytes = 0;
+    let mut before = None;
+    for (batch, event) in wanted {
+        let size = event.encoded_len();
+        let full = frames.last().is_none_or(|(events, _)| {
+            events.len() >= FRAME_EVENTS_MAX || bytes + size > FRAME_BYTES_MAX
+        });
+        if full {
+            if let (Some((_, end)), Some((of_batch, _))) = (frames.last_mut(), before)
+                && of_batch != batch
+            {
+                // Everything before this commit was sent.
+                *end = Some(batch - 1);
+            }
+            frames.push((Vec::new(), None));
+            bytes = 0;
+        }
+        bytes += size;
+        before = Some((batch, event.position));
+        if let Some((events, _)) = frames.last_mut() {
+            events.push(event);
+        }
+    }
+    if let Some((_, end)) = frames.last_mut() {
+        *end = Some(last);
+    }
+    frames
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(batches: &[(i64, usize)], bytes: usize) -> Vec<(i64, Event)> {
+        let mut events = Vec::new();
+        for (batch, n) in batches {
+            for i in 0..*n {
+                let position = batch + i64::try_from(i).unwrap();
+                let task_id = "x".repeat(bytes);
+                events.push((*batch, Event { position, task_id, ..Event::default() }));
+            }
+        }
+        events
+    }
+
+    #[test]
+    fn only_a_frame_that_ends_with_a_commit_has_a_cursor() {
+        let sent = frames(events(&[(1, 256), (300, 600), (900, 3)], 1), 950);
+        let ends: Vec<_> = sent.iter().map(|(events, end)| (events.len(), *end)).collect();
+        assert_eq!(ends, [(256, Some(299)), (256, None), (256, None), (91, Some(950))]);
+    }
+
+    #[test]
+    fn frames_are_bounded_in_bytes_and_lose_nothing() {
+        let all = events(&[(1, 10), (20, 10)], 100_000);
+        let sent = frames(all.clone(), 30);
+        assert!(sent.iter().all(|(events, _)| events.len() <= 2));
+        let positions: Vec<_> =
+            sent.iter().flat_map(|(events, _)| events.iter().map(|e| e.position)).collect();
+        assert_eq!(positions, all.iter().map(|(_, e)| e.position).collect::<Vec<_>>());
+        assert_eq!(frames(Vec::new(), 30).len(), 0);
+    }
+}

@@ -1,0 +1,119 @@
+//! EventService: a subscription is checked, gets its place, and is delivered from there.
+
+use std::{
+    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    time::Duration,
+};
+
+use stepwell_proto::{
+    id::Cursor,
+    refusal::Refusal,
+    v1::{
+        ErrorReason, SubscribeRequest, SubscribeResponse, event_service_server,
+        subscribe_request::Start,
+    },
+};
+use stepwell_serve::Shutdown;
+use stepwell_store::Store;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, codegen::BoxStream};
+
+use crate::{deliver::Delivery, filter::Filter, ring::Ring};
+
+/// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
+const RESPONSES_WAITING_MAX: usize = 4;
+
+/// The RPCs.
+pub(crate) struct Feed {
+    pub(crate) store: Store,
+    pub(crate) ring: Arc<Ring>,
+    /// Rings when somebody subscribes.
+    pub(crate) begun: Arc<Notify>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) subscriptions_max: usize,
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
+impl Feed {
+    async fn start(&self, request: SubscribeRequest) -> Result<(Filter, i64, i64), Refusal> {
+        let filter = Filter::read(request.filter.unwrap_or_default())?;
+        let epoch = self.store.log_epoch().await?;
+        let head = self.store.head().await?;
+        let place = match request.start {
+            None | Some(Start::Latest(_)) => head,
+            Some(Start::Earliest(_)) if filter.tasks().is_empty() => 0,
+            // Nothing about these tasks is older than their first event.
+            Some(Start::Earliest(_)) => {
+                self.store.before_first(filter.tasks()).await?.unwrap_or(head)
+            }
+            Some(Start::AfterCursor(text)) => {
+                let cursor = Cursor::decode(&text).ok_or_else(|| {
+                    let what = "not a cursor that was received";
+                    Refusal::new(ErrorReason::CursorMalformed, format!("after_cursor: {what}"))
+                        .with_violations(vec![("after_cursor".into(), what.into())])
+                })?;
+                if cursor.epoch != epoch || cursor.position > head {
+                    return Err(Refusal::new(
+                        ErrorReason::CursorAhead,
+                        "the cursor belongs to another log; the database was restored or replaced",
+                    ));
+                }
+                cursor.position
+            }
+        };
+        Ok((filter, epoch, place))
+    }
+}
+
+/// One open subscription; counts as long as it lives.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn take(open: &Arc<AtomicUsize>, max: usize) -> Result<Self, Refusal> {
+        if open.fetch_add(1, Ordering::AcqRel) >= max {
+            open.fetch_sub(1, Ordering::AcqRel);
+            return Err(Refusal::new(ErrorReason::Overloaded, "this node has enough subscriptions")
+                .retry_after(Duration::from_secs(1)));
+        }
+        Ok(Self(Arc::clone(open)))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[tonic::async_trait]
+impl event_service_server::EventService for Feed {
+    async fn subscribe(
+        &self,
+        request: Request<SubscribeRequest>,
+    ) -> Result<Response<BoxStream<SubscribeResponse>>, Status> {
+        if self.shutdown.begun() {
+            return Err(Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+                .retry_after(Duration::from_millis(100))
+                .into());
+        }
+        let open = Open::take(&self.open, self.subscriptions_max)?;
+        let (filter, epoch, place) = self.start(request.into_inner()).await?;
+        let (out, responses) = mpsc::channel(RESPONSES_WAITING_MAX);
+        let delivery = Delivery {
+            store: self.store.clone(),
+            ring: Arc::clone(&self.ring),
+            shutdown: self.shutdown.clone(),
+            begun: Arc::clone(&self.begun),
+            filter,
+            epoch,
+            place,
+            out,
+        };
+        tokio::spawn(async move {
+            let _open = open;
+            delivery.run().await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+}

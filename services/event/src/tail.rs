@@ -1,0 +1,78 @@
+//! The one reader of the log's end in this process. It reads whole commits in the order of commits
+//! and puts them into the ring; while nobody subscribes it does not read at all.
+
+use std::sync::Arc;
+
+use prost::Message;
+use stepwell_serve::Ticker;
+use stepwell_store::{Error, EventRow, Store, event};
+
+use crate::ring::{Page, Recorded, Ring};
+
+/// Rows of one read, about.
+const ROWS_MAX: i64 = 2000;
+/// What a row costs in memory beside its payload.
+const ROW_BYTES: usize = 512;
+
+/// The loop.
+pub(crate) struct Tail {
+    pub(crate) store: Store,
+    pub(crate) ring: Arc<Ring>,
+}
+
+impl Tail {
+    /// Runs until shutdown begins.
+    pub(crate) async fn run(self, mut ticker: Ticker) {
+        while ticker.next().await {
+            match self.tick().await {
+                Ok(more) => {
+                    ticker.ok();
+                    if more {
+                        ticker.again();
+                    }
+                }
+                Err(error) => ticker.back_off(&error),
+            }
+        }
+    }
+
+    /// True when there may be more to read at once.
+    async fn tick(&self) -> Result<bool, Error> {
+        if self.ring.readers() == 0 {
+            self.ring.sleep();
+            return Ok(false);
+        }
+        let Some(end) = self.ring.end() else {
+            self.ring.wake(self.store.head().await?);
+            return Ok(true);
+        };
+        let Some(page) = read_page(&self.store, end, ROWS_MAX).await? else { return Ok(false) };
+        let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);
+        self.ring.push(page);
+        Ok(full)
+    }
+}
+
+/// The commits after a place, as far as one read goes; none: there are none yet.
+pub(crate) async fn read_page(
+    store: &Store,
+    after: i64,
+    rows_max: i64,
+) -> Result<Option<Page>, Error> {
+    let rows = store.read_after(after, rows_max).await?;
+    let Some(last) = rows.last().map(|row| row.position) else { return Ok(None) };
+    let mut ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let definitions = store.definitions(&ids).await?;
+    let recorded = |row: &EventRow| -> Result<Recorded, Error> {
+        let definition = definitions.get(&row.definition).ok_or_else(|| {
+            Error::Inconsistent(format!("event {} has no definition", row.position))
+        })?;
+        let event = event(row, definition)?;
+        let bytes = ROW_BYTES + event.encoded_len();
+        Ok(Recorded { event, batch: row.batch, definition: Arc::clone(definition), bytes })
+    };
+    let events = rows.iter().map(recorded).collect::<Result<_, _>>()?;
+    Ok(Some(Page { after, last, events }))
+}

@@ -1,0 +1,119 @@
+//! Rows of the log as events.
+
+use sqlx::types::chrono::{DateTime, Utc};
+use stepwell_proto::{
+    catalog::event_type_by_number,
+    id::step_id,
+    v1::{
+        Event, State, StepCancelled, StepCompleted, StepExecutionRequested, StepFailed,
+        StepLeaseReturned, StepRetryRequested, TaskCancelled, TaskCompleted, TaskFailed,
+        TaskInitializeRequested, TaskStartRequested, event::Detail,
+    },
+};
+
+use super::EventRow;
+use crate::{Error, StoredDefinition, StoredFailure, definition::timestamp};
+
+/// The event of a row.
+pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> {
+    let number = u32::try_from(row.r#type).unwrap_or(0);
+    let Some(of_type) = event_type_by_number(number) else {
+        return Err(Error::Inconsistent(format!("event {} has type {number}", row.position)));
+    };
+    let task_id = row.uid.to_string();
+    let step = row.no.and_then(|no| stored.step(no));
+    let definition = &stored.definition;
+    Ok(Event {
+        position: row.position,
+        name: of_type.name.to_owned(),
+        step_id: row.no.map(|no| step_id(&task_id, no)).unwrap_or_default(),
+        task_id,
+        at: Some(timestamp(row.at)),
+        from_state: row.from_state.map_or(State::Unspecified, state).into(),
+        to_state: state(row.to_state).into(),
+        namespace: definition.namespace.clone(),
+        definition_name: definition.name.clone(),
+        definition_version: definition.version.clone(),
+        step_name: step.map(|step| step.name.clone()).unwrap_or_default(),
+        attempt: row.attempt.unwrap_or(0),
+        ordinal: 0,
+        detail: Some(detail(row, number, stored)?),
+    })
+}
+
+fn state(number: i16) -> State {
+    State::try_from(i32::from(number)).unwrap_or(State::Unspecified)
+}
+
+fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Detail, Error> {
+    let text = || row.text.clone().unwrap_or_default();
+    let ran_for = || row.mark.map(|since| duration(row.at, since));
+    let names = || {
+        let numbers = row.names.as_deref().unwrap_or_default();
+        stored.names(numbers).map(str::to_owned).collect()
+    };
+    let total_steps = stored.total_steps();
+    Ok(match number {
+        20 => Detail::TaskInitializeRequested(TaskInitializeRequested {
+            total_steps,
+            step_names: stored.definition.steps.iter().map(|s| s.name.clone()).collect(),
+            context: text(),
+            context_omitted: row.text.is_none(),
+        }),
+        21 => Detail::TaskStartRequested(TaskStartRequested {}),
+        22 => Detail::TaskCompleted(TaskCompleted { total_steps, ran_for: ran_for() }),
+        23 => Detail::TaskFailed(TaskFailed {
+            total_steps,
+            error_message: "steps_in_error_state".into(),
+            failed_steps: names(),
+            ran_for: ran_for(),
+        }),
+        24 => {
+            let both: Option<[String; 2]> = serde_json::from_str(&text()).ok();
+            let [cancelled_by, reason] = both.unwrap_or_default();
+            Detail::TaskCancelled(TaskCancelled { reason, cancelled_by })
+        }
+        40 => Detail::StepExecutionRequested(StepExecutionRequested {
+            executor_id: row.session.map(executor_id).unwrap_or_default(),
+            step_dependencies: row
+                .no
+                .and_then(|no| stored.parents.get(usize::try_from(no).ok()?))
+                .map(|parents| stored.names(parents).map(str::to_owned).collect())
+                .unwrap_or_default(),
+        }),
+        41 => Detail::StepCompleted(StepCompleted {
+            result: text(),
+            result_omitted: row.text.is_none(),
+            ran_for: ran_for(),
+            released: names(),
+        }),
+        42 => {
+            let failure = StoredFailure::from_text(&text());
+            Detail::StepFailed(StepFailed {
+                error: Some(failure.to_proto()),
+                r#final: failure.is_final,
+                max_attempts: failure.max_attempts,
+                ran_for: ran_for(),
+                backoff: failure.backoff(),
+                backoff_type: failure.backoff_type().into(),
+            })
+        }
+        43 => Detail::StepRetryRequested(StepRetryRequested {
+            previous_attempts: row.attempt.unwrap_or(0),
+            not_before: row.mark.map(timestamp),
+        }),
+        44 => Detail::StepLeaseReturned(StepLeaseReturned { reason: text() }),
+        45 => Detail::StepCancelled(StepCancelled { reason: text() }),
+        _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),
+    })
+}
+
+/// The public form of a session.
+pub(crate) fn executor_id(session: i64) -> String {
+    format!("{:x}-{:x}", session >> 32, session & 0xffff_ffff)
+}
+
+fn duration(until: DateTime<Utc>, since: DateTime<Utc>) -> prost_types::Duration {
+    let passed = (until - since).to_std().unwrap_or_default();
+    prost_types::Duration::try_from(passed).unwrap_or_default()
+}

@@ -1,0 +1,288 @@
+//! A request becomes a task to store, or is refused with all its faults. Pure.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use stepwell_proto::{
+    json,
+    refusal::{Refusal, describe},
+    v1::{CreateTaskRequest, ErrorReason},
+};
+use stepwell_store::{NewTask, StoredDefinition, Wanted};
+use uuid::Uuid;
+
+use crate::{
+    canonical::{self, Hash},
+    rule::{self, Fault, NAMESPACE_DEFAULT},
+    schema::{self, Validators},
+};
+
+const TEXT_BYTES_MAX: usize = 256;
+const TAG_BYTES_MAX: usize = 128;
+const TAGS_MAX: usize = 32;
+const UNKNOWN: &str = "unknown";
+
+/// A request that is right in itself; whether it fits its definition is still to be seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    pub(crate) uid: Uuid,
+    pub(crate) wanted: Wanted,
+    version_text: String,
+    pub(crate) context: String,
+    value: Value,
+    initiator: String,
+    source_system: String,
+    reason: String,
+    tags: Vec<String>,
+    hash: [u8; 32],
+}
+
+impl Draft {
+    /// Checks a request; all its faults at once, their paths beginning with `prefix`.
+    pub(crate) fn read(
+        request: CreateTaskRequest,
+        context_bytes_max: usize,
+        prefix: &str,
+    ) -> Result<Self, Vec<Fault>> {
+        let mut faults = Faults { prefix, found: Vec::new() };
+        let uid = faults.uid(&request.task_id);
+        let namespace = or(request.namespace, NAMESPACE_DEFAULT);
+        faults.name("namespace", &namespace);
+        faults.name("definition_name", &request.definition_name);
+        let version = faults.version(&request.definition_version);
+        let context = or(request.context, "{}");
+        let value = faults.context(&context, context_bytes_max);
+        let initiator = or(request.initiator, UNKNOWN);
+        let source_system = or(request.source_system, UNKNOWN);
+        let reason = or(request.reason, UNKNOWN);
+        faults.text("initiator", &initiator, TEXT_BYTES_MAX);
+        faults.text("source_system", &source_system, TEXT_BYTES_MAX);
+        faults.text("reason", &reason, TEXT_BYTES_MAX);
+        if request.tags.len() > TAGS_MAX {
+            faults.add("tags", format!("at most {TAGS_MAX} are allowed"));
+        }
+        for (i, tag) in request.tags.iter().take(TAGS_MAX).enumerate() {
+            faults.text(&format!("tags[{i}]"), tag, TAG_BYTES_MAX);
+        }
+        if !faults.found.is_empty() {
+            return Err(faults.found);
+        }
+        // What the caller sent, not what it resolved to: a repeat is the same request even if there
+        // is a newer version by now.
+        let mut hash = Hash::default()
+            .part(&namespace)
+            .part(&request.definition_name)
+            .part(&request.definition_version)
+            .part(canonical::text(&value))
+            .part(&initiator)
+            .part(&source_system)
+            .part(&reason);
+        for tag in &request.tags {
+            hash = hash.part(tag);
+        }
+        Ok(Self {
+            uid,
+            wanted: Wanted { namespace, name: request.definition_name, version },
+            version_text: request.definition_version,
+            context,
+            value,
+            initiator,
+            source_system,
+            reason,
+            tags: request.tags,
+            hash: hash.done(),
+        })
+    }
+
+    /// The task to store, if the context fits the definition.
+    pub(crate) fn plan(
+        self,
+        definition: Option<Arc<StoredDefinition>>,
+        validators: &Validators,
+        prefix: &str,
+    ) -> Result<NewTask, Refusal> {
+        let Some(definition) = definition else {
+            return Err(not_found(&self.wanted, &self.version_text));
+        };
+        let violations = validators
+            .of(&definition)
+            .map_or_else(Vec::new, |validator| schema::violations(&validator, &self.value));
+        if !violations.is_empty() {
+            let at = |(pointer, what)| (format!("{prefix}context{pointer}"), what);
+            let violations: Vec<Fault> = violations.into_iter().map(at).collect();
+            let found = &definition.definition;
+            return Err(Refusal::new(
+                ErrorReason::ContextSchemaViolation,
+                format!("the context does not fit the definition: {}", describe(&violations)),
+            )
+            .with("namespace", &found.namespace)
+            .with("definition", &found.name)
+            .with("version", &found.version)
+            .with_violations(violations));
+        }
+        Ok(NewTask {
+            uid: self.uid,
+            definition,
+            hash: self.hash,
+            context: self.context,
+            initiator: self.initiator,
+            source_system: self.source_system,
+            reason: self.reason,
+            tags: self.tags,
+            key: None,
+        })
+    }
+}
+
+/// The refusal of a definition that is not there.
+pub(crate) fn not_found(wanted: &Wanted, version: &str) -> Refusal {
+    let (namespace, name) = (&wanted.namespace, &wanted.name);
+    let of_version = if version.is_empty() { String::new() } else { format!(" version {version}") };
+    Refusal::new(
+        ErrorReason::DefinitionNotFound,
+        format!("no definition {namespace}/{name}{of_version} is registered"),
+    )
+    .with("namespace", namespace)
+    .with("definition", name)
+    .with("version", version)
+}
+
+fn or(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+/// Reads an id; or says what it must be.
+pub(crate) fn uid(text: &str) -> Result<Uuid, String> {
+    // Only the usual form: an id is compared as text elsewhere.
+    let hyphenated = text.len() == 36;
+    Uuid::try_parse(text)
+        .ok()
+        .filter(|_| hyphenated)
+        .ok_or_else(|| format!("must be a UUID, but is {}", rule::quoted(text)))
+}
+
+struct Faults<'a> {
+    prefix: &'a str,
+    found: Vec<Fault>,
+}
+
+impl Faults<'_> {
+    fn add(&mut self, path: &str, what: impl Into<String>) {
+        self.found.push((format!("{}{path}", self.prefix), what.into()));
+    }
+
+    fn uid(&mut self, text: &str) -> Uuid {
+        if text.is_empty() {
+            return Uuid::now_v7();
+        }
+        uid(text).unwrap_or_else(|what| {
+            self.add("task_id", what);
+            Uuid::nil()
+        })
+    }
+
+    fn name(&mut self, path: &str, name: &str) {
+        if let Some(what) = rule::name_fault(name) {
+            self.add(path, what);
+        }
+    }
+
+    fn version(&mut self, text: &str) -> Option<[i32; 3]> {
+        if text.is_empty() {
+            return None;
+        }
+        rule::version(text).map_err(|what| self.add("definition_version", what)).ok()
+    }
+
+    fn context(&mut self, text: &str, bytes_max: usize) -> Value {
+        if let Err(fault) = json::check_object(text, bytes_max) {
+            self.add("context", fault.to_string());
+            return Value::Null;
+        }
+        serde_json::from_str(text).unwrap_or_else(|error| {
+            self.add("context", format!("is not JSON: {error}"));
+            Value::Null
+        })
+    }
+
+    fn text(&mut self, path: &str, text: &str, bytes_max: usize) {
+        if text.len() > bytes_max {
+            self.add(path, format!("has {} bytes; at most {bytes_max} are allowed", text.len()));
+        } else if text.contains('\0') {
+            self.add(path, "may not contain NUL");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(context: &str) -> CreateTaskRequest {
+        CreateTaskRequest {
+            definition_name: "d".into(),
+            context: context.into(),
+            ..CreateTaskRequest::default()
+        }
+    }
+
+    fn draft(request: CreateTaskRequest) -> Draft {
+        Draft::read(request, 1 << 20, "").unwrap()
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let request = CreateTaskRequest {
+            task_id: "no".into(),
+            namespace: "a b".into(),
+            definition_version: "1".into(),
+            context: "[]".into(),
+            initiator: "x".repeat(300),
+            tags: vec!["\0".into()],
+            ..CreateTaskRequest::default()
+        };
+        let faults = Draft::read(request, 100, "requests[3].").unwrap_err();
+        let paths: Vec<_> = faults.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths, [
+            "requests[3].task_id",
+            "requests[3].namespace",
+            "requests[3].definition_name",
+            "requests[3].definition_version",
+            "requests[3].context",
+            "requests[3].initiator",
+            "requests[3].tags[0]"
+        ]);
+    }
+
+    #[test]
+    fn a_bad_context_is_refused_and_says_why() {
+        for (context, why) in [
+            ("{", "is not JSON"),
+            (r#"{"a": "\u0000"}"#, "u0000"),
+            (r#"{"a": "\ud800"}"#, "surrogate"),
+            ("7", "object"),
+            (&format!("{}{}", r#"{"a":"#.repeat(65), "}".repeat(65)), "deep"),
+            (&format!(r#"{{"a": "{}"}}"#, "x".repeat(1 << 20)), "at most"),
+        ] {
+            let faults = Draft::read(request(context), 1 << 20, "").unwrap_err();
+            assert!(faults[0].0 == "context" && faults[0].1.contains(why), "{:?}", faults[0]);
+        }
+    }
+
+    #[test]
+    fn the_same_request_in_another_spelling_has_the_same_hash() {
+        let one = draft(request(r#"{"a": 1.0, "b": [true]}"#));
+        let other = draft(request(r#"{ "b":[true],"a":1.0}"#));
+        assert_eq!(one.hash, other.hash);
+        assert_ne!(one.uid, other.uid);
+        assert_ne!(one.hash, draft(request(r#"{"a": 1, "b": [true]}"#)).hash);
+        let tagged = CreateTaskRequest { tags: vec!["t".into()], ..request(r#"{"a": 1.0, "b": [true]}"#) };
+        assert_ne!(one.hash, draft(tagged).hash);
+    }
+
+    #[test]
+    fn the_context_is_kept_as_written() {
+        let written = r#"{ "n": 12345678901234567890.10 }"#;
+        assert_eq!(draft(request(written)).context, written);
+    }
+}

@@ -1,0 +1,298 @@
+//! TaskService: each RPC is parsed, carried out and answered here.
+
+use std::{sync::Arc, time::Duration};
+
+use stepwell_proto::{
+    catalog,
+    refusal::Refusal,
+    v1::{
+        BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
+        CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
+        ErrorReason, GetDefinitionRequest, GetDefinitionResponse, GetTaskRequest, GetTaskResponse,
+        RegisterDefinitionRequest, RegisterDefinitionResponse, State, Task, WaitTaskRequest,
+        WaitTaskResponse, batch_create_tasks_result::Outcome, register_definition_request::Source,
+        task_service_server,
+    },
+};
+use stepwell_serve::Shutdown;
+use stepwell_store::{Created, Store, Wanted};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::{
+    create::{Answer, Creator},
+    definition,
+    plan::{Draft, not_found, uid},
+    rule::{self, NAMESPACE_DEFAULT},
+    wait::Waiters,
+};
+
+const BATCH_MAX: usize = 1_000;
+const BATCH_BYTES_MAX: usize = 3 << 20;
+const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const REASON_BYTES_MAX: usize = 1024;
+const ACTOR_BYTES_MAX: usize = 256;
+
+/// The RPCs.
+pub(crate) struct Tasks {
+    pub(crate) store: Store,
+    pub(crate) creator: Creator,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) context_bytes_max: usize,
+}
+
+impl Tasks {
+    async fn register(
+        &self,
+        request: RegisterDefinitionRequest,
+    ) -> Result<RegisterDefinitionResponse, Refusal> {
+        let definition = match request.source {
+            Some(Source::Definition(definition)) => definition::from_message(definition)?,
+            Some(Source::Yaml(text)) => definition::from_yaml(&text)?,
+            None => return Err(Refusal::field("source", "`definition` or `yaml` is wanted")),
+        };
+        let (stored, already_existed) = self.store.register_definition(&definition).await?;
+        let definition = Some(stored.definition.clone());
+        Ok(RegisterDefinitionResponse { definition, already_existed })
+    }
+
+    async fn definition(
+        &self,
+        request: GetDefinitionRequest,
+    ) -> Result<GetDefinitionResponse, Refusal> {
+        let namespace = match request.namespace.as_str() {
+            "" => NAMESPACE_DEFAULT.to_owned(),
+            _ => request.namespace,
+        };
+        let mut faults = Vec::new();
+        for (path, name) in [("namespace", &namespace), ("name", &request.name)] {
+            faults.extend(rule::name_fault(name).map(|what| (path.to_owned(), what)));
+        }
+        let version = match request.version.as_str() {
+            "" => None,
+            text => rule::version(text)
+                .map_err(|what| faults.push(("version".to_owned(), what)))
+                .ok(),
+        };
+        if !faults.is_empty() {
+            return Err(Refusal::fields(faults));
+        }
+        let found = self.store.find_definition(&namespace, &request.name, version).await?;
+        let wanted = Wanted { namespace, name: request.name, version };
+        let found = found.ok_or_else(|| not_found(&wanted, &request.version))?;
+        Ok(GetDefinitionResponse { definition: Some(found.definition.clone()) })
+    }
+
+    async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Refusal> {
+        let draft = Draft::read(request, self.context_bytes_max, "").map_err(Refusal::fields)?;
+        let mut answers = self.creator.create(vec![(draft, String::new())]).await?;
+        let answer = answers.pop().ok_or_else(|| {
+            Refusal::new(ErrorReason::Internal, "the task was not answered")
+        })?;
+        let (task, already_existed) = created(answer)?;
+        Ok(CreateTaskResponse { task: Some(task), already_existed })
+    }
+
+    async fn create_batch(
+        &self,
+        request: BatchCreateTasksRequest,
+    ) -> Result<BatchCreateTasksResponse, Refusal> {
+        if request.requests.len() > BATCH_MAX {
+            return Err(Refusal::field("requests", format!("at most {BATCH_MAX} are allowed")));
+        }
+        let bytes: usize = request.requests.iter().map(|r| r.context.len()).sum();
+        if bytes > BATCH_BYTES_MAX {
+            let what = format!("the contexts have {bytes} bytes; at most {BATCH_BYTES_MAX} are allowed");
+            return Err(Refusal::field("requests", what));
+        }
+        let mut faults = Vec::new();
+        let mut drafts = Vec::with_capacity(request.requests.len());
+        for (i, request) in request.requests.into_iter().enumerate() {
+            let prefix = format!("requests[{i}].");
+            match Draft::read(request, self.context_bytes_max, &prefix) {
+                Ok(draft) => drafts.push((draft, prefix)),
+                Err(found) => faults.extend(found),
+            }
+        }
+        let mut ids: Vec<Uuid> = drafts.iter().map(|(draft, _)| draft.uid).collect();
+        ids.sort_unstable();
+        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            faults.push(("requests".into(), format!("the task_id {} stands twice", twice[0])));
+        }
+        if !faults.is_empty() {
+            return Err(Refusal::fields(rule::bounded(faults)));
+        }
+        if drafts.is_empty() {
+            return Ok(BatchCreateTasksResponse::default());
+        }
+        let answers = self.creator.create(drafts).await?;
+        let results = answers.into_iter().map(result_of).collect::<Result<_, _>>()?;
+        Ok(BatchCreateTasksResponse { results })
+    }
+
+    async fn wait(&self, request: WaitTaskRequest) -> Result<WaitTaskResponse, Refusal> {
+        let uid = task_id(&request.task_id)?;
+        let timeout = match request.timeout {
+            None => WAIT_DEFAULT,
+            Some(timeout) => Duration::try_from(timeout)
+                .ok()
+                .filter(|timeout| *timeout <= WAIT_MAX)
+                .ok_or_else(|| Refusal::field("timeout", "0 to 60 s"))?,
+        };
+        let waiting = self.waiters.begin(uid)?;
+        let ended = waiting.rings();
+        let task = self.task(uid).await?;
+        if task.state().is_final() || timeout.is_zero() {
+            return Ok(WaitTaskResponse { task: Some(task) });
+        }
+        tokio::select! {
+            () = ended => {}
+            () = tokio::time::sleep(timeout) => {}
+            () = self.shutdown.wait() => {
+                return Err(Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+                    .retry_after(Duration::from_millis(100)));
+            }
+        }
+        Ok(WaitTaskResponse { task: Some(self.task(uid).await?) })
+    }
+
+    async fn cancel(&self, request: CancelTaskRequest) -> Result<CancelTaskResponse, Refusal> {
+        let uid = task_id(&request.task_id)?;
+        let actor = match request.cancelled_by.as_str() {
+            "" => "unknown",
+            actor => actor,
+        };
+        let mut faults = Vec::new();
+        for (path, text, max) in [
+            ("reason", request.reason.as_str(), REASON_BYTES_MAX),
+            ("cancelled_by", actor, ACTOR_BYTES_MAX),
+        ] {
+            if text.len() > max || text.contains('\0') {
+                faults.push((path.to_owned(), format!("at most {max} bytes, without NUL")));
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Refusal::fields(faults));
+        }
+        let cancelled = self.store.cancel_task(uid, &request.reason, actor).await?;
+        let was = cancelled.was.ok_or_else(|| task_not_found(uid))?;
+        let allowed = catalog::origins(Entity::Task, State::Cancelled);
+        let already_in_state = was == State::Cancelled;
+        if !already_in_state && !allowed.contains(&was) {
+            return Err(illegal(uid, was, State::Cancelled, &allowed));
+        }
+        Ok(CancelTaskResponse { task: Some(self.task(uid).await?), already_in_state })
+    }
+
+    async fn task(&self, uid: Uuid) -> Result<Task, Refusal> {
+        self.store.task(uid).await?.ok_or_else(|| task_not_found(uid))
+    }
+}
+
+fn task_id(text: &str) -> Result<Uuid, Refusal> {
+    uid(text).map_err(|what| Refusal::field("task_id", what))
+}
+
+fn task_not_found(uid: Uuid) -> Refusal {
+    Refusal::new(ErrorReason::TaskNotFound, format!("there is no task {uid}"))
+        .with("task_id", uid.to_string())
+}
+
+fn illegal(uid: Uuid, from: State, to: State, allowed: &[State]) -> Refusal {
+    let words: Vec<&str> = allowed.iter().map(|state| state.word()).collect();
+    let words = words.join(", ");
+    let message = format!("task {uid} is {}; it can become {} from {words}", from.word(), to.word());
+    let mut refusal = Refusal::new(ErrorReason::IllegalTransition, message)
+        .with("from_state", from.word())
+        .with("to_state", to.word())
+        .with("allowed_from", &words);
+    refusal.precondition = Some((format!("task {uid}"), format!("state is one of: {words}")));
+    refusal
+}
+
+/// The task and whether it was there before.
+fn created(answer: Answer) -> Result<(Task, bool), Refusal> {
+    let (new, created) = answer?;
+    match created {
+        Created::New(at) => Ok((new.into_task(at), false)),
+        Created::Existing(task) => Ok((*task, true)),
+        Created::Reused => Err(Refusal::new(
+            ErrorReason::RequestIdReused,
+            format!("the id {} was used before for another request", new.uid),
+        )
+        .with("task_id", new.uid.to_string())),
+    }
+}
+
+fn result_of(answer: Answer) -> Result<BatchCreateTasksResult, Refusal> {
+    match created(answer) {
+        Ok((task, already_existed)) => {
+            // A batch's contexts would not fit into one answer.
+            let task = Task { context: String::new(), ..task };
+            Ok(BatchCreateTasksResult { outcome: Some(Outcome::Task(task)), already_existed })
+        }
+        Err(refusal) if refusal.reason == ErrorReason::RequestIdReused => {
+            let outcome = Some(Outcome::Refusal(refusal.into()));
+            Ok(BatchCreateTasksResult { outcome, already_existed: false })
+        }
+        Err(refusal) => Err(refusal),
+    }
+}
+
+#[tonic::async_trait]
+impl task_service_server::TaskService for Tasks {
+    async fn register_definition(
+        &self,
+        request: Request<RegisterDefinitionRequest>,
+    ) -> Result<Response<RegisterDefinitionResponse>, Status> {
+        Ok(Response::new(self.register(request.into_inner()).await?))
+    }
+
+    async fn get_definition(
+        &self,
+        request: Request<GetDefinitionRequest>,
+    ) -> Result<Response<GetDefinitionResponse>, Status> {
+        Ok(Response::new(self.definition(request.into_inner()).await?))
+    }
+
+    async fn create_task(
+        &self,
+        request: Request<CreateTaskRequest>,
+    ) -> Result<Response<CreateTaskResponse>, Status> {
+        Ok(Response::new(self.create(request.into_inner()).await?))
+    }
+
+    async fn batch_create_tasks(
+        &self,
+        request: Request<BatchCreateTasksRequest>,
+    ) -> Result<Response<BatchCreateTasksResponse>, Status> {
+        Ok(Response::new(self.create_batch(request.into_inner()).await?))
+    }
+
+    async fn get_task(
+        &self,
+        request: Request<GetTaskRequest>,
+    ) -> Result<Response<GetTaskResponse>, Status> {
+        let request = request.into_inner();
+        let uid = task_id(&request.task_id)?;
+        let task = self.store.task_with_steps(uid, request.include_results).await?;
+        let task = task.ok_or_else(|| task_not_found(uid))?;
+        Ok(Response::new(GetTaskResponse { task: Some(task) }))
+    }
+
+    async fn wait_task(
+        &self,
+        request: Request<WaitTaskRequest>,
+    ) -> Result<Response<WaitTaskResponse>, Status> {
+        Ok(Response::new(self.wait(request.into_inner()).await?))
+    }
+
+    async fn cancel_task(
+        &self,
+        request: Request<CancelTaskRequest>,
+    ) -> Result<Response<CancelTaskResponse>, Status> {
+        Ok(Response::new(self.cancel(request.into_inner()).await?))
+    }
+}
