@@ -4,7 +4,12 @@
 /// Package `stepwell`.
 pub mod stepwell {
     /// Package `stepwell.v1`, generated from `proto/stepwell/v1`.
-    #[expect(unused_qualifications, clippy::allow_attributes, reason = "generated")]
+    #[expect(
+        unused_qualifications,
+        clippy::allow_attributes,
+        clippy::large_enum_variant,
+        reason = "generated"
+    )]
     pub mod v1 {
         tonic::include_proto!("stepwell.v1");
     }

@@ -82,9 +82,8 @@ impl Rows {
 
     /// Creates tasks in one call; answers their keys.
     pub async fn create_many(&self, definition: &Arc<StoredDefinition>, n: usize) -> Vec<i64> {
-        let mut tasks: Vec<NewTask> = (0..n).map(|_| new_task(definition)).collect();
         let mut writer = self.writer().await;
-        writer.create_tasks(&self.store, &mut tasks).await.unwrap();
+        let tasks = self.create_with(&mut writer, definition, n).await;
         let mut connection = self.connection().await;
         let uids: Vec<Uuid> = tasks.iter().map(|t| t.uid).collect();
         sqlx::query_scalar("select id from stepwell.task where uid = any($1) order by id")
@@ -92,6 +91,18 @@ impl Rows {
             .fetch_all(&mut connection)
             .await
             .unwrap()
+    }
+
+    /// Creates tasks on a given connection.
+    pub async fn create_with(
+        &self,
+        writer: &mut Writer,
+        definition: &Arc<StoredDefinition>,
+        n: usize,
+    ) -> Vec<NewTask> {
+        let mut tasks: Vec<NewTask> = (0..n).map(|_| new_task(definition)).collect();
+        writer.create_tasks(&self.store, &mut tasks).await.unwrap();
+        tasks
     }
 
     /// Claims up to `n` ready steps of a queue.

@@ -1,7 +1,6 @@
 //! The verbs' plans do not depend on how full the tables were when they were made: rows read per
 //! step stay the same from the first batch on empty, vacuumed tables to the last.
 
-use sqlx::PgConnection;
 use stepwell_store::{Report, Writer};
 use stepwell_tests::{Rows, complete, slots};
 
@@ -21,10 +20,10 @@ async fn a_step_costs_the_last_batches_what_it_cost_the_first() {
         let measured = rounds.div_ceil(5).max(1);
         let mut read = Vec::new();
         for round in 0..rounds {
-            let before = rows_read(&mut connection).await;
+            let before = rows_read(&mut writer).await;
             run(&rows, &mut writer, &definition, batch).await;
             if round < measured || round >= rounds - measured {
-                read.push(rows_read(&mut connection).await - before);
+                read.push(rows_read(&mut writer).await - before);
             }
         }
         let first: i64 = read[..measured].iter().sum();
@@ -53,17 +52,17 @@ async fn run(
     }
 }
 
-/// Rows that indexes and scans have fetched in this database so far.
-async fn rows_read(connection: &mut PgConnection) -> i64 {
+/// Rows that indexes and scans have fetched in this database so far. The session that did it is
+/// made to report first.
+async fn rows_read(writer: &mut Writer) -> i64 {
+    let connection = writer.connection();
+    sqlx::raw_sql("select pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
     sqlx::query_scalar(
-        "select pg_stat_clear_snapshot() is null or true, null::int limit 0",
-    )
-    .fetch_optional(&mut *connection)
-    .await
-    .map(|_: Option<bool>| ())
-    .unwrap();
-    sqlx::query_scalar(
-        "select sum(idx_tup_fetch + seq_tup_read)::bigint from pg_stat_user_tables where schemaname = 'stepwell'",
+        "select sum(coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint \
+           from pg_stat_user_tables where schemaname = 'stepwell'",
     )
     .fetch_one(connection)
     .await

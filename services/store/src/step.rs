@@ -223,7 +223,7 @@ impl Writer {
         }
         let mut whole = Settled { accepted: vec![false; reports.len()], ..Settled::default() };
         let mut poison = Vec::new();
-        let mut ranges = vec![0..reports.len()];
+        let mut ranges = Vec::from([std::ops::Range { start: 0, end: reports.len() }]);
         while let Some(range) = ranges.pop() {
             let of_range = sweep.map(|s| Sweep {
                 node: s.node,

@@ -338,8 +338,6 @@ impl Store {
         .await?;
         let was = row
             .was
-            .map(|was| i16::try_from(was).map_err(|_| Error::Inconsistent(format!("state {was}"))))
-            .transpose()?
             .map(state)
             .transpose()?;
         if let Some(State::Pending | State::InProgress | State::Error) = was {

@@ -52,7 +52,7 @@ struct State {
 
 impl Guard {
     /// Starts a guard: `executable __guard`.
-    pub async fn start(executable: &Path) -> Result<Self, Error> {
+    pub fn start(executable: &Path) -> Result<Self, Error> {
         let mut child = tokio::process::Command::new(executable)
             .arg("__guard")
             .stdin(Stdio::piped())

@@ -89,7 +89,11 @@ impl Postgres {
         let deadline = Instant::now() + UP_WITHIN;
         loop {
             let failed = match PgConnection::connect(&self.url("postgres")).await {
-                Ok(connection) => return Ok(drop(connection.close().await)),
+                Ok(connection) => {
+                    // It answered: that was the question.
+                    drop(connection);
+                    return Ok(());
+                }
                 Err(error) => error.to_string(),
             };
             let ended = self.process.ended().is_some();

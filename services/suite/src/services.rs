@@ -128,7 +128,7 @@ pub struct Suite {
 impl Suite {
     /// Starts everything; answers when all services are ready.
     pub async fn start(options: SuiteOptions) -> Result<Self, Error> {
-        let guard = Guard::start(&options.executable).await?;
+        let guard = Guard::start(&options.executable)?;
         let folder = guard.folder(None).await?;
         let (postgres, database_url) = match &options.database_url {
             Some(url) => (None, url.clone()),

@@ -36,7 +36,7 @@ pub async fn test_database() -> Result<TestDatabase, Error> {
 }
 
 async fn start() -> Result<Cluster, Error> {
-    let guard = Guard::start(&built_stepwell()?).await?;
+    let guard = Guard::start(&built_stepwell()?)?;
     let options = PostgresOptions { fsync: false, ..PostgresOptions::default() };
     let postgres = Postgres::start(&guard, &options).await?;
     postgres.create_database(TEMPLATE, None).await?;

@@ -40,11 +40,6 @@ pub fn version(text: &str) -> Result<[i32; 3], String> {
     if numbers.next().is_some() { Err(wanted()) } else { Ok(version) }
 }
 
-/// The version as text.
-pub fn version_text([major, minor, patch]: [i32; 3]) -> String {
-    format!("{major}.{minor}.{patch}")
-}
-
 /// Reads a duration as people write it: `200ms`, `1.5s`, `1m30s`, `1h`. Or what it must be.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wanted = || {

@@ -1,0 +1,264 @@
+//! What an executor holds: leases that wait for a slot, handlers that run, outcomes that are not
+//! acknowledged. Pure memory; `session.rs` acts on it.
+
+use std::collections::{HashMap, VecDeque};
+
+use stepwell_proto::v1::{Lease, Outcome};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// More leases than this never wait: what a service sends above it goes back.
+const WAITING_MAX: usize = 10_000;
+/// A hello names at most this many held leases.
+const HELD_MAX: usize = 10_000;
+
+/// The leases of one executor.
+pub(super) struct Ledger {
+    slots: usize,
+    waiting: VecDeque<Waiting>,
+    held: HashMap<String, Held>,
+    running: usize,
+}
+
+/// A lease whose handler was not started.
+pub(super) struct Waiting {
+    pub(super) lease: Lease,
+    /// When it came.
+    pub(super) at: Instant,
+}
+
+enum Held {
+    /// Its handler runs; the token stops it.
+    Running(CancellationToken),
+    /// Its lease is void, but its handler still uses the slot.
+    Void,
+    /// Its outcome is not acknowledged.
+    Finished { outcome: Outcome, sent: bool },
+}
+
+/// What became of a lease that arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// It waits for a slot.
+    Accepted,
+    /// It was here before.
+    Known,
+    /// Too many wait.
+    Full,
+}
+
+/// Whether the outcome of a handler that ended is wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Wanted,
+    Void,
+}
+
+impl Ledger {
+    pub(super) fn new(slots: usize) -> Self {
+        Self { slots, waiting: VecDeque::new(), held: HashMap::new(), running: 0 }
+    }
+
+    pub(super) fn arrive(&mut self, lease: &Lease, at: Instant) -> Arrival {
+        if self.held.contains_key(&lease.lease_id)
+            || self.waiting.iter().any(|w| w.lease.lease_id == lease.lease_id)
+        {
+            return Arrival::Known;
+        }
+        if self.waiting.len() == WAITING_MAX {
+            return Arrival::Full;
+        }
+        self.waiting.push_back(Waiting { lease: lease.clone(), at });
+        Arrival::Accepted
+    }
+
+    /// The next lease to start, if a slot is free.
+    pub(super) fn next(&mut self) -> Option<Waiting> {
+        if self.running < self.slots { self.waiting.pop_front() } else { None }
+    }
+
+    /// The handler of a lease was started and uses a slot.
+    pub(super) fn start(&mut self, lease_id: &str, stop: CancellationToken) {
+        self.held.insert(lease_id.to_owned(), Held::Running(stop));
+        self.running += 1;
+    }
+
+    /// A handler ended; its slot is free.
+    pub(super) fn end(&mut self, lease_id: &str) -> Ending {
+        self.running -= 1;
+        match self.held.remove(lease_id) {
+            Some(Held::Running(_)) => Ending::Wanted,
+            _ => Ending::Void,
+        }
+    }
+
+    /// This outcome is to be kept until it is acknowledged.
+    pub(super) fn finish(&mut self, outcome: Outcome, sent: bool) {
+        self.held.insert(outcome.lease_id.clone(), Held::Finished { outcome, sent });
+    }
+
+    /// An outcome was answered. None: there was none to answer.
+    pub(super) fn acknowledge(&mut self, lease_id: &str) -> Option<Outcome> {
+        match self.held.remove(lease_id) {
+            Some(Held::Finished { outcome, .. }) => Some(outcome),
+            Some(other) => {
+                self.held.insert(lease_id.to_owned(), other);
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// An outcome is to be sent again later.
+    pub(super) fn postpone(&mut self, lease_id: &str) {
+        if let Some(Held::Finished { sent, .. }) = self.held.get_mut(lease_id) {
+            *sent = false;
+        }
+    }
+
+    /// A lease is void: nothing is reported of it, and its handler is stopped. False: it was not
+    /// held.
+    pub(super) fn void(&mut self, lease_id: &str) -> bool {
+        match self.held.get_mut(lease_id) {
+            Some(Held::Void) => false,
+            Some(held @ Held::Running(_)) => {
+                if let Held::Running(stop) = std::mem::replace(held, Held::Void) {
+                    stop.cancel();
+                }
+                true
+            }
+            Some(Held::Finished { .. }) => self.held.remove(lease_id).is_some(),
+            None => {
+                let before = self.waiting.len();
+                self.waiting.retain(|w| w.lease.lease_id != lease_id);
+                self.waiting.len() < before
+            }
+        }
+    }
+
+    /// Leases that were not started, which are held no longer.
+    pub(super) fn take_waiting(&mut self) -> Vec<Lease> {
+        self.waiting.drain(..).map(|w| w.lease).collect()
+    }
+
+    /// Tells every handler to stop.
+    pub(super) fn stop_all(&self) {
+        for held in self.held.values() {
+            if let Held::Running(stop) = held {
+                stop.cancel();
+            }
+        }
+    }
+
+    /// Leases that a new stream should name.
+    pub(super) fn ids(&self) -> Vec<String> {
+        let held = self.held.iter().filter(|(_, held)| !matches!(held, Held::Void));
+        let held = held.map(|(id, _)| id.clone());
+        held.chain(self.waiting.iter().map(|w| w.lease.lease_id.clone())).take(HELD_MAX).collect()
+    }
+
+    /// Outcomes to send: all that are not acknowledged, or only those not sent. They count as sent.
+    pub(super) fn to_send(&mut self, all: bool) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for held in self.held.values_mut() {
+            if let Held::Finished { outcome, sent } = held
+                && (all || !*sent)
+            {
+                *sent = true;
+                outcomes.push(outcome.clone());
+            }
+        }
+        outcomes
+    }
+
+    /// How many outcomes are not acknowledged.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.held.values().filter(|h| matches!(h, Held::Finished { .. })).count()
+    }
+
+    /// True when nothing is held and nothing runs.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(id: &str) -> Lease {
+        Lease { lease_id: id.into(), ..Default::default() }
+    }
+
+    fn outcome(id: &str) -> Outcome {
+        Outcome { lease_id: id.into(), kind: None }
+    }
+
+    fn start_next(ledger: &mut Ledger) -> Option<(String, CancellationToken)> {
+        let waiting = ledger.next()?;
+        let stop = CancellationToken::new();
+        ledger.start(&waiting.lease.lease_id, stop.clone());
+        Some((waiting.lease.lease_id, stop))
+    }
+
+    #[test]
+    fn a_lease_waits_until_a_slot_is_free_even_of_a_handler_that_is_being_stopped() {
+        let mut ledger = Ledger::new(1);
+        for id in ["a", "b"] {
+            assert_eq!(ledger.arrive(&lease(id), Instant::now()), Arrival::Accepted);
+        }
+        assert_eq!(ledger.arrive(&lease("b"), Instant::now()), Arrival::Known);
+        let (id, stop) = start_next(&mut ledger).unwrap();
+        assert!(id == "a" && start_next(&mut ledger).is_none());
+        assert!(ledger.void("a") && stop.is_cancelled());
+        assert!(!ledger.void("a"));
+        assert!(start_next(&mut ledger).is_none());
+        assert_eq!(ledger.end("a"), Ending::Void);
+        assert_eq!(start_next(&mut ledger).unwrap().0, "b");
+        assert_eq!(ledger.arrive(&lease("b"), Instant::now()), Arrival::Known);
+    }
+
+    #[test]
+    fn a_new_stream_names_what_waits_what_runs_and_what_is_not_acknowledged() {
+        let mut ledger = Ledger::new(3);
+        for id in ["void", "run", "done", "wait"] {
+            ledger.arrive(&lease(id), Instant::now());
+        }
+        for _ in 0..3 {
+            start_next(&mut ledger);
+        }
+        ledger.void("void");
+        assert_eq!(ledger.end("done"), Ending::Wanted);
+        ledger.finish(outcome("done"), true);
+        let mut ids = ledger.ids();
+        ids.sort();
+        assert_eq!(ids, ["done", "run", "wait"]);
+        assert_eq!(ledger.to_send(false), []);
+        assert_eq!(ledger.to_send(true), [outcome("done")]);
+        assert_eq!(ledger.acknowledge("run"), None);
+        assert_eq!(ledger.acknowledge("done"), Some(outcome("done")));
+        assert_eq!(ledger.acknowledge("done"), None);
+    }
+
+    #[test]
+    fn a_void_lease_is_forgotten_wherever_it_is() {
+        let mut ledger = Ledger::new(1);
+        ledger.arrive(&lease("a"), Instant::now());
+        ledger.arrive(&lease("b"), Instant::now());
+        start_next(&mut ledger);
+        ledger.end("a");
+        ledger.finish(outcome("a"), false);
+        assert!(ledger.void("a") && ledger.void("b") && !ledger.void("c"));
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_postponed_outcome_is_sent_again() {
+        let mut ledger = Ledger::new(1);
+        ledger.finish(outcome("a"), true);
+        assert_eq!(ledger.to_send(false), []);
+        ledger.postpone("a");
+        assert_eq!(ledger.to_send(false), [outcome("a")]);
+        assert_eq!(ledger.unacknowledged(), 1);
+    }
+}

@@ -1,0 +1,171 @@
+//! What waits to be sent on one stream. The transport takes what is there, up to a frame's bounds,
+//! whenever it is ready to send: batches grow with the load, and nothing waits for a timer. Bounded
+//! by what it holds: outcomes of held leases.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures::Stream;
+use prost::Message;
+use stepwell_proto::v1::{Hello, Outcome, WorkRequest};
+
+const FRAME_ITEMS_MAX: usize = 256;
+const FRAME_BYTES_MAX: usize = 256 * 1024;
+
+/// The queue of one stream.
+pub(super) struct Outbox(Mutex<State>);
+
+struct State {
+    hello: Option<Box<Hello>>,
+    outcomes: VecDeque<Outcome>,
+    drain: bool,
+    sign_of_life: bool,
+    /// Something was sent since the last look.
+    spoke: bool,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+impl Outbox {
+    /// One that begins with this hello.
+    pub(super) fn new(hello: Hello) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            hello: Some(Box::new(hello)),
+            outcomes: VecDeque::new(),
+            drain: false,
+            sign_of_life: false,
+            spoke: false,
+            closed: false,
+            waker: None,
+        })))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waker = {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut state);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn report(&self, outcomes: Vec<Outcome>) {
+        self.change(|state| state.outcomes.extend(outcomes));
+    }
+
+    pub(super) fn drain(&self) {
+        self.change(|state| state.drain = true);
+    }
+
+    /// Says something, unless something was said since the last call.
+    pub(super) fn sign_of_life(&self) {
+        self.change(|state| state.sign_of_life = !std::mem::take(&mut state.spoke));
+    }
+
+    /// Ends the stream once what waits is sent.
+    pub(super) fn close(&self) {
+        self.change(|state| state.closed = true);
+    }
+
+    /// The messages for the transport.
+    pub(super) fn messages(self: &Arc<Self>) -> Messages {
+        Messages(Arc::clone(self))
+    }
+}
+
+/// What is sent on one stream.
+pub(super) struct Messages(Arc<Outbox>);
+
+impl Stream for Messages {
+    type Item = WorkRequest;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<WorkRequest>> {
+        let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(request) = state.next() {
+            state.spoke = true;
+            return Poll::Ready(Some(request));
+        }
+        if state.closed {
+            return Poll::Ready(None);
+        }
+        state.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<WorkRequest> {
+        if let Some(hello) = self.hello.take() {
+            return Some(WorkRequest { hello: Some(*hello), ..Default::default() });
+        }
+        let outcomes = self.frame();
+        let drain = std::mem::take(&mut self.drain);
+        let sign_of_life = std::mem::take(&mut self.sign_of_life);
+        let wanted = !outcomes.is_empty() || drain || sign_of_life;
+        wanted.then(|| WorkRequest { outcomes, drain, ..Default::default() })
+    }
+
+    fn frame(&mut self) -> Vec<Outcome> {
+        let (mut items, mut bytes) = (0, 0);
+        for outcome in self.outcomes.iter().take(FRAME_ITEMS_MAX) {
+            bytes += outcome.encoded_len();
+            if items > 0 && bytes > FRAME_BYTES_MAX {
+                break;
+            }
+            items += 1;
+        }
+        self.outcomes.drain(..items).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+    use stepwell_proto::v1::{Completion, outcome::Kind};
+
+    use super::*;
+
+    fn outcome(bytes: usize) -> Outcome {
+        let kind = Kind::Complete(Completion { result: "x".repeat(bytes) });
+        Outcome { lease_id: "lease".into(), kind: Some(kind) }
+    }
+
+    fn next(messages: &mut Messages) -> Option<Option<WorkRequest>> {
+        messages.next().now_or_never()
+    }
+
+    #[test]
+    fn a_frame_takes_what_is_there_up_to_its_bounds() {
+        let outbox = Outbox::new(Hello::default());
+        let mut messages = outbox.messages();
+        outbox.report(vec![outcome(1); 300]);
+        outbox.report(vec![outcome(200_000), outcome(100_000), outcome(2_000_000), outcome(1)]);
+        assert!(next(&mut messages).unwrap().unwrap().hello.is_some());
+        let mut frames = Vec::new();
+        while let Some(frame) = next(&mut messages) {
+            frames.push(frame.unwrap().outcomes.len());
+        }
+        assert_eq!(frames, [256, 45, 1, 1, 1]);
+        outbox.close();
+        assert_eq!(next(&mut messages), Some(None));
+    }
+
+    #[test]
+    fn a_sign_of_life_is_given_only_after_silence() {
+        let outbox = Outbox::new(Hello::default());
+        let mut messages = outbox.messages();
+        assert!(next(&mut messages).is_some());
+        outbox.sign_of_life();
+        assert_eq!(next(&mut messages), None);
+        outbox.sign_of_life();
+        assert_eq!(next(&mut messages), Some(Some(WorkRequest::default())));
+        outbox.drain();
+        assert!(next(&mut messages).unwrap().unwrap().drain);
+    }
+}

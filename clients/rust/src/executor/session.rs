@@ -1,0 +1,330 @@
+//! The life of an executor, across all its streams: starts handlers for leases, reports outcomes
+//! until they are acknowledged, moves to another stream, drains. One task owns all of it; handlers
+//! run in tasks of their own, and `select!` is only around waiting.
+
+use std::{pin::pin, time::Duration};
+
+use stepwell_proto::v1::{
+    Ack, ErrorReason, Hello, Lease, Outcome, Welcome, WorkResponse, outcome::Kind,
+};
+use tokio::{
+    select,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use super::{
+    Executor, Observation, Report, StepContext,
+    attempt::{self, Ended, STOP_GRACE},
+    ledger::{Arrival, Ending, Ledger, Waiting},
+    link::{Link, Signal},
+};
+use crate::error::{Error, Lost};
+
+/// How long acknowledgements may take once every handler has ended.
+const ACKS_TIMEOUT: Duration = Duration::from_secs(10);
+const DRAINING: &str = "the executor drains";
+
+pub(super) struct Session {
+    executor: Executor,
+    link: Link,
+    /// The stream of a node that goes down, until the new one is welcomed.
+    leaving: Option<Link>,
+    ledger: Ledger,
+    attempts: JoinSet<Ended>,
+    drain: Option<Drain>,
+    report: Report,
+}
+
+/// The end of an executor: what happens when.
+struct Drain {
+    stop_at: Instant,
+    stopped: bool,
+}
+
+enum Wake {
+    Link(Signal),
+    Leaving(Signal),
+    Ended(Result<Ended, JoinError>),
+    Shutdown,
+    Late,
+}
+
+impl Session {
+    pub(super) fn new(executor: Executor) -> Self {
+        Self {
+            link: Link::new(&executor.client),
+            leaving: None,
+            ledger: Ledger::new(executor.slots),
+            attempts: JoinSet::new(),
+            drain: None,
+            report: Report::default(),
+            executor,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<Report, Error> {
+        let mut shutdown = pin!(shutdown);
+        while !self.is_done() {
+            let late = self.drain.as_ref().map(Drain::next);
+            let wake = select! {
+                signal = self.link.next() => Wake::Link(signal),
+                signal = next(&mut self.leaving), if self.leaving.is_some() => Wake::Leaving(signal),
+                Some(ended) = self.attempts.join_next() => Wake::Ended(ended),
+                () = shutdown.as_mut(), if self.drain.is_none() => Wake::Shutdown,
+                () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => Wake::Late,
+            };
+            match wake {
+                Wake::Link(signal) => self.on_link(signal)?,
+                Wake::Leaving(signal) => self.on_leaving(signal),
+                Wake::Ended(ended) => self.on_ended(ended),
+                Wake::Shutdown => self.on_shutdown(),
+                Wake::Late => {
+                    if !self.on_late() {
+                        break;
+                    }
+                }
+            }
+            self.start_what_fits();
+        }
+        self.report.unacknowledged = u64::try_from(self.ledger.unacknowledged()).unwrap_or(u64::MAX);
+        self.link.close().await;
+        Ok(self.report)
+    }
+
+    fn is_done(&self) -> bool {
+        self.drain.is_some() && self.ledger.is_empty()
+    }
+
+    // ── what the service says ───────────────────────────────────────────────────────────────────
+
+    fn on_link(&mut self, signal: Signal) -> Result<(), Error> {
+        match signal {
+            Signal::Ready => {
+                let hello = self.hello();
+                self.link.open(hello);
+            }
+            Signal::Message(message) => self.on_message(*message),
+            Signal::Tick => {
+                let unsent = self.ledger.to_send(false);
+                self.send(unsent);
+            }
+            Signal::Lost(lost) if lost.is_final() => return Err(lost.into()),
+            Signal::Lost(lost) => tracing::warn!(%lost, "stream lost; connecting again"),
+        }
+        Ok(())
+    }
+
+    fn on_leaving(&mut self, signal: Signal) {
+        match signal {
+            Signal::Message(message) => {
+                self.on_cancels_and_acks(&message);
+                self.on_leases(message.leases);
+            }
+            Signal::Tick => {}
+            Signal::Ready | Signal::Lost(_) => self.leaving = None,
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let mut hello = self.executor.hello.clone();
+        hello.held_leases = self.ledger.ids();
+        if self.drain.is_some() {
+            hello.slots = 0;
+        }
+        hello
+    }
+
+    fn on_message(&mut self, message: WorkResponse) {
+        if let Some(welcome) = &message.welcome {
+            self.on_welcome(welcome);
+        }
+        self.on_cancels_and_acks(&message);
+        self.on_leases(message.leases);
+        if let Some(drain) = message.drain {
+            tracing::info!(deadline = ?drain.deadline, "the node goes down; moving to another");
+            let successor = self.link.successor();
+            self.leaving = Some(std::mem::replace(&mut self.link, successor));
+        }
+    }
+
+    fn on_welcome(&mut self, welcome: &Welcome) {
+        tracing::info!(
+            executor_id = %welcome.executor_id, adopted = welcome.adopted_leases.len(),
+            lost = welcome.lost_leases.len(), unmatched = ?welcome.unmatched_handlers, "connected"
+        );
+        self.report.sessions += 1;
+        self.leaving = None;
+        for lease_id in &welcome.lost_leases {
+            self.void(lease_id);
+        }
+        // Whatever was sent on an earlier stream may not have arrived.
+        let outcomes = self.ledger.to_send(true);
+        self.send(outcomes);
+        if self.drain.is_some() {
+            self.link.outbox().expect("was welcomed").drain();
+        }
+    }
+
+    fn on_cancels_and_acks(&mut self, message: &WorkResponse) {
+        for cancel in &message.cancels {
+            tracing::debug!(lease = %cancel.lease_id, reason = %cancel.reason, "lease is void");
+            self.void(&cancel.lease_id);
+        }
+        for ack in &message.acks {
+            self.on_ack(ack);
+        }
+    }
+
+    fn void(&mut self, lease_id: &str) {
+        if self.ledger.void(lease_id) {
+            self.report.voided += 1;
+        }
+    }
+
+    fn on_ack(&mut self, ack: &Ack) {
+        if ack.refusal.as_ref().is_some_and(|refusal| may_pass(refusal.reason())) {
+            self.ledger.postpone(&ack.lease_id);
+            return;
+        }
+        let Some(outcome) = self.ledger.acknowledge(&ack.lease_id) else { return };
+        self.observe(Observation::Acknowledged(ack));
+        match (&ack.refusal, outcome.kind) {
+            (Some(refusal), _) => {
+                tracing::info!(lease = %ack.lease_id, reason = %refusal.message, "outcome refused");
+                self.report.refused += 1;
+            }
+            (None, Some(Kind::Complete(_))) => self.report.completed += 1,
+            (None, Some(Kind::HandBack(_))) => self.report.handed_back += 1,
+            (None, _) => self.report.failed += 1,
+        }
+    }
+
+    fn on_leases(&mut self, leases: Vec<Lease>) {
+        let now = Instant::now();
+        let mut returned = Vec::new();
+        for lease in leases {
+            if self.drain.is_some() {
+                returned.push(attempt::hand_back(lease, DRAINING));
+                continue;
+            }
+            match self.ledger.arrive(&lease, now) {
+                Arrival::Accepted => {
+                    self.report.leases += 1;
+                    self.observe(Observation::Leased(&lease));
+                }
+                Arrival::Known => {}
+                Arrival::Full => returned.push(attempt::hand_back(lease, "too many leases")),
+            }
+        }
+        self.finish(returned);
+    }
+
+    // ── handlers ────────────────────────────────────────────────────────────────────────────────
+
+    fn start_what_fits(&mut self) {
+        let mut unknown = Vec::new();
+        while let Some(Waiting { lease, at }) = self.ledger.next() {
+            let Some(handler) = self.executor.handlers.of(&lease) else {
+                unknown.push(attempt::unknown_handler(lease));
+                continue;
+            };
+            let stop = CancellationToken::new();
+            self.ledger.start(&lease.lease_id, stop.clone());
+            let deadline = attempt::deadline(&lease, at);
+            let client = self.executor.client.clone();
+            let step = StepContext::new(lease, deadline, stop.child_token(), client);
+            self.attempts.spawn(attempt::run(handler.clone(), step, deadline, stop));
+        }
+        self.finish(unknown);
+    }
+
+    /// Handlers ended: this one, and whichever others have by now.
+    fn on_ended(&mut self, first: Result<Ended, JoinError>) {
+        let mut outcomes = Vec::new();
+        let mut next = Some(first);
+        while let Some(ended) = next {
+            // Attempts catch panics, so an error only says that the runtime goes down.
+            if let Ok(Ended { lease_id, outcome }) = ended
+                && self.ledger.end(&lease_id) == Ending::Wanted
+            {
+                outcomes.push(outcome);
+            }
+            next = self.attempts.try_join_next();
+        }
+        self.finish(outcomes);
+    }
+
+    /// Keeps the outcomes until they are acknowledged, and sends them.
+    fn finish(&mut self, outcomes: Vec<Outcome>) {
+        let sent = self.outbox().is_some();
+        for outcome in &outcomes {
+            self.observe(Observation::Ended(outcome));
+            self.ledger.finish(outcome.clone(), sent);
+        }
+        self.send(outcomes);
+    }
+
+    fn send(&self, outcomes: Vec<Outcome>) {
+        if let Some(outbox) = self.outbox()
+            && !outcomes.is_empty()
+        {
+            outbox.report(outcomes);
+        }
+    }
+
+    fn outbox(&self) -> Option<&super::outbox::Outbox> {
+        self.link.outbox().or_else(|| self.leaving.as_ref()?.outbox())
+    }
+
+    fn observe(&self, observation: Observation<'_>) {
+        if let Some(observer) = &self.executor.observer {
+            observer(observation);
+        }
+    }
+
+    // ── the end ─────────────────────────────────────────────────────────────────────────────────
+
+    fn on_shutdown(&mut self) {
+        tracing::info!("draining");
+        let stop_at = Instant::now() + self.executor.grace;
+        self.drain = Some(Drain { stop_at, stopped: false });
+        if let Some(outbox) = self.outbox() {
+            outbox.drain();
+        }
+        let waiting = self.ledger.take_waiting();
+        self.finish(waiting.into_iter().map(|l| attempt::hand_back(l, DRAINING)).collect());
+    }
+
+    /// The grace period is over: handlers are stopped; later, acknowledgements are given up. False:
+    /// now.
+    fn on_late(&mut self) -> bool {
+        let Some(drain) = &mut self.drain else { return true };
+        self.ledger.stop_all();
+        !std::mem::replace(&mut drain.stopped, true)
+    }
+}
+
+impl Drain {
+    fn next(&self) -> Instant {
+        if self.stopped { self.stop_at + STOP_GRACE + ACKS_TIMEOUT } else { self.stop_at }
+    }
+}
+
+/// The next signal of the link that leaves.
+async fn next(leaving: &mut Option<Link>) -> Signal {
+    match leaving {
+        Some(link) => link.next().await,
+        None => Signal::Lost(Lost::Ended),
+    }
+}
+
+/// True when the same outcome may be accepted later.
+fn may_pass(reason: ErrorReason) -> bool {
+    matches!(reason.code(), Code::Unavailable | Code::ResourceExhausted)
+}

@@ -1,0 +1,14 @@
+//! Subscribers: which events are wanted, the feed of them, and handlers by event name.
+
+mod cursor;
+mod handlers;
+mod resume;
+mod selection;
+mod stream;
+
+pub use self::{
+    cursor::{CursorStore, FileCursor, NoCursor},
+    handlers::Subscriber,
+    selection::{Start, Subscription},
+    stream::{Delivery, EventStream},
+};

@@ -1,0 +1,72 @@
+//! Which events a subscriber wants, and from where.
+
+use stepwell_proto::v1::{self, subscribe_request};
+
+/// Where a feed begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With the oldest event that is kept.
+    Earliest,
+    /// With the first event after the call.
+    #[default]
+    Latest,
+    /// After this cursor, taken from an earlier delivery.
+    After(String),
+}
+
+/// A request for events; see [`crate::Client::subscribe`]. An event must match every list that is
+/// not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "nothing is asked for before `Client::subscribe`"]
+pub struct Subscription {
+    start: Start,
+    filter: v1::EventFilter,
+}
+
+impl Subscription {
+    /// Every recorded event from now on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Where to begin. Default [`Start::Latest`].
+    pub fn from(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Names: exact, `prefix.*`, or `*` for every recorded event. Default `*`; at most 100.
+    pub fn names<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter.names.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Ids of tasks. Default: all; at most 1,000.
+    pub fn tasks<T: Into<String>>(mut self, task_ids: impl IntoIterator<Item = T>) -> Self {
+        self.filter.task_ids.extend(task_ids.into_iter().map(Into::into));
+        self
+    }
+
+    /// Names of definitions. Default: all; at most 100.
+    pub fn definitions<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter.definition_names.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Namespaces. Default: all; at most 100.
+    pub fn namespaces<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter.namespaces.extend(names.into_iter().map(Into::into));
+        self
+    }
+}
+
+impl From<Subscription> for v1::SubscribeRequest {
+    fn from(subscription: Subscription) -> Self {
+        let start = match subscription.start {
+            Start::Earliest => subscribe_request::Start::Earliest(v1::Earliest {}),
+            Start::Latest => subscribe_request::Start::Latest(v1::Latest {}),
+            Start::After(cursor) => subscribe_request::Start::AfterCursor(cursor),
+        };
+        Self { start: Some(start), filter: Some(subscription.filter) }
+    }
+}
