@@ -138,7 +138,8 @@ begin
   if cardinality(v_done) = cardinality(p_key) then           -- the usual case: everything accepted
     a_status := array_fill(1::smallint, array[cardinality(p_key)]);
   else                                                       -- the same report again is accepted again
-    select array_agg(case when s.last_token = i.token and s.last_kind = i.kind then 1 else 0 end::smallint order by i.no)
+    select array_agg(case when s.last_token = i.token and s.last_kind = case when p_of_node is null then i.kind else 9 end
+                          then 1 else 0 end::smallint order by i.no)
       from unnest(p_key, p_token, p_kind) with ordinality i(key, token, kind, no)
       left join lateral (select last_token, last_kind from step where key = i.key offset 0) s on true
       into a_status;

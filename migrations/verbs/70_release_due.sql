@@ -26,6 +26,6 @@ begin
       into v_wait;
     perform append(null, v_wait, p_at);   -- no event: the append draws one position for their place
   end if;
-  select ceil(greatest(0, extract(epoch from min(due) - v_at) * 1000))::bigint
-    from (select due from timer order by due limit 1) t into next_ms;
+  select ceil(greatest(0, extract(epoch from due - v_at) * 1000))::bigint
+    from timer order by due limit 1 into next_ms;
 end $$;

@@ -9,17 +9,17 @@ async fn the_log_takes_exactly_the_transitions_of_the_catalog() {
     let legal = stepwell_proto::EDGES;
     let tried = "
         do $$
-        declare n smallint; e text; f smallint; t smallint;
+        declare x record;
         begin
-          for n, e, f, t in
+          for x in
             select n, e, f, t from generate_series(0, 99) n, unnest('{task,step}'::text[]) e,
                    unnest('{null,0,1,2,3,4,5,6,7}'::smallint[]) f, unnest('{0,1,2,3,4,5,6,7}'::smallint[]) t
           loop
             begin
               insert into stepwell.event (position, batch, at, task, uid, definition, no, type, from_state, to_state)
-              values (0, 0, now(), 1, gen_random_uuid(), 1, case e when 'step' then 0 end, n, f, t);
+              values (0, 0, now(), 1, gen_random_uuid(), 1, case x.e when 'step' then 0 end, x.n, x.f, x.t);
               delete from stepwell.event;
-              insert into allowed values (n, e, f, t);
+              insert into allowed values (x.n, x.e, x.f, x.t);
             exception when check_violation then null;
             end;
           end loop;

@@ -215,9 +215,11 @@ async fn two_requests_with_one_id_make_one_task() {
     assert_eq!(rows.one::<i64>("select count(*) from stepwell.task where id > $1", 0).await, 40);
     assert_eq!(rows.one::<i64>("select count(*) from stepwell.event where task > $1", 0).await, 40);
     tasks.truncate(1);
+    // As another process would ask: it knows of no key.
+    tasks[0].key = None;
     let repeated = one.create_tasks(&rows.store, &mut tasks).await.unwrap();
     assert!(matches!(repeated[..], [Created::Existing(_)]));
-    tasks[0].hash = [1; 32];
+    (tasks[0].hash, tasks[0].key) = ([1; 32], None);
     assert_eq!(one.create_tasks(&rows.store, &mut tasks).await.unwrap(), [Created::Reused]);
     assert_eq!(rows.one::<i64>("select count(*) from stepwell.task where id > $1", 0).await, 40);
     check(&mut rows.connection().await).await;

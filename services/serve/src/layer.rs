@@ -1,42 +1,48 @@
-//! What happens to every request: it gets an id, which is in its log lines and in the answer, and a
-//! failed call is logged once with its code. Payloads are never logged.
+//! What happens to every request: it gets an id, which is in its log lines and in the answer; it
+//! ends at the caller's deadline; and a failed call is logged once with its code. Payloads are
+//! never logged.
 
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Adds `Identified` around a service.
+/// Adds `Seen` around a service.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct IdentifyLayer;
+pub(crate) struct SeenLayer {
+    /// The name of the service in log lines.
+    pub(crate) service: &'static str,
+}
 
-impl<S> Layer<S> for IdentifyLayer {
-    type Service = Identified<S>;
+impl<S> Layer<S> for SeenLayer {
+    type Service = Seen<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Identified { inner }
+        Seen { inner, service: self.service }
     }
 }
 
-/// A service whose requests have ids.
+/// A service whose requests have ids and deadlines.
 #[derive(Clone, Debug)]
-pub(crate) struct Identified<S> {
+pub(crate) struct Seen<S> {
     inner: S,
+    service: &'static str,
 }
 
-impl<S, B, R> Service<Request<B>> for Identified<S>
+impl<S, B> Service<Request<B>> for Seen<S>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<B>, Response = Response<Body>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
-    R: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -47,20 +53,29 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let id = request_id(&request);
-        let trace_id = trace_id(&request).unwrap_or_default();
+        let headers = request.headers();
+        let id = request_id(headers);
         let span = tracing::info_span!(
             "request",
+            service = self.service,
             method = request.uri().path(),
             request_id = id.to_str().unwrap_or_default(),
-            trace_id
+            trace_id = trace_id(headers),
         );
+        let deadline = is_grpc(headers).then(|| timeout(headers)).flatten();
+        // Only up to the first answer: a stream may last longer than its caller waits for that.
         let answer = self.inner.call(request);
         let answered = async move {
-            let mut response = answer.await?;
-            if let Some(code) = response.headers().get("grpc-status").filter(|c| *c != "0") {
-                tracing::info!(code = code.to_str().unwrap_or_default(), "refused");
-            }
+            let mut response = match deadline {
+                None => answer.await?,
+                Some(deadline) => match tokio::time::timeout(deadline, answer).await {
+                    Ok(answered) => answered?,
+                    Err(_) => {
+                        Status::deadline_exceeded("the caller's deadline has passed").into_http()
+                    }
+                },
+            };
+            log_failure(response.headers());
             response.headers_mut().insert(REQUEST_ID, id);
             Ok(response)
         };
@@ -68,9 +83,48 @@ where
     }
 }
 
+/// A call that failed before its first message says so in its headers.
+fn log_failure(headers: &HeaderMap) {
+    let Some(code) = headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
+    else {
+        return;
+    };
+    match code {
+        Code::Ok => {}
+        // These are ours to look into.
+        Code::Unknown | Code::Internal | Code::DataLoss | Code::Unavailable => {
+            tracing::warn!(?code, "failed");
+        }
+        _ => tracing::info!(?code, "refused"),
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// How long the caller waits: at most eight digits and a unit, as gRPC defines it.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n = digits.parse::<u64>().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
 /// The caller's id if it is sane, else one of ours.
-fn request_id<B>(request: &Request<B>) -> HeaderValue {
-    let given = request.headers().get(REQUEST_ID).filter(|id| {
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|id| {
         let bytes = id.as_bytes();
         (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len())
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
@@ -80,9 +134,69 @@ fn request_id<B>(request: &Request<B>) -> HeaderValue {
     })
 }
 
-/// The trace id of a W3C `traceparent`.
-fn trace_id<B>(request: &Request<B>) -> Option<String> {
-    let parent = request.headers().get("traceparent")?.to_str().ok()?;
-    let id = parent.split('-').nth(1)?;
-    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+/// The trace id of a W3C `traceparent`: version, trace id, parent id and flags, of which the ids
+/// may not be all zeros.
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let parent = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = parent.split('-');
+    let mut part = |length: usize| {
+        parts.next().filter(|part| {
+            part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    };
+    let (version, trace, span, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    // A later version may have more parts; this one may not.
+    let whole = version != "ff" && (version != "00" || parts.next().is_none());
+    let named = |id: &str| id.bytes().any(|b| b != b'0');
+    (whole && named(trace) && named(span)).then_some(trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_str(value).unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_timeout_is_digits_and_a_unit() {
+        let of = |value| timeout(&with("grpc-timeout", value));
+        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(of("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(of("99999999S"), Some(Duration::from_secs(99_999_999)));
+        for bad in ["", "m", "5", "-5S", "+5S", "123456789S", "5 S", "5s", "5é"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_trace_id_is_taken_from_a_whole_traceparent_only() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let of = |value: &str| trace_id(&with("traceparent", value)).map(str::to_owned);
+        assert_eq!(of(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
+        assert_eq!(of(&format!("01-{id}-00f067aa0ba902b7-01-more")).as_deref(), Some(id));
+        for bad in [
+            id.to_owned(),
+            format!("00-{id}"),
+            format!("ff-{id}-00f067aa0ba902b7-01"),
+            format!("00-{id}-00f067aa0ba902b7-01-more"),
+            format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-{id}-0000000000000000-01"),
+        ] {
+            assert_eq!(of(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_sane_request_id_is_kept() {
+        assert_eq!(request_id(&with(REQUEST_ID, "a-1_B.2")), "a-1_B.2");
+        for bad in ["", "two words", "id\"", &"x".repeat(65)] {
+            let made = request_id(&with(REQUEST_ID, bad));
+            assert_eq!(made.len(), 32, "{bad:?} became {made:?}");
+        }
+    }
 }

@@ -21,5 +21,11 @@ pub(crate) const CONNECTION_WINDOW: u32 = 2 << 20;
 /// A silent peer is asked this often, and given up if it does not answer this long.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// So many bytes a peer must have sent in this time: the preface of HTTP/2, and less than any request
+/// of HTTP/1.1 that is kept alive.
+pub(crate) const OPENING_BYTES: usize = 24;
+pub(crate) const OPENED_WITHIN: Duration = Duration::from_secs(10);
+/// After a failure to accept a connection the next is tried after this time.
+pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// A readiness check that takes longer has failed.
 pub(crate) const READY_WITHIN: Duration = Duration::from_secs(2);

@@ -1,22 +1,18 @@
 //! The one port of a service: gRPC with health and reflection, and `/livez` and `/readyz` for plain
 //! HTTP.
 
-use std::{process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
 use axum::{Router, routing::get};
-use futures::StreamExt;
 use http::StatusCode;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::net::TcpListener;
 use tonic::{
+    codec::CompressionEncoding::{Gzip, Zstd},
     service::Routes,
-    transport::server::{Connected, Server, TcpConnectInfo},
+    transport::Server,
 };
 
-use crate::{Service, layer::IdentifyLayer, limits};
+use crate::{Service, incoming::incoming, layer::SeenLayer, limits};
 
 impl Service {
     /// Serves until the service is told to stop and its tasks have ended, or its grace is over.
@@ -26,7 +22,8 @@ impl Service {
         routes: Routes,
         services: &[&'static str],
     ) -> ExitCode {
-        let (reporter, health) = tonic_health::server::health_reporter();
+        let (mut reporter, health) = tonic_health::server::health_reporter();
+        let health = health.accept_compressed(Gzip).accept_compressed(Zstd);
         for name in services.iter().copied().chain([""]) {
             reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
         }
@@ -38,15 +35,19 @@ impl Service {
             }
         };
         let going_down = self.shutdown().clone();
-        let names: Vec<&'static str> = services.to_vec();
+        let names: Vec<&'static str> = services.iter().copied().chain([""]).collect();
         let told = async move {
             going_down.wait().await;
-            for name in names.into_iter().chain([""]) {
+            for name in &names {
                 reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
+            }
+            // Those who watch get this last word, then their streams end and hold nobody up.
+            for name in &names {
+                reporter.clear_service_status(name).await;
             }
         };
         let served = server()
-            .layer(IdentifyLayer)
+            .layer(SeenLayer { service: self.name() })
             .add_routes(Routes::from(router))
             .serve_with_incoming_shutdown(incoming(listener), told);
         let served = async {
@@ -80,8 +81,10 @@ impl Service {
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let routes = routes
-            .add_service(described().build_v1()?)
-            .add_service(described().build_v1alpha()?);
+            .add_service(described().build_v1()?.accept_compressed(Gzip).accept_compressed(Zstd))
+            .add_service(
+                described().build_v1alpha()?.accept_compressed(Gzip).accept_compressed(Zstd),
+            );
         let service = self.clone();
         let ready = move || {
             let service = service.clone();
@@ -112,89 +115,4 @@ fn server() -> Server {
         .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(limits::RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(limits::RESETS_LOCAL_MAX))
-}
-
-/// Connections, no more than may be open at once.
-fn incoming(
-    listener: TcpListener,
-) -> impl futures::Stream<Item = std::io::Result<Counted>> + Send + 'static {
-    let room = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    TcpListenerStream::new(listener).then(move |accepted| {
-        let room = Arc::clone(&room);
-        async move {
-            let stream = accepted?;
-            stream.set_nodelay(true)?;
-            let permit = room.acquire_owned().await.map_err(std::io::Error::other)?;
-            Ok(Counted { stream, _permit: permit })
-        }
-    })
-}
-
-/// A connection that counts as long as it is open.
-struct Counted {
-    stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Connected for Counted {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-mod io {
-    use std::{
-        io,
-        pin::Pin,
-        task::{Context, Poll},
-    };
-
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-    use super::Counted;
-
-    impl AsyncRead for Counted {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            buffer: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_read(context, buffer)
-        }
-    }
-
-    impl AsyncWrite for Counted {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            buffer: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.stream).poll_write(context, buffer)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_flush(context)
-        }
-
-        fn poll_shutdown(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-        ) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_shutdown(context)
-        }
-
-        fn poll_write_vectored(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            buffers: &[io::IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
-        }
-
-        fn is_write_vectored(&self) -> bool {
-            self.stream.is_write_vectored()
-        }
-    }
 }

@@ -1,22 +1,55 @@
 //! One running service: its loops, its readiness, its end.
 
 use std::{
+    io::ErrorKind,
     ops::Range,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::Context;
 use futures::{FutureExt, future::BoxFuture};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use tracing_subscriber::EnvFilter;
 
 use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN};
 
-type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// One thing that must work for the service to be ready.
+#[derive(Clone)]
+struct Check {
+    name: &'static str,
+    ask: Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
+    failing: Arc<AtomicBool>,
+}
+
+impl Check {
+    /// True if it works. What is wrong stands in the log, once each time it begins: whoever asks
+    /// for readiness is told no more than the name.
+    async fn passes(&self) -> bool {
+        let fault = match tokio::time::timeout(READY_WITHIN, (self.ask)()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(fault)) => Some(fault),
+            Err(_) => Some(format!("no answer within {READY_WITHIN:?}")),
+        };
+        let failed_before = self.failing.swap(fault.is_some(), Ordering::Relaxed);
+        match &fault {
+            Some(fault) if !failed_before => tracing::warn!(check = self.name, fault, "not ready"),
+            None if failed_before => tracing::info!(check = self.name, "ready again"),
+            _ => {}
+        }
+        fault.is_none()
+    }
+}
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -25,7 +58,7 @@ pub struct Service {
     grace: Duration,
     shutdown: Shutdown,
     tracker: TaskTracker,
-    checks: Arc<Mutex<Vec<(&'static str, Check)>>>,
+    checks: Arc<Mutex<Vec<Check>>>,
 }
 
 impl Service {
@@ -58,18 +91,29 @@ impl Service {
     }
 
     /// The first SIGTERM or SIGINT begins the shutdown, the second ends the process at once.
+    /// For binaries: several services in one process leave signals alone.
     pub fn handle_signals(&self) {
+        let (mut term, mut int) =
+            match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+                (Ok(term), Ok(int)) => (term, int),
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::warn!(%error, "signals are not heard");
+                    return;
+                }
+            };
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
-            if let Err(error) = signal().await {
-                tracing::warn!(%error, "signals are not heard");
-                return;
-            }
+            let mut told = async || {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
+            };
+            told().await;
             tracing::info!("going down");
             shutdown.begin();
-            if signal().await.is_ok() {
-                std::process::exit(1);
-            }
+            told().await;
+            std::process::exit(1);
         });
     }
 
@@ -121,29 +165,25 @@ impl Service {
         Ticker::new(bell, period, self.shutdown.clone())
     }
 
-    /// Adds a check that `/readyz` asks.
+    /// Adds a check that `/readyz` asks. Its fault goes to the log, its name to whoever asks.
     pub fn ready(
         &self,
         name: &'static str,
         check: impl Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
     ) {
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.push((name, Arc::new(check)));
+        let check = Check { name, ask: Arc::new(check), failing: Arc::default() };
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check);
     }
 
-    /// Asks all checks; the faults of those that fail.
-    pub(crate) async fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        if self.shutdown.begun() {
-            faults.push("going down".to_owned());
-        }
+    /// Asks all checks at once; the names of those that fail.
+    pub(crate) async fn faults(&self) -> Vec<&'static str> {
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (name, check) in checks {
-            match tokio::time::timeout(READY_WITHIN, check()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(fault)) => faults.push(format!("{name}: {fault}")),
-                Err(_) => faults.push(format!("{name}: no answer within {READY_WITHIN:?}")),
-            }
+        let asked =
+            checks.iter().map(|check| async { (!check.passes().await).then_some(check.name) });
+        let mut faults: Vec<_> =
+            futures::future::join_all(asked).await.into_iter().flatten().collect();
+        if self.shutdown.begun() {
+            faults.push("going down");
         }
         faults
     }
@@ -157,8 +197,13 @@ impl Service {
     /// Takes the address, and tells the launcher.
     pub async fn bind(&self, options: &Options, default_port: u16) -> anyhow::Result<TcpListener> {
         let address = options.address(default_port)?;
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let listener = TcpListener::bind(address).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => anyhow::anyhow!(
+                "{address} is taken by another process: say --listen with another port, or port 0 \
+                 for a free one"
+            ),
+            _ => anyhow::Error::new(error).context(format!("cannot listen on {address}")),
+        })?;
         let address = listener.local_addr()?;
         if let Some(file) = &options.address_file {
             let written = file.with_extension("new");
@@ -169,16 +214,6 @@ impl Service {
         tracing::info!(service = self.name, %address, "listening");
         Ok(listener)
     }
-}
-
-async fn signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
 }
 
 fn set_up_log(options: &Options) -> anyhow::Result<()> {
