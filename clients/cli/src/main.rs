@@ -1,13 +1,24 @@
-//! The `stepwell` command.
+//! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
+mod connect;
+mod definition;
+mod demo;
+mod event;
+mod example;
+mod fault;
+mod output;
 mod server;
+mod task;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::fault::Fault;
+
+/// Durable tasks made of steps, and the events of their lives.
 #[derive(Parser)]
-#[command(name = "stepwell", version, about = "Durable tasks made of steps, and the events of their lives")]
+#[command(name = "stepwell", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -15,11 +26,27 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check out a few hundred orders on a suite of its own, and judge what became of them.
+    Demo(demo::Demo),
+    /// Keep a suite running for development: Postgres and the three services.
+    Dev(server::Dev),
+    /// Register and read definitions.
+    #[command(subcommand)]
+    Definition(definition::Command),
+    /// Create, read, wait for and cancel tasks.
+    #[command(subcommand)]
+    Task(task::Command),
+    /// Follow what happens.
+    #[command(subcommand)]
+    Event(event::Command),
     /// Run a service.
     #[command(subcommand)]
     Serve(server::Serve),
     /// Bring a database's schema up to date.
     Migrate(server::Migrate),
+    /// The parts of the example, one by one.
+    #[command(subcommand)]
+    Example(example::Command),
     #[command(name = "__guard", hide = true)]
     Guard,
 }
@@ -27,7 +54,27 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
-        Command::Migrate(migrate) => migrate.run(),
         Command::Guard => stepwell_suite::guard_main(),
+        Command::Demo(demo) => run(demo.run()),
+        Command::Dev(dev) => run(dev.run()),
+        Command::Definition(command) => run(command.run()),
+        Command::Task(command) => run(command.run()),
+        Command::Event(command) => run(command.run()),
+        Command::Migrate(migrate) => run(migrate.run()),
+        Command::Example(command) => run(command.run()),
     }
+}
+
+/// Runs a command to its exit code; a fault is told as what, why and what to try.
+fn run(command: impl Future<Output = Result<ExitCode, Fault>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(command);
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    ended.unwrap_or_else(|fault| fault.tell())
 }

@@ -1,1 +1,3 @@
-//! stepwell-examples
+//! Examples of what people build with Stepwell.
+
+pub mod checkout;

@@ -10,12 +10,15 @@ use tonic_types::StatusExt;
 use crate::{backoff::Backoff, error::Error, limits::Limits, pool::Pool};
 
 /// Makes the call, again and at the next address as long as that can help and the limits allow.
-pub(crate) async fn call<Q: Clone, A>(
+pub(crate) async fn call<Q: Clone, A, F>(
     pool: &Pool,
     limits: &Limits,
     request: &Q,
-    rpc: impl AsyncFn(Channel, Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Error> {
+    rpc: impl Fn(Channel, Request<Q>) -> F,
+) -> Result<A, Error>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     let give_up = Instant::now() + limits.call_timeout;
     let mut backoff = Backoff::of_calls();
     let mut turn = pool.turn();

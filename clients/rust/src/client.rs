@@ -65,7 +65,7 @@ impl Client {
         &self,
         request: v1::RegisterDefinitionRequest,
     ) -> Result<v1::RegisterDefinitionResponse, Error> {
-        self.tasks(&self.limits, &request, async |mut service, request| {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
             service.register_definition(request).await
         })
         .await
@@ -85,7 +85,7 @@ impl Client {
         &self,
         request: v1::GetDefinitionRequest,
     ) -> Result<v1::GetDefinitionResponse, Error> {
-        self.tasks(&self.limits, &request, async |mut service, request| {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
             service.get_definition(request).await
         })
         .await
@@ -102,7 +102,7 @@ impl Client {
         mut request: v1::CreateTaskRequest,
     ) -> Result<v1::CreateTaskResponse, Error> {
         fill_id(&mut request.task_id);
-        self.tasks(&self.limits, &request, async |mut service, request| {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
             service.create_task(request).await
         })
         .await
@@ -114,15 +114,18 @@ impl Client {
         mut request: v1::BatchCreateTasksRequest,
     ) -> Result<v1::BatchCreateTasksResponse, Error> {
         request.requests.iter_mut().for_each(|r| fill_id(&mut r.task_id));
-        self.tasks(&self.limits, &request, async |mut service, request| {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
             service.batch_create_tasks(request).await
         })
         .await
     }
 
     /// One task with its steps.
-    pub async fn get_task(&self, request: v1::GetTaskRequest) -> Result<v1::GetTaskResponse, Error> {
-        self.tasks(&self.limits, &request, async |mut service, request| {
+    pub async fn get_task(
+        &self,
+        request: v1::GetTaskRequest,
+    ) -> Result<v1::GetTaskResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
             service.get_task(request).await
         })
         .await
@@ -148,7 +151,7 @@ impl Client {
             };
             let timeout = prost_types::Duration::try_from(wait).ok();
             let request = v1::WaitTaskRequest { task_id: task_id.clone(), timeout };
-            let answer = self.tasks(&limits, &request, async |mut service, request| {
+            let answer = self.tasks(&limits, &request, |mut service, request| async move {
                 service.wait_task(request).await
             });
             let task = answer.await?.task.ok_or(Error::Answer("it has no task"))?;
@@ -163,7 +166,7 @@ impl Client {
         &self,
         request: v1::CancelTaskRequest,
     ) -> Result<v1::CancelTaskResponse, Error> {
-        self.tasks(&self.limits, &request, async |mut service, request| {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
             service.cancel_task(request).await
         })
         .await
@@ -184,22 +187,25 @@ impl Client {
         &self,
         request: v1::ListStepResultsRequest,
     ) -> Result<v1::ListStepResultsResponse, Error> {
-        call(&self.pools.step, &self.limits, &request, async |channel, request| {
+        call(&self.pools.step, &self.limits, &request, |channel, request| async move {
             let service = StepServiceClient::new(channel);
             service.max_decoding_message_size(MESSAGE_BYTES_MAX).list_step_results(request).await
         })
         .await
     }
 
-    async fn tasks<Q: Clone, A>(
+    async fn tasks<Q: Clone, A, F>(
         &self,
         limits: &Limits,
         request: &Q,
-        rpc: impl AsyncFn(TaskServiceClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
-    ) -> Result<A, Error> {
-        call(&self.pools.task, limits, request, async |channel, request| {
+        rpc: impl Fn(TaskServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Error>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        call(&self.pools.task, limits, request, |channel, request| {
             let service = TaskServiceClient::new(channel);
-            rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request).await
+            rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request)
         })
         .await
     }

@@ -94,10 +94,7 @@ impl Lost {
     pub(crate) fn is_final(&self) -> bool {
         let Self::Failed(status) = self else { return false };
         // Out of range is what a message above the size limit is answered with.
-        matches!(
-            status.code(),
-            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange
-        )
+        matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange)
     }
 
     /// How long the service asks to wait.

@@ -28,6 +28,7 @@ pub const DEFAULT_PORT: u16 = 7103;
 /// event-service: delivers events to subscribers.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
+#[group(id = "event-service")]
 pub struct Options {
     /// How it is served.
     #[command(flatten)]

@@ -1,7 +1,7 @@
 //! One running service: its loops, its readiness, its end.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, IsTerminal},
     ops::Range,
     process::ExitCode,
     sync::{
@@ -218,7 +218,10 @@ impl Service {
 
 fn set_up_log(options: &Options) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&options.log_filter).context("--log-filter cannot be read")?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // Set already: several services share this process.
     let _ = match options.log {
         LogFormat::Human => log.with_target(false).compact().try_init(),

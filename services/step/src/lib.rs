@@ -43,6 +43,7 @@ pub const DEFAULT_PORT: u16 = 7102;
 /// step-service: leases steps to executors and settles their outcomes.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
+#[group(id = "step-service")]
 pub struct Options {
     /// How it is served.
     #[command(flatten)]

@@ -54,7 +54,7 @@ impl StoredDefinition {
 }
 
 /// Which definition is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Wanted {
     /// Its namespace.
     pub namespace: String,
@@ -291,7 +291,14 @@ impl Row {
             return Err(wrong("its plan has another number of steps"));
         }
         let children = children(&parents);
-        Ok(StoredDefinition { id: self.id, version, definition, queues: self.queues, parents, children })
+        Ok(StoredDefinition {
+            id: self.id,
+            version,
+            definition,
+            queues: self.queues,
+            parents,
+            children,
+        })
     }
 }
 
@@ -349,8 +356,8 @@ async fn insert_plan(
     id: i32,
     definition: &v1::Definition,
 ) -> Result<(), Error> {
-    let parents = parents(definition)
-        .ok_or_else(|| Error::Inconsistent("a dependency is unknown".into()))?;
+    let parents =
+        parents(definition).ok_or_else(|| Error::Inconsistent("a dependency is unknown".into()))?;
     let waiting_on: Vec<i32> =
         parents.iter().map(|p| i32::try_from(p.len()).unwrap_or(i32::MAX)).collect();
     let children: Vec<String> = children(&parents).into_iter().map(array_text).collect();
@@ -418,6 +425,7 @@ pub(crate) fn timestamp(at: chrono::DateTime<chrono::Utc>) -> prost_types::Times
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that fails says where")]
 mod tests {
     use super::*;
 
@@ -428,7 +436,8 @@ mod tests {
 
     #[test]
     fn edges_are_the_same_both_ways() {
-        let steps = vec![step("d", &["c", "b"]), step("a", &[]), step("b", &["a"]), step("c", &["a"])];
+        let steps =
+            vec![step("d", &["c", "b"]), step("a", &[]), step("b", &["a"]), step("c", &["a"])];
         let definition = v1::Definition { steps, ..v1::Definition::default() };
         let parents = parents(&definition).unwrap();
         assert_eq!(parents, [vec![3, 2], vec![], vec![1], vec![1]]);
@@ -463,7 +472,8 @@ mod tests {
         let kept = (0..4).filter(|id| cache.get(*id).is_some()).count();
         assert_eq!(kept, 2);
         assert!(cache.get(3).is_some());
-        let named = Wanted { namespace: String::new(), name: String::new(), version: Some([3, 0, 0]) };
+        let named =
+            Wanted { namespace: String::new(), name: String::new(), version: Some([3, 0, 0]) };
         assert_eq!(cache.find(&named).map(|s| s.id), Some(3));
     }
 }

@@ -133,11 +133,7 @@ impl Writer {
     }
 
     /// The tasks' keys; those tried before have one already.
-    async fn draw_keys(
-        &mut self,
-        store: &Store,
-        tasks: &mut [NewTask],
-    ) -> Result<Vec<i64>, Error> {
+    async fn draw_keys(&mut self, store: &Store, tasks: &mut [NewTask]) -> Result<Vec<i64>, Error> {
         let wanted = tasks.iter().filter(|task| task.key.is_none()).count();
         let mut fresh = store.0.keys.take(wanted);
         if fresh.len() < wanted {
@@ -336,10 +332,7 @@ impl Store {
         )
         .fetch_one(self.pool())
         .await?;
-        let was = row
-            .was
-            .map(state)
-            .transpose()?;
+        let was = row.was.map(state).transpose()?;
         if let Some(State::Pending | State::InProgress | State::Error) = was {
             self.bell().ring(Topic::Event);
         }

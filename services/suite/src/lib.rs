@@ -1,7 +1,10 @@
 //! A Postgres of our own and the services as processes: what `stepwell dev`, the demo, the benches
 //! and the tests stand on. Every process and every folder is made by a guard, a tiny process that
 //! undoes all of it when its parent ends, however that ends.
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails says where"))]
 
+mod binaries;
+mod folder;
 mod guard;
 mod postgres;
 mod protocol;
@@ -10,7 +13,8 @@ mod tests;
 mod undo;
 
 pub use guard::{Exit, Guard, Process};
-pub use postgres::{Postgres, PostgresOptions};
+pub use postgres::{Postgres, PostgresOptions, default_data_dir};
+pub use protocol::Command;
 pub use services::{Addresses, Kind, Logs, Nodes, Suite, SuiteOptions};
 pub use tests::{TestDatabase, built_stepwell, test_database};
 pub use undo::guard_main;

@@ -1,16 +1,24 @@
-//! A private Postgres: found on the machine, made by initdb, reached by a unix socket only.
+//! A private Postgres: made by initdb, reached by a unix socket only.
 
 use std::{
-    os::unix::fs::chown,
+    fmt::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use nix::unistd::{User, geteuid};
+use nix::{
+    sys::signal::Signal,
+    unistd::{User, geteuid},
+};
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
-use crate::{Error, Guard, Process, protocol::Command};
+use crate::{
+    Error, Guard, Process,
+    binaries::binaries,
+    folder,
+    protocol::{Command, Kind},
+};
 
 const UP_WITHIN: Duration = Duration::from_secs(60);
 const LOG_LINES: usize = 15;
@@ -20,10 +28,10 @@ const LOG_LINES: usize = 15;
 pub struct PostgresOptions {
     /// Where its data is and stays; none: in a folder that goes with the guard.
     pub data_dir: Option<PathBuf>,
-    /// False only where a crash of the machine is not what is tested: then commits do not wait for
-    /// the disk.
+    /// False only where a crash of the machine is not what is tested: then nothing waits for the
+    /// disk. What was committed survives a crash of Postgres either way.
     pub fsync: bool,
-    /// Further settings, as in postgresql.conf.
+    /// Further settings, as in postgresql.conf; they override ours.
     pub settings: Vec<(String, String)>,
 }
 
@@ -33,7 +41,18 @@ impl Default for PostgresOptions {
     }
 }
 
-/// A running Postgres.
+/// Where the data of a Postgres that stays is by default: in the user's folder for data, for root in
+/// the system's, since Postgres runs as another user then.
+pub fn default_data_dir() -> PathBuf {
+    if geteuid().is_root() {
+        return "/var/lib/stepwell/pg".into();
+    }
+    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || set("HOME").map(|home| home.join(".local/share"));
+    set("XDG_DATA_HOME").or_else(home).unwrap_or_else(std::env::temp_dir).join("stepwell/pg")
+}
+
+/// A running Postgres. It goes with its guard.
 pub struct Postgres {
     socket: PathBuf,
     log: PathBuf,
@@ -43,71 +62,55 @@ pub struct Postgres {
 impl Postgres {
     /// Finds, makes and starts it.
     pub async fn start(guard: &Guard, options: &PostgresOptions) -> Result<Self, Error> {
-        let bin = binaries()?;
-        let user = unprivileged()?;
-        let folder = guard.folder(user).await?;
-        let log = folder.join("log");
+        let place =
+            Place { guard, bin: binaries()?, owner: Owner::of_postgres()?, folder: PathBuf::new() };
+        let place = Place { folder: guard.folder(None, place.owner.ids()).await?, ..place };
         let data = match &options.data_dir {
-            Some(data) => keep(data, user)?,
-            None => folder.join("data"),
+            None => place.init(&place.folder).await?,
+            Some(data) => place.keep(data).await?,
         };
-        let command = |program: &str, args: Vec<String>, last: bool| Command {
-            program: bin.join(program),
-            args,
-            env: Vec::new(),
-            log: Some(log.clone()),
-            user,
-            last,
-        };
-        if !data.join("PG_VERSION").exists() {
-            init(guard, &data, &command).await?;
-        }
         let mut args = vec!["-D".to_owned(), data.display().to_string()];
-        let set = [
-            ("listen_addresses", ""),
-            ("unix_socket_directories", &folder.display().to_string()),
-            ("max_connections", "200"),
-            ("shared_buffers", "256MB"),
-            ("max_wal_size", "4GB"),
-            ("min_wal_size", "1GB"),
-            ("autovacuum_naptime", "5s"),
-            ("jit", "off"),
-            ("fsync", if options.fsync { "on" } else { "off" }),
-            ("synchronous_commit", if options.fsync { "on" } else { "off" }),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        for (name, value) in set.into_iter().chain(options.settings.iter().cloned()) {
+        for (name, value) in settings(options, &place.folder) {
             args.extend(["-c".to_owned(), format!("{name}={value}")]);
         }
-        let process = guard.spawn(command("postgres", args, true)).await?;
-        let postgres = Self { socket: folder, log, process };
-        postgres.up().await?;
+        let process = guard.spawn(place.command("postgres", args, Kind::Postgres)).await?;
+        let postgres = Self { socket: place.folder.clone(), log: place.log(), process };
+        postgres.up(&data).await?;
         Ok(postgres)
     }
 
-    async fn up(&self) -> Result<(), Error> {
+    async fn up(&self, data: &Path) -> Result<(), Error> {
         let deadline = Instant::now() + UP_WITHIN;
         loop {
             let failed = match PgConnection::connect(&self.url("postgres")).await {
                 Ok(connection) => {
-                    // It answered: that was the question.
-                    drop(connection);
+                    connection.close().await.ok();
                     return Ok(());
                 }
                 Err(error) => error.to_string(),
             };
-            let ended = self.process.ended().is_some();
-            if ended || Instant::now() > deadline {
-                let log = tail(&self.log);
-                return Err(Error::Failed(format!("Postgres did not start: {failed}\n{log}")));
+            if self.process.ended().is_some() || Instant::now() > deadline {
+                return Err(self.not_up(data, &failed));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
+    fn not_up(&self, data: &Path, failed: &str) -> Error {
+        let log = tail(&self.log);
+        if log.contains("\"postmaster.pid\" already exists") {
+            return Error::Failed(format!(
+                "another Postgres runs on {}: stop it (is Stepwell running in another terminal?), \
+                 or use another folder",
+                data.display()
+            ));
+        }
+        Error::Failed(format!("Postgres did not start: {failed}\n{log}"))
+    }
+
     /// The URL of one of its databases.
     pub fn url(&self, database: &str) -> String {
-        let host = self.socket.display().to_string().replace('/', "%2F");
+        let host = percent_encoded(&self.socket.display().to_string());
         format!("postgres://stepwell@localhost/{database}?host={host}")
     }
 
@@ -116,10 +119,41 @@ impl Postgres {
         create_database(&self.url("postgres"), name, template).await
     }
 
-    /// The process, to stop or kill it.
+    /// The process, to hold or kill it.
     pub fn process(&self) -> &Process {
         &self.process
     }
+
+    /// The file with its log. It goes with the guard.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Stops it: open transactions are rolled back, what is committed is written.
+    pub async fn stop(self) -> Result<(), Error> {
+        if self.process.ended().is_none() {
+            self.process.kill(Signal::SIGINT).await?;
+        }
+        self.process.wait().await;
+        Ok(())
+    }
+}
+
+fn settings(options: &PostgresOptions, socket: &Path) -> Vec<(String, String)> {
+    let fsync = if options.fsync { "on" } else { "off" };
+    let ours = [
+        ("listen_addresses", ""),
+        ("unix_socket_directories", &socket.display().to_string()),
+        ("max_connections", "200"),
+        ("shared_buffers", "256MB"),
+        ("max_wal_size", "4GB"),
+        ("min_wal_size", "1GB"),
+        ("autovacuum_naptime", "5s"),
+        ("jit", "off"),
+        ("fsync", fsync),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    ours.into_iter().chain(options.settings.iter().cloned()).collect()
 }
 
 pub(crate) async fn create_database(
@@ -133,106 +167,115 @@ pub(crate) async fn create_database(
     // Names are ours: letters, digits, underscores.
     let sql = sqlx::AssertSqlSafe(format!("create database {name} template {template}"));
     sqlx::raw_sql(sql).execute(&mut connection).await.map_err(failed)?;
-    Ok(())
+    connection.close().await.map_err(failed)
 }
 
-async fn init(
-    guard: &Guard,
-    data: &Path,
-    command: &impl Fn(&str, Vec<String>, bool) -> Command,
-) -> Result<(), Error> {
-    let mut said = String::new();
-    for locale in ["C.UTF-8", "C"] {
-        let args = [
-            "-D".to_owned(),
-            data.display().to_string(),
-            format!("--locale={locale}"),
-            "--encoding=UTF8".to_owned(),
-            "--auth=trust".to_owned(),
-            "--username=stepwell".to_owned(),
-        ];
-        let command = command("initdb", args.to_vec(), false);
-        let log = command.log.clone();
-        let exit = guard.spawn(command).await?.wait().await;
-        if exit.code == Some(0) {
-            return Ok(());
+/// As whom Postgres runs: it refuses to run as root.
+struct Owner(Option<User>);
+
+impl Owner {
+    fn of_postgres() -> Result<Self, Error> {
+        if !geteuid().is_root() {
+            return Ok(Self(None));
         }
-        said = log.map(|log| tail(&log)).unwrap_or_default();
+        let found = ["postgres", "nobody"].iter().find_map(|name| User::from_name(name).ok()?);
+        found.map(|user| Self(Some(user))).ok_or_else(|| {
+            Error::Missing(
+                "Postgres refuses to run as root, and this machine has neither a user `postgres` \
+                 nor `nobody`: run as another user"
+                    .into(),
+            )
+        })
     }
-    Err(Error::Failed(format!("initdb failed:\n{said}")))
+
+    fn ids(&self) -> Option<(u32, u32)> {
+        self.0.as_ref().map(|user| (user.uid.as_raw(), user.gid.as_raw()))
+    }
+}
+
+/// What it takes to run a program of Postgres.
+struct Place<'a> {
+    guard: &'a Guard,
+    bin: PathBuf,
+    owner: Owner,
+    folder: PathBuf,
+}
+
+impl Place<'_> {
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    fn command(&self, program: &str, args: Vec<String>, kind: Kind) -> Command {
+        let (log, user) = (Some(self.log()), self.owner.ids());
+        Command { args, log, user, kind, ..Command::new(&self.bin.join(program)) }
+    }
+
+    /// Makes the data in a folder.
+    async fn init(&self, within: &Path) -> Result<PathBuf, Error> {
+        let data = within.join("data");
+        // Not every system has the first.
+        for locale in ["C.UTF-8", "C"] {
+            let args = [
+                "-D".to_owned(),
+                data.display().to_string(),
+                format!("--locale={locale}"),
+                "--encoding=UTF8".to_owned(),
+                "--auth=trust".to_owned(),
+                "--username=stepwell".to_owned(),
+            ];
+            let init = self.command("initdb", args.into(), Kind::Ordinary);
+            if self.guard.spawn(init).await?.wait().await.code == Some(0) {
+                return Ok(data);
+            }
+        }
+        Err(Error::Failed(format!("initdb failed:\n{}", tail(&self.log()))))
+    }
+
+    /// Data that stays. It is made beside its place and moved there whole, so that what was cut
+    /// short never stays.
+    async fn keep(&self, data: &Path) -> Result<PathBuf, Error> {
+        let refused = |error| Error::Io(format!("cannot use {}", data.display()), error);
+        let data = std::path::absolute(data).map_err(refused)?;
+        let parent = data.parent().unwrap_or(&data).to_owned();
+        std::fs::create_dir_all(&parent).map_err(refused)?;
+        if let Owner(Some(user)) = &self.owner
+            && !folder::is_open(&parent)
+        {
+            return Err(Error::Failed(format!(
+                "Postgres refuses to run as root, and {} is closed to the user `{}` that it runs \
+                 as: run as another user, or use another folder",
+                parent.display(),
+                user.name
+            )));
+        }
+        if data.join("PG_VERSION").exists() {
+            return Ok(data);
+        }
+        let made = self.guard.folder(Some(&parent), self.owner.ids()).await?;
+        let made = self.init(&made).await?;
+        // Over an empty folder too, but not over one that is not.
+        std::fs::rename(&made, &data).map_err(refused)?;
+        Ok(data)
+    }
 }
 
 /// The last lines of a log.
 pub(crate) fn tail(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
-/// Postgres refuses to run as root: then as whom.
-fn unprivileged() -> Result<Option<(u32, u32)>, Error> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
-    for name in ["postgres", "nobody"] {
-        if let Ok(Some(user)) = User::from_name(name) {
-            return Ok(Some((user.uid.as_raw(), user.gid.as_raw())));
-        }
-    }
-    Err(Error::Missing(
-        "Postgres refuses to run as root, and this machine has neither a user `postgres` nor \
-         `nobody`: run as another user"
-            .into(),
-    ))
-}
-
-/// A folder that stays.
-fn keep(data: &Path, user: Option<(u32, u32)>) -> Result<PathBuf, Error> {
-    let refused = |error| Error::Io(format!("cannot use {}", data.display()), error);
-    std::fs::create_dir_all(data).map_err(refused)?;
-    let data = data.canonicalize().map_err(refused)?;
-    if let Some((uid, gid)) = user {
-        chown(&data, Some(uid), Some(gid)).map_err(refused)?;
-    }
-    Ok(data)
-}
-
-/// The folder with `initdb` and `postgres`.
-fn binaries() -> Result<PathBuf, Error> {
-    if let Some(given) = std::env::var_os("STEPWELL_PG_BIN") {
-        let given = PathBuf::from(given);
-        if complete(&given) {
-            return Ok(given);
-        }
-        return Err(Error::Missing(format!(
-            "STEPWELL_PG_BIN is {}, which has no `initdb` and `postgres`",
-            given.display()
-        )));
-    }
-    let mut versions = Vec::new();
-    for place in ["/usr/lib/postgresql", "/usr/local/opt", "/opt/homebrew/opt", "/usr/pgsql"] {
-        for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let digits: String = name.chars().filter(char::is_ascii_digit).collect();
-            if let Ok(version) = digits.parse::<u32>() {
-                versions.push((version, entry.path().join("bin")));
+fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte));
             }
+            _ => write!(encoded, "%{byte:02X}").expect("a string takes it"),
         }
-    }
-    versions.sort();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).collect::<Vec<_>>().into_iter();
-    // What stands in its own folder first: programs on the PATH may be links out of it.
-    let places = versions.into_iter().rev().map(|(_, bin)| bin).chain(on_path);
-    places.into_iter().find(|bin| complete(bin)).ok_or_else(|| {
-        Error::Missing(
-            "no Postgres on this machine: install one (Debian: `apt-get install postgresql`), or \
-             say where its programs are by STEPWELL_PG_BIN"
-                .into(),
-        )
+        encoded
     })
-}
-
-fn complete(bin: &Path) -> bool {
-    ["initdb", "postgres"].iter().all(|program| bin.join(program).is_file())
 }

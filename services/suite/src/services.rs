@@ -11,11 +11,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{
-    Error, Guard, Postgres, PostgresOptions, Process,
-    postgres::tail,
-    protocol::Command,
-};
+use crate::{Error, Guard, Postgres, PostgresOptions, Process, postgres::tail, protocol::Command};
 
 const UP_WITHIN: Duration = Duration::from_secs(60);
 
@@ -126,10 +122,21 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Starts everything; answers when all services are ready.
+    /// Starts everything; answers when all services are ready. If something does not start, all of
+    /// it is undone first.
     pub async fn start(options: SuiteOptions) -> Result<Self, Error> {
         let guard = Guard::start(&options.executable)?;
-        let folder = guard.folder(None).await?;
+        match Self::start_guarded(options, guard.clone()).await {
+            Ok(suite) => Ok(suite),
+            Err(error) => {
+                guard.stop().await.ok();
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_guarded(options: SuiteOptions, guard: Guard) -> Result<Self, Error> {
+        let folder = guard.folder(None, None).await?;
         let (postgres, database_url) = match &options.database_url {
             Some(url) => (None, url.clone()),
             None => {
@@ -140,8 +147,7 @@ impl Suite {
             }
         };
         stepwell_store::migrate(&database_url).await?;
-        let mut suite =
-            Self { options, guard, postgres, database_url, folder, nodes: Vec::new() };
+        let mut suite = Self { options, guard, postgres, database_url, folder, nodes: Vec::new() };
         let Nodes { task, step, event } = suite.options.nodes;
         let mut started = Vec::new();
         for (kind, n) in Kind::ALL.into_iter().zip([task, step, event]) {
@@ -193,8 +199,7 @@ impl Suite {
     }
 
     fn command(&self, args: Vec<String>, log: Option<PathBuf>) -> Command {
-        let program = self.options.executable.clone();
-        Command { program, args, env: Vec::new(), log, user: None, last: false }
+        Command { args, log, ..Command::new(&self.options.executable) }
     }
 
     /// Waits until a service answers that it is ready; its address.
@@ -246,6 +251,28 @@ impl Suite {
         log.and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default()
     }
 
+    /// Waits until some service or the private Postgres ends; its name.
+    pub fn any_ended(&self) -> impl Future<Output = String> + use<> {
+        let mut watched: Vec<(String, Process)> = self
+            .nodes
+            .iter()
+            .map(|n| (format!("{}-service", n.kind.word()), n.process.clone()))
+            .collect();
+        watched.extend(self.postgres.iter().map(|p| ("Postgres".to_owned(), p.process().clone())));
+        async move {
+            let (send, mut ended) = tokio::sync::mpsc::channel(1);
+            for (name, process) in watched {
+                let send = send.clone();
+                tokio::spawn(async move {
+                    process.wait().await;
+                    // Only the first one counts.
+                    let _ = send.try_send(name);
+                });
+            }
+            ended.recv().await.unwrap_or_default()
+        }
+    }
+
     /// Starts a service again, on the same address, after its process has ended.
     pub async fn restart(&mut self, kind: Kind, index: usize) -> Result<(), Error> {
         let node = self.nodes.iter().position(|n| n.kind == kind && n.index == index);
@@ -268,6 +295,11 @@ impl Suite {
         self.guard.spawn(self.command(args, log)).await
     }
 
+    /// The guard, to start programs other than ours.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
     /// A folder that goes with the suite: logs, and whatever else is needed meanwhile.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -282,7 +314,9 @@ impl Suite {
 async fn ensure_database(postgres: &Postgres) -> Result<(), Error> {
     match postgres.create_database("stepwell", None).await {
         // There already, in a Postgres whose data stays.
-        Err(Error::Database(_, sqlx::Error::Database(e))) if e.code().as_deref() == Some("42P04") => {
+        Err(Error::Database(_, sqlx::Error::Database(e)))
+            if e.code().as_deref() == Some("42P04") =>
+        {
             Ok(())
         }
         answer => answer,

@@ -52,18 +52,22 @@ pub fn built_stepwell() -> Result<PathBuf, Error> {
 }
 
 fn build() -> Result<PathBuf, String> {
-    // target/<profile>/deps/<test>
+    // <target>/<profile>/deps/<test>
     let test = std::env::current_exe().map_err(|error| error.to_string())?;
     let profile = test.parent().and_then(Path::parent).ok_or("the test has no target folder")?;
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "stepwell-cli"]);
-    build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    let target = profile.parent().ok_or("the test has no target folder")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
+    let mut build = Command::new(cargo);
+    // Cargo's own lock keeps tests that run side by side apart.
+    build.args(["build", "--quiet", "--package", "stepwell-cli", "--target-dir"]).arg(target);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
     if profile.file_name().is_some_and(|name| name == "release") {
         build.arg("--release");
     }
     let built = build.output().map_err(|error| format!("cargo cannot be run: {error}"))?;
     if !built.status.success() {
-        return Err(String::from_utf8_lossy(&built.stderr).into_owned());
+        let said = String::from_utf8_lossy(&built.stderr).into_owned();
+        return Err(format!("`stepwell` cannot be built:\n{said}"));
     }
     Ok(profile.join("stepwell"))
 }

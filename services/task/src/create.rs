@@ -1,5 +1,6 @@
 //! Creating tasks: callers that wait at the same moment share one call of the verb. One loop with
-//! one connection; no timer: while a call is in flight the next batch collects.
+//! one connection; no timer: while a call is in flight the next batch collects. What comes here is
+//! planned already, so no caller's faults reach the others.
 
 use std::{
     sync::Arc,
@@ -7,65 +8,135 @@ use std::{
 };
 
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
-use stepwell_store::{Created, Error, NewTask, Store, StoredDefinition, Wanted, Writer};
-use tokio::sync::{mpsc, oneshot};
+use stepwell_store::{Created, Error, NewTask, Store, Writer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
-use crate::{plan::Draft, schema::Validators};
-
-const ITEMS_MAX: usize = 200;
+/// Most tasks of one call of the verb.
+const TASKS_MAX: usize = 200;
+/// Most bytes of one call, unless a single task has more.
 const BYTES_MAX: usize = 4 << 20;
+/// Most steps of one call, unless a single task has more: it must end well within its time-out.
+const STEPS_MAX: usize = 20_000;
+/// Most items that wait.
 const WAITING_MAX: usize = 1024;
-const TRIED_FOR: Duration = Duration::from_secs(8);
+/// Most bytes that wait.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// A task is tried for so long, from the moment it was given here.
+pub(crate) const TRIED_FOR: Duration = Duration::from_secs(8);
 
 /// What became of one task.
 pub(crate) type Answer = Result<(NewTask, Created), Refusal>;
 
-/// Requests of one caller.
-struct Call {
-    drafts: Vec<(Draft, String)>,
-    answer: oneshot::Sender<Result<Vec<Answer>, Refusal>>,
+/// How much there is to create.
+#[derive(Clone, Copy, Default)]
+struct Load {
+    tasks: usize,
+    bytes: usize,
+    steps: usize,
 }
 
-impl Call {
-    fn bytes(&self) -> usize {
-        self.drafts.iter().map(|(draft, _)| draft.context.len()).sum()
+impl Load {
+    fn of(task: &NewTask) -> Self {
+        let text = task.context.len() + task.tags.iter().map(String::len).sum::<usize>();
+        Self { tasks: 1, bytes: text + 1024, steps: task.definition.queues.len() }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            tasks: self.tasks + other.tasks,
+            bytes: self.bytes + other.bytes,
+            steps: self.steps + other.steps,
+        }
+    }
+
+    fn fits(self) -> bool {
+        self.tasks <= TASKS_MAX && self.bytes <= BYTES_MAX && self.steps <= STEPS_MAX
     }
 }
 
-/// Where requests go. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Creator(mpsc::Sender<Call>);
+/// Tasks of one caller, no more than one call of the verb takes.
+struct Item {
+    tasks: Vec<NewTask>,
+    load: Load,
+    since: Instant,
+    answer: oneshot::Sender<Vec<Answer>>,
+    /// The room its caller takes.
+    _room: Arc<OwnedSemaphorePermit>,
+}
 
-/// The loop.
+/// Where tasks go. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Creator {
+    queue: mpsc::Sender<Item>,
+    room: Arc<Semaphore>,
+}
+
+/// The loop behind it.
 pub(crate) struct Creating {
     store: Store,
-    validators: Arc<Validators>,
-    queue: mpsc::Receiver<Call>,
+    queue: mpsc::Receiver<Item>,
+    /// Taken from the queue, but it did not fit into the last batch.
+    held: Option<Item>,
     writer: Option<Writer>,
 }
 
 impl Creator {
-    pub(crate) fn new(store: Store, validators: Arc<Validators>) -> (Self, Creating) {
+    pub(crate) fn new(store: Store) -> (Self, Creating) {
         let (sender, queue) = mpsc::channel(WAITING_MAX);
-        (Self(sender), Creating { store, validators, queue, writer: None })
+        let room = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
+        (Self { queue: sender, room }, Creating { store, queue, held: None, writer: None })
     }
 
-    /// Creates tasks; answers once they are durable. Drafts come with the path their faults get.
-    /// A draft that does not fit its definition refuses them all.
-    pub(crate) async fn create(&self, drafts: Vec<(Draft, String)>) -> Result<Vec<Answer>, Refusal> {
-        let (answer, answered) = oneshot::channel();
-        self.0.try_send(Call { drafts, answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                Refusal::new(ErrorReason::Overloaded, "too many tasks wait to be created")
-                    .retry_after(Duration::from_millis(100))
-            }
-            mpsc::error::TrySendError::Closed(_) => going_down(),
+    /// Creates tasks; answers once they are durable, in their order. Takes all or none.
+    pub(crate) async fn create(&self, tasks: Vec<NewTask>) -> Result<Vec<Answer>, Refusal> {
+        let bytes: usize = tasks.iter().map(|task| Load::of(task).bytes).sum();
+        let bytes = u32::try_from(bytes.min(WAITING_BYTES_MAX)).expect("a bound below 4 GiB");
+        let room = Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(|e| match e {
+            TryAcquireError::NoPermits => overloaded(),
+            TryAcquireError::Closed => going_down(),
         })?;
-        answered.await.map_err(|_| going_down())?
+        let (room, since) = (Arc::new(room), Instant::now());
+        let parts = parts(tasks);
+        let places = self.queue.try_reserve_many(parts.len()).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(()) => overloaded(),
+            mpsc::error::TrySendError::Closed(()) => going_down(),
+        })?;
+        let mut answers = Vec::with_capacity(parts.len());
+        for (place, (tasks, load)) in places.zip(parts) {
+            let (answer, answered) = oneshot::channel();
+            place.send(Item { tasks, load, since, answer, _room: Arc::clone(&room) });
+            answers.push(answered);
+        }
+        let mut all = Vec::new();
+        for answered in answers {
+            all.extend(answered.await.map_err(|_| going_down())?);
+        }
+        Ok(all)
     }
 }
 
-fn going_down() -> Refusal {
+/// The tasks in parts that fit into one call each.
+fn parts(tasks: Vec<NewTask>) -> Vec<(Vec<NewTask>, Load)> {
+    let mut parts: Vec<(Vec<NewTask>, Load)> = Vec::new();
+    for task in tasks {
+        let load = Load::of(&task);
+        match parts.last_mut() {
+            Some((part, of_part)) if of_part.and(load).fits() => {
+                part.push(task);
+                *of_part = of_part.and(load);
+            }
+            _ => parts.push((vec![task], load)),
+        }
+    }
+    parts
+}
+
+pub(crate) fn overloaded() -> Refusal {
+    Refusal::new(ErrorReason::Overloaded, "too many tasks wait to be created")
+        .retry_after(Duration::from_millis(100))
+}
+
+pub(crate) fn going_down() -> Refusal {
     Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
         .retry_after(Duration::from_millis(100))
 }
@@ -73,74 +144,54 @@ fn going_down() -> Refusal {
 impl Creating {
     /// Runs until no one can ask any more.
     pub(crate) async fn run(mut self) {
-        while let Some(first) = self.queue.recv().await {
-            let (mut items, mut bytes) = (first.drafts.len(), first.bytes());
-            let mut batch = vec![first];
-            while items < ITEMS_MAX && bytes < BYTES_MAX {
-                let Ok(next) = self.queue.try_recv() else { break };
-                items += next.drafts.len();
-                bytes += next.bytes();
-                batch.push(next);
+        while let Some(batch) = self.batch().await {
+            let since = batch.iter().map(|item| item.since).min();
+            let until = since.unwrap_or_else(Instant::now) + TRIED_FOR;
+            let (mut tasks, mut callers) = (Vec::new(), Vec::with_capacity(batch.len()));
+            for item in batch {
+                callers.push((item.tasks.len(), item.answer, item._room));
+                tasks.extend(item.tasks);
             }
-            self.carry_out(batch).await;
-        }
-    }
-
-    async fn carry_out(&mut self, batch: Vec<Call>) {
-        let mut wanted: Vec<Wanted> =
-            batch.iter().flat_map(|c| c.drafts.iter().map(|(d, _)| d.wanted.clone())).collect();
-        wanted.sort_by(|a, b| (&a.namespace, &a.name, a.version).cmp(&(&b.namespace, &b.name, b.version)));
-        wanted.dedup();
-        let found = match self.store.find_definitions(&wanted).await {
-            Ok(found) => found,
-            Err(error) => return refuse(batch, &error.into()),
-        };
-        let find = |draft: &Draft| -> Option<Arc<StoredDefinition>> {
-            let place = wanted.iter().position(|w| *w == draft.wanted)?;
-            found[place].clone()
-        };
-        let mut tasks = Vec::new();
-        let mut callers = Vec::new();
-        for call in batch {
-            let planned: Result<Vec<NewTask>, Refusal> = call
-                .drafts
-                .into_iter()
-                .map(|(draft, prefix)| {
-                    let definition = find(&draft);
-                    draft.plan(definition, &self.validators, &prefix)
-                })
-                .collect();
-            match planned {
-                Ok(planned) => {
-                    callers.push((planned.len(), call.answer));
-                    tasks.extend(planned);
-                }
+            let mut answers = self.create_each(tasks, until).await.into_iter();
+            for (n, caller, _room) in callers {
                 // A caller that has gone needs no answer.
-                Err(refusal) => drop(call.answer.send(Err(refusal))),
+                drop(caller.send(answers.by_ref().take(n).collect()));
             }
-        }
-        let mut answers = self.create_each(tasks).await.into_iter();
-        for (n, caller) in callers {
-            let of_caller: Vec<Answer> = answers.by_ref().take(n).collect();
-            drop(caller.send(Ok(of_caller)));
         }
     }
 
-    /// Creates them all; if the database refuses someone's data, that one is found by halving.
-    async fn create_each(&mut self, tasks: Vec<NewTask>) -> Vec<Answer> {
+    /// What waits, as much as fits; waits for the first. None: no one can ask any more.
+    async fn batch(&mut self) -> Option<Vec<Item>> {
+        let first = match self.held.take() {
+            Some(held) => held,
+            None => self.queue.recv().await?,
+        };
+        let mut load = first.load;
+        let mut batch = vec![first];
+        while let Ok(next) = self.queue.try_recv() {
+            load = load.and(next.load);
+            if !load.fits() {
+                self.held = Some(next);
+                break;
+            }
+            batch.push(next);
+        }
+        Some(batch)
+    }
+
+    /// Creates them all. If the database refuses someone's data, or takes too long over them, the
+    /// culprit is found by halving.
+    async fn create_each(&mut self, tasks: Vec<NewTask>, until: Instant) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = tasks.iter().map(|_| None).collect();
         let mut parts = vec![(0, tasks)];
         while let Some((first, mut part)) = parts.pop() {
-            if part.is_empty() {
-                continue;
-            }
-            match self.create(&mut part).await {
+            match self.create(&mut part, until).await {
                 Ok(created) => {
                     for (i, answer) in part.into_iter().zip(created).enumerate() {
                         answers[first + i] = Some(Ok(answer));
                     }
                 }
-                Err(error) if error.is_data() && part.len() > 1 => {
+                Err(error) if part.len() > 1 && is_divisible(&error) => {
                     let rest = part.split_off(part.len() / 2);
                     parts.push((first + part.len(), rest));
                     parts.push((first, part));
@@ -159,8 +210,11 @@ impl Creating {
 
     /// Calls the verb until its answer is known, for a bounded time. Repeating is safe: ids and
     /// keys stay the same.
-    async fn create(&mut self, tasks: &mut [NewTask]) -> Result<Vec<Created>, Error> {
-        let began = Instant::now();
+    async fn create(
+        &mut self,
+        tasks: &mut [NewTask],
+        until: Instant,
+    ) -> Result<Vec<Created>, Error> {
         let mut wait = Duration::from_millis(10);
         loop {
             let error = match self.once(tasks).await {
@@ -170,7 +224,8 @@ impl Creating {
             if !error.is_undone() && !error.is_data() {
                 self.writer = None;
             }
-            if !error.is_transient() || began.elapsed() + wait > TRIED_FOR {
+            let is_divisible = tasks.len() > 1 && is_divisible(&error);
+            if is_divisible || !error.is_transient() || Instant::now() + wait > until {
                 return Err(error);
             }
             tracing::warn!(error = &error as &dyn std::error::Error, "creating again");
@@ -188,8 +243,52 @@ impl Creating {
     }
 }
 
-fn refuse(batch: Vec<Call>, refusal: &Refusal) {
-    for call in batch {
-        drop(call.answer.send(Err(refusal.clone())));
+/// A smaller batch may do better: the error is about some item, or the time-out struck.
+fn is_divisible(error: &Error) -> bool {
+    error.is_data() || error.code().as_deref() == Some("57014")
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_store::StoredDefinition;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn task(steps: usize, bytes: usize) -> NewTask {
+        let definition = StoredDefinition {
+            id: 1,
+            version: [1, 0, 0],
+            definition: stepwell_proto::v1::Definition::default(),
+            queues: vec![1; steps],
+            parents: Vec::new(),
+            children: Vec::new(),
+        };
+        NewTask {
+            uid: Uuid::now_v7(),
+            definition: Arc::new(definition),
+            hash: [0; 32],
+            context: "x".repeat(bytes),
+            initiator: String::new(),
+            source_system: String::new(),
+            reason: String::new(),
+            tags: Vec::new(),
+            key: None,
+        }
+    }
+
+    fn sizes(tasks: Vec<NewTask>) -> Vec<usize> {
+        parts(tasks).into_iter().map(|(part, _)| part.len()).collect()
+    }
+
+    #[test]
+    fn one_call_is_bounded_in_tasks_steps_and_bytes() {
+        let many = |n: usize, steps, bytes| (0..n).map(|_| task(steps, bytes)).collect();
+        assert_eq!(sizes(many(450, 3, 2)), [200, 200, 50]);
+        assert_eq!(sizes(many(5, 10_000, 2)), [2, 2, 1]);
+        assert_eq!(sizes(many(5, 1, 2 << 20)), [1, 1, 1, 1, 1]);
+        assert_eq!(sizes(many(5, 1, 1 << 20)), [3, 2]);
+        assert_eq!(sizes(many(1, 30_000, 9 << 20)), [1], "what is larger goes alone");
+        assert!(sizes(Vec::new()).is_empty());
     }
 }

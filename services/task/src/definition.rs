@@ -20,6 +20,9 @@ use crate::{
 pub const STEPS_MAX: usize = 10_000;
 /// Most dependencies of a definition.
 pub const EDGES_MAX: usize = 100_000;
+/// Most bytes of a definition with its defaults filled in: it, and every task with its steps, must
+/// fit into one answer.
+pub const BYTES_MAX: usize = 2 << 20;
 const VERSION_DEFAULT: &str = "0.1.0";
 const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
 const CONFIG_BYTES_MAX: usize = 64 << 10;
@@ -41,41 +44,37 @@ pub fn from_message(definition: Definition) -> Result<Definition, Refusal> {
     normalise(definition).map_err(refused)
 }
 
-/// Reads a definition as text. Faults carry line and column.
+/// Reads a definition as text. Faults carry line and column, and come in the order of the text.
 pub fn from_yaml(text: &str) -> Result<Definition, Refusal> {
-    let loaded = yaml::load(text);
-    let places = loaded.places;
-    let at = |path: &str, at: yaml::Place| match path {
-        "" => format!("yaml at {at}"),
-        path => format!("{path} at {at}"),
-    };
-    let place = |(path, what): Fault| match places.around(&path) {
-        Some(place) => (at(&path, place), what),
-        None => (path, what),
-    };
-    let told: Vec<Fault> =
-        loaded.faults.iter().map(|f| (at(&f.path, f.at), f.what.clone())).collect();
-    match normalise(loaded.definition) {
-        Ok(definition) if told.is_empty() => Ok(definition),
-        Ok(_) => Err(refused(told)),
-        Err(faults) if told.is_empty() => Err(refused(faults.into_iter().map(place).collect())),
-        Err(faults) => {
+    let yaml::Loaded { definition, mut faults, places } = yaml::load(text);
+    match normalise(definition) {
+        Ok(definition) if faults.is_empty() => return Ok(definition),
+        Ok(_) => {}
+        Err(found) => {
             // What could not be read would be told twice: once as it stands, once as missing.
-            let news = faults.into_iter().filter(|(path, _)| {
-                let covered = |f: &yaml::TextFault| is_within(path, &f.path);
-                places.get(path).is_some() && !loaded.faults.iter().any(covered)
-            });
-            let news: Vec<Fault> = news.map(place).collect();
-            Err(refused(told.into_iter().chain(news).collect()))
+            let covered = |path: &str| {
+                places.get(path).is_none() || faults.iter().any(|f| is_within(path, &f.path))
+            };
+            let news: Vec<Fault> =
+                found.into_iter().filter(|(path, _)| faults.is_empty() || !covered(path)).collect();
+            faults.extend(news.into_iter().map(|(path, what)| {
+                let at = places.around(&path).unwrap_or(yaml::START);
+                yaml::TextFault { path, at, what }
+            }));
         }
     }
+    faults.sort_by_key(|fault| fault.at);
+    let told = faults.into_iter().map(|yaml::TextFault { path, at, what }| {
+        let path = if path.is_empty() { "yaml" } else { &path };
+        (format!("{path} at {at}"), what)
+    });
+    Err(refused(told.collect()))
 }
 
 /// True when the path is the other or a part of it.
 fn is_within(path: &str, other: &str) -> bool {
-    path.strip_prefix(other).is_some_and(|rest| {
-        other.is_empty() || rest.is_empty() || rest.starts_with(['.', '['])
-    })
+    path.strip_prefix(other)
+        .is_some_and(|rest| other.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 fn refused(faults: Vec<Fault>) -> Refusal {
@@ -89,6 +88,11 @@ fn normalise(mut definition: Definition) -> Result<Definition, Vec<Fault>> {
     fill(&mut definition);
     check_head(&definition, &mut faults);
     check_steps(&definition.steps, &mut faults);
+    let bytes = definition.encoded_len();
+    if bytes > BYTES_MAX {
+        let what = format!("has {bytes} bytes, defaults included; at most {BYTES_MAX} are allowed");
+        faults.push((String::new(), what));
+    }
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -291,7 +295,9 @@ fn parents(
         };
         faults.push((format!("steps[{number}].depends_on[{k}]"), what));
     }
-    parents.into_keys().collect()
+    let mut parents: Vec<usize> = parents.into_keys().collect();
+    parents.sort_unstable();
+    parents
 }
 
 fn cycle_fault(steps: &[StepTemplate], parents: &[Vec<usize>], cycle: &[usize]) -> Fault {

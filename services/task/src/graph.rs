@@ -76,8 +76,7 @@ mod tests {
         let mut unique = path.to_vec();
         unique.sort_unstable();
         unique.dedup();
-        unique.len() == path.len()
-            && (0..path.len()).all(|i| parents[next(i)].contains(&path[i]))
+        unique.len() == path.len() && (0..path.len()).all(|i| parents[next(i)].contains(&path[i]))
     }
 
     fn graph() -> impl Strategy<Value = Vec<Vec<usize>>> {

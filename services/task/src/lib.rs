@@ -1,14 +1,18 @@
 //! task-service: definitions are registered, tasks created, read, waited for and cancelled.
 //!
-//! A task's way: `service` → `plan` (request and definition become rows, pure) → `create` (one call
-//! of the verb for all that wait). What a definition must be stands in `definition`, `rule`,
-//! `graph`, `schema` and, for text, `yaml`.
+//! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
+//! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
+//! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`.
+
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails says where"))]
+#![expect(clippy::result_large_err, reason = "a refusal is made once per call that goes wrong")]
 
 mod canonical;
 mod create;
 mod definition;
 mod graph;
 mod plan;
+mod resolve;
 mod rule;
 mod schema;
 mod service;
@@ -25,7 +29,9 @@ use stepwell_store::{Store, Topic};
 use tokio::{net::TcpListener, sync::Notify};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
-use crate::{create::Creator, schema::Validators, service::Tasks, wait::Waiters};
+use crate::{
+    create::Creator, resolve::Resolver, schema::Validators, service::Tasks, wait::Waiters,
+};
 
 /// Where it listens unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7101;
@@ -33,6 +39,7 @@ pub const DEFAULT_PORT: u16 = 7101;
 /// task-service: registers definitions; creates, reads, waits for and cancels tasks.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
+#[group(id = "task-service")]
 pub struct Options {
     /// How it is served.
     #[command(flatten)]
@@ -71,13 +78,14 @@ pub async fn run(
     listener: TcpListener,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    let validators = Arc::new(Validators::default());
-    let (creator, creating) = Creator::new(store.clone(), validators);
+    let (resolver, resolving) = Resolver::new(store.clone());
+    let (creator, creating) = Creator::new(store.clone());
     let waiters = Arc::new(Waiters::default());
 
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
-    // It ends when the last caller has its answer and the server is gone.
+    // These end when the last caller has its answer and the server is gone.
+    service.spawn("resolve", resolving.run());
     service.spawn("create", creating.run());
     // Both growth of the log and a new waiter are a reason to look.
     let look = Arc::new(Notify::new());
@@ -101,6 +109,8 @@ pub async fn run(
     });
     let tasks = Tasks {
         store,
+        resolver,
+        validators: Validators::default(),
         creator,
         waiters,
         shutdown: service.shutdown().clone(),

@@ -243,15 +243,18 @@ mod tests {
         };
         let faults = Draft::read(request, 100, "requests[3].").unwrap_err();
         let paths: Vec<_> = faults.iter().map(|(path, _)| path.as_str()).collect();
-        assert_eq!(paths, [
-            "requests[3].task_id",
-            "requests[3].namespace",
-            "requests[3].definition_name",
-            "requests[3].definition_version",
-            "requests[3].context",
-            "requests[3].initiator",
-            "requests[3].tags[0]"
-        ]);
+        assert_eq!(
+            paths,
+            [
+                "requests[3].task_id",
+                "requests[3].namespace",
+                "requests[3].definition_name",
+                "requests[3].definition_version",
+                "requests[3].context",
+                "requests[3].initiator",
+                "requests[3].tags[0]"
+            ]
+        );
     }
 
     #[test]
@@ -276,7 +279,8 @@ mod tests {
         assert_eq!(one.hash, other.hash);
         assert_ne!(one.uid, other.uid);
         assert_ne!(one.hash, draft(request(r#"{"a": 1, "b": [true]}"#)).hash);
-        let tagged = CreateTaskRequest { tags: vec!["t".into()], ..request(r#"{"a": 1.0, "b": [true]}"#) };
+        let tagged =
+            CreateTaskRequest { tags: vec!["t".into()], ..request(r#"{"a": 1.0, "b": [true]}"#) };
         assert_ne!(one.hash, draft(tagged).hash);
     }
 

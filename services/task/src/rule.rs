@@ -29,10 +29,11 @@ pub fn name_fault(name: &str) -> Option<String> {
 
 /// The version as three numbers, or what it must be.
 pub fn version(text: &str) -> Result<[i32; 3], String> {
-    let wanted = || format!("must be `MAJOR.MINOR.PATCH`, such as `1.0.0`, but is {}", quoted(text));
+    let wanted =
+        || format!("must be `MAJOR.MINOR.PATCH`, such as `1.0.0`, but is {}", quoted(text));
     let mut numbers = text.split('.').map(|part| {
-        let plain = part.bytes().all(|b| b.is_ascii_digit())
-            && (part.len() == 1 || !part.starts_with('0'));
+        let plain =
+            part.bytes().all(|b| b.is_ascii_digit()) && (part.len() == 1 || !part.starts_with('0'));
         if plain { part.parse::<i32>().map_err(|_| wanted()) } else { Err(wanted()) }
     });
     let mut next = || numbers.next().unwrap_or_else(|| Err(wanted()));
@@ -42,9 +43,8 @@ pub fn version(text: &str) -> Result<[i32; 3], String> {
 
 /// Reads a duration as people write it: `200ms`, `1.5s`, `1m30s`, `1h`. Or what it must be.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wanted = || {
-        format!("must be a duration such as `30s`, `200ms` or `1m30s`, but is {}", quoted(text))
-    };
+    let wanted =
+        || format!("must be a duration such as `30s`, `200ms` or `1m30s`, but is {}", quoted(text));
     if (1..20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         return Err(format!("needs a unit: `{text}s`, for example"));
     }
@@ -100,7 +100,7 @@ pub fn closest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Opti
         .into_iter()
         .map(|k| (strsim::damerau_levenshtein(name, k), k))
         .filter(|(distance, k)| *distance <= allowed && *distance < k.chars().count())
-        .min_by_key(|(distance, _)| *distance)
+        .min()
         .map(|(_, known)| known)
 }
 
@@ -126,7 +126,8 @@ mod tests {
     #[test]
     fn a_version_is_three_plain_numbers() {
         assert_eq!(version("1.20.2147483647"), Ok([1, 20, i32::MAX]));
-        for text in ["", "1", "1.0", "1.0.0.0", "01.0.0", "1.0.-1", "1.0.+1", "1..0", "1.0.2147483648"]
+        for text in
+            ["", "1", "1.0", "1.0.0.0", "01.0.0", "1.0.-1", "1.0.+1", "1..0", "1.0.2147483648"]
         {
             assert!(version(text).is_err(), "{text}");
         }
@@ -147,7 +148,9 @@ mod tests {
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "s", "1", "1.5", "-1s", "1d", "1 s", "1s1s", "1s1m", "1.s", "1x", "1e3s", "ms"] {
+        for text in
+            ["", "s", "1", "1.5", "-1s", "1d", "1 s", "1s1s", "1s1m", "1.s", "1x", "1e3s", "ms"]
+        {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(duration("99999999999999999999h").is_err());

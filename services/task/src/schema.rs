@@ -112,7 +112,8 @@ mod tests {
     fn large_integers_are_compared_as_written() {
         let schema = r#"{"properties": {"n": {"maximum": 12345678901234567890122}}}"#;
         let validator = compile(&serde_json::from_str(schema).unwrap()).unwrap();
-        let fits = |text: &str| violations(&validator, &serde_json::from_str(text).unwrap()).is_empty();
+        let fits =
+            |text: &str| violations(&validator, &serde_json::from_str(text).unwrap()).is_empty();
         assert!(fits(r#"{"n": 12345678901234567890122}"#));
         assert!(!fits(r#"{"n": 12345678901234567890123}"#));
     }

@@ -1,6 +1,6 @@
 //! TaskService: each RPC is parsed, carried out and answered here.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use stepwell_proto::{
     catalog,
@@ -15,7 +15,7 @@ use stepwell_proto::{
     },
 };
 use stepwell_serve::Shutdown;
-use stepwell_store::{Created, Store, Wanted};
+use stepwell_store::{Created, NewTask, Store, Wanted};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -23,7 +23,9 @@ use crate::{
     create::{Answer, Creator},
     definition,
     plan::{Draft, not_found, uid},
+    resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
+    schema::Validators,
     wait::Waiters,
 };
 
@@ -37,6 +39,8 @@ const ACTOR_BYTES_MAX: usize = 256;
 /// The RPCs.
 pub(crate) struct Tasks {
     pub(crate) store: Store,
+    pub(crate) resolver: Resolver,
+    pub(crate) validators: Validators,
     pub(crate) creator: Creator,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) shutdown: Shutdown,
@@ -72,9 +76,9 @@ impl Tasks {
         }
         let version = match request.version.as_str() {
             "" => None,
-            text => rule::version(text)
-                .map_err(|what| faults.push(("version".to_owned(), what)))
-                .ok(),
+            text => {
+                rule::version(text).map_err(|what| faults.push(("version".to_owned(), what))).ok()
+            }
         };
         if !faults.is_empty() {
             return Err(Refusal::fields(faults));
@@ -87,10 +91,10 @@ impl Tasks {
 
     async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Refusal> {
         let draft = Draft::read(request, self.context_bytes_max, "").map_err(Refusal::fields)?;
-        let mut answers = self.creator.create(vec![(draft, String::new())]).await?;
-        let answer = answers.pop().ok_or_else(|| {
-            Refusal::new(ErrorReason::Internal, "the task was not answered")
-        })?;
+        let mut answers = self.create_all(vec![(draft, String::new())]).await?;
+        let answer = answers
+            .pop()
+            .ok_or_else(|| Refusal::new(ErrorReason::Internal, "the task was not answered"))?;
         let (task, already_existed) = created(answer)?;
         Ok(CreateTaskResponse { task: Some(task), already_existed })
     }
@@ -104,7 +108,8 @@ impl Tasks {
         }
         let bytes: usize = request.requests.iter().map(|r| r.context.len()).sum();
         if bytes > BATCH_BYTES_MAX {
-            let what = format!("the contexts have {bytes} bytes; at most {BATCH_BYTES_MAX} are allowed");
+            let what =
+                format!("the contexts have {bytes} bytes; at most {BATCH_BYTES_MAX} are allowed");
             return Err(Refusal::field("requests", what));
         }
         let mut faults = Vec::new();
@@ -127,9 +132,25 @@ impl Tasks {
         if drafts.is_empty() {
             return Ok(BatchCreateTasksResponse::default());
         }
-        let answers = self.creator.create(drafts).await?;
+        let answers = self.create_all(drafts).await?;
         let results = answers.into_iter().map(result_of).collect::<Result<_, _>>()?;
         Ok(BatchCreateTasksResponse { results })
+    }
+
+    /// Creates tasks. Drafts come with what the paths of their faults begin with. One that does not
+    /// fit its definition refuses them all.
+    async fn create_all(&self, drafts: Vec<(Draft, String)>) -> Result<Vec<Answer>, Refusal> {
+        let wanted: HashSet<Wanted> =
+            drafts.iter().map(|(draft, _)| draft.wanted.clone()).collect();
+        let found = self.resolver.find(wanted.into_iter().collect()).await?;
+        let planned: Result<Vec<NewTask>, Refusal> = drafts
+            .into_iter()
+            .map(|(draft, prefix)| {
+                let definition = found.get(&draft.wanted).cloned();
+                draft.plan(definition, &self.validators, &prefix)
+            })
+            .collect();
+        self.creator.create(planned?).await
     }
 
     async fn wait(&self, request: WaitTaskRequest) -> Result<WaitTaskResponse, Refusal> {
@@ -203,7 +224,8 @@ fn task_not_found(uid: Uuid) -> Refusal {
 fn illegal(uid: Uuid, from: State, to: State, allowed: &[State]) -> Refusal {
     let words: Vec<&str> = allowed.iter().map(|state| state.word()).collect();
     let words = words.join(", ");
-    let message = format!("task {uid} is {}; it can become {} from {words}", from.word(), to.word());
+    let message =
+        format!("task {uid} is {}; it can become {} from {words}", from.word(), to.word());
     let mut refusal = Refusal::new(ErrorReason::IllegalTransition, message)
         .with("from_state", from.word())
         .with("to_state", to.word())

@@ -3,8 +3,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
@@ -14,14 +14,24 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 const WAITING_MAX: usize = 10_000;
+/// Looks follow each other no closer than the last one took, up to this: many who wait must not
+/// keep the database busy with nothing else.
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// Who waits for which task.
 #[derive(Default)]
 pub(crate) struct Waiters {
-    /// By task: the bell of all who wait for it, and how many they are.
-    waiting: Mutex<HashMap<Uuid, (Arc<Notify>, usize)>>,
+    waiting: Mutex<Waited>,
     /// Rings when somebody begins to wait.
     pub(crate) begun: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Waited {
+    /// By task: the bell of all who wait for it, and how many they are.
+    tasks: HashMap<Uuid, (Arc<Notify>, usize)>,
+    /// How many wait in all.
+    n: usize,
 }
 
 /// One who waits; no longer when dropped.
@@ -34,12 +44,13 @@ pub(crate) struct Waiting<'a> {
 impl Waiters {
     /// Begins to wait: from now on the end of the task is not missed.
     pub(crate) fn begin(&self, uid: Uuid) -> Result<Waiting<'_>, Refusal> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= WAITING_MAX && !waiting.contains_key(&uid) {
-            return Err(Refusal::new(ErrorReason::Overloaded, "too many tasks are waited for")
+        let mut waiting = self.lock();
+        if waiting.n >= WAITING_MAX {
+            return Err(Refusal::new(ErrorReason::Overloaded, "too many wait for tasks")
                 .retry_after(Duration::from_secs(1)));
         }
-        let (bell, n) = waiting.entry(uid).or_default();
+        waiting.n += 1;
+        let (bell, n) = waiting.tasks.entry(uid).or_default();
         *n += 1;
         let bell = Arc::clone(bell);
         drop(waiting);
@@ -48,16 +59,19 @@ impl Waiters {
     }
 
     fn uids(&self) -> Vec<Uuid> {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.keys().copied().collect()
+        self.lock().tasks.keys().copied().collect()
     }
 
     /// Wakes those who wait for these tasks.
     pub(crate) fn ended(&self, uids: &[Uuid]) {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for (bell, _) in uids.iter().filter_map(|uid| waiting.get(uid)) {
+        let waiting = self.lock();
+        for (bell, _) in uids.iter().filter_map(|uid| waiting.tasks.get(uid)) {
             bell.notify_waiters();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waited> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs until shutdown begins.
@@ -67,10 +81,12 @@ impl Waiters {
             if uids.is_empty() {
                 continue;
             }
+            let began = Instant::now();
             match store.ended(&uids).await {
                 Ok(ended) => {
                     ticker.ok();
                     self.ended(&ended);
+                    tokio::time::sleep(began.elapsed().min(REST_MAX)).await;
                 }
                 Err(error) => ticker.back_off(&error),
             }
@@ -87,11 +103,12 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.waiters.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, n)) = waiting.get_mut(&self.uid) {
+        let mut waiting = self.waiters.lock();
+        waiting.n -= 1;
+        if let Some((_, n)) = waiting.tasks.get_mut(&self.uid) {
             *n -= 1;
             if *n == 0 {
-                waiting.remove(&self.uid);
+                waiting.tasks.remove(&self.uid);
             }
         }
     }
@@ -106,9 +123,11 @@ mod tests {
         let waiters = Waiters::default();
         let uid = Uuid::now_v7();
         let (one, other) = (waiters.begin(uid).unwrap(), waiters.begin(uid).unwrap());
-        let bells = (one.rings(), other.rings());
-        waiters.ended(&[Uuid::now_v7(), uid]);
-        tokio::join!(bells.0, bells.1);
+        {
+            let bells = (one.rings(), other.rings());
+            waiters.ended(&[Uuid::now_v7(), uid]);
+            tokio::join!(bells.0, bells.1);
+        }
         drop(one);
         assert_eq!(waiters.uids(), [uid]);
         drop(other);
@@ -118,10 +137,15 @@ mod tests {
     #[test]
     fn waiters_are_bounded() {
         let waiters = Waiters::default();
-        let held: Vec<_> = (0..WAITING_MAX).map(|_| waiters.begin(Uuid::now_v7()).unwrap()).collect();
-        let refused = waiters.begin(Uuid::now_v7()).map(|_| ()).unwrap_err();
-        assert_eq!(refused.reason, ErrorReason::Overloaded);
+        let uid = Uuid::now_v7();
+        let held: Vec<_> = (0..WAITING_MAX)
+            .map(|i| waiters.begin(if i % 2 == 0 { uid } else { Uuid::now_v7() }).unwrap())
+            .collect();
+        for uid in [uid, Uuid::now_v7()] {
+            let refused = waiters.begin(uid).map(|_| ()).unwrap_err();
+            assert_eq!(refused.reason, ErrorReason::Overloaded);
+        }
         drop(held);
-        assert!(waiters.begin(Uuid::now_v7()).is_ok());
+        assert!(waiters.begin(uid).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
 
 use self::read::{Fields, Reader};
 use crate::definition::check_retry;
-pub use node::{Node, Place};
+pub use node::{Node, Place, START};
 
 /// Most bytes of a definition's text: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
@@ -85,7 +85,7 @@ pub fn load(text: &str) -> Loaded {
     let mut reader = Reader::default();
     if text.len() > BYTES_MAX {
         let what = format!("has {} bytes; at most {BYTES_MAX} are allowed", text.len());
-        reader.fault("", Place { line: 1, column: 1 }, what);
+        reader.fault("", START, what);
         return reader.done(Definition::default());
     }
     match node::parse(text) {
@@ -104,7 +104,8 @@ fn definition(reader: &mut Reader, root: &Node) -> Definition {
     let fields = reader.fields("", root, &DEFINITION);
     let defaults = defaults(reader, &fields);
     let steps = reader.items(&fields, "steps");
-    let steps = steps.into_iter().map(|(path, node)| step(reader, &path, node, &defaults)).collect();
+    let steps =
+        steps.into_iter().map(|(path, node)| step(reader, &path, node, &defaults)).collect();
     Definition {
         namespace: reader.text(&fields, "namespace"),
         name: reader.text(&fields, "name"),
@@ -166,7 +167,9 @@ fn retry(reader: &mut Reader, fields: &Fields<'_>) -> Option<RetryPolicy> {
 
 /// The step's own policy, filled up from the defaults key by key.
 fn merged(own: Option<RetryPolicy>, defaults: Option<&RetryPolicy>) -> Option<RetryPolicy> {
-    let (Some(own), Some(base)) = (&own, defaults) else { return own.or_else(|| defaults.cloned()) };
+    let (Some(own), Some(base)) = (&own, defaults) else {
+        return own.or_else(|| defaults.cloned());
+    };
     Some(RetryPolicy {
         max_attempts: if own.max_attempts == 0 { base.max_attempts } else { own.max_attempts },
         initial_backoff: own.initial_backoff.or(base.initial_backoff),

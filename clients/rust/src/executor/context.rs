@@ -110,7 +110,7 @@ impl StepContext {
     /// once. A name that is no parent's, and a result that does not fit the type, are permanent
     /// errors of classes `UnknownParent` and `InvalidInput`.
     pub async fn parent<T: DeserializeOwned>(&self, name: &str) -> Result<T, HandlerError> {
-        read(&format!("the result of {name}"), &*self.parent_json(name).await?)
+        read(&format!("the result of {name}"), &self.parent_json(name).await?)
     }
 
     /// What a parent returned, as JSON text; see [`StepContext::parent`].

@@ -80,9 +80,7 @@ impl HandlerError {
             error_code: cut(self.code, CODE_BYTES_MAX),
             backtrace: vec![cut(format!("{}:{}", self.at.file(), self.at.line()), 256)],
             retryable: !self.permanent,
-            retry_after: self
-                .retry_after
-                .map(|wait| wait.try_into().expect("at most a day fits")),
+            retry_after: self.retry_after.map(|wait| wait.try_into().expect("at most a day fits")),
         }
     }
 }

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn a_lease_gets_the_first_handler_of_its_name_whose_range_has_its_version() {
-        let handlers = handlers(&[("pay", ">=1.2, <2"), ("pay", "*"), ("pay", ">=3"), ("ship", "^1")]);
+        let handlers =
+            handlers(&[("pay", ">=1.2, <2"), ("pay", "*"), ("pay", ">=3"), ("ship", "^1")]);
         let chosen = |lease: &Lease| {
             let chosen = handlers.of(lease)?;
             handlers.0.iter().position(|e| Arc::ptr_eq(&e.handler, chosen))

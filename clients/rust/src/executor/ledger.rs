@@ -158,7 +158,7 @@ impl Ledger {
     }
 
     /// Outcomes to send: all that are not acknowledged, or only those not sent. They count as sent.
-    pub(super) fn to_send(&mut self, all: bool) -> Vec<Outcome> {
+    pub(super) fn unsent(&mut self, all: bool) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for held in self.held.values_mut() {
             if let Held::Finished { outcome, sent } = held
@@ -233,8 +233,8 @@ mod tests {
         let mut ids = ledger.ids();
         ids.sort();
         assert_eq!(ids, ["done", "run", "wait"]);
-        assert_eq!(ledger.to_send(false), []);
-        assert_eq!(ledger.to_send(true), [outcome("done")]);
+        assert_eq!(ledger.unsent(false), []);
+        assert_eq!(ledger.unsent(true), [outcome("done")]);
         assert_eq!(ledger.acknowledge("run"), None);
         assert_eq!(ledger.acknowledge("done"), Some(outcome("done")));
         assert_eq!(ledger.acknowledge("done"), None);
@@ -256,9 +256,9 @@ mod tests {
     fn a_postponed_outcome_is_sent_again() {
         let mut ledger = Ledger::new(1);
         ledger.finish(outcome("a"), true);
-        assert_eq!(ledger.to_send(false), []);
+        assert_eq!(ledger.unsent(false), []);
         ledger.postpone("a");
-        assert_eq!(ledger.to_send(false), [outcome("a")]);
+        assert_eq!(ledger.unsent(false), [outcome("a")]);
         assert_eq!(ledger.unacknowledged(), 1);
     }
 }

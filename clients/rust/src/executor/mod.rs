@@ -15,8 +15,8 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 use stepwell_proto::v1;
 
-use self::{handlers::Handlers, session::Session};
 pub use self::{context::StepContext, error::HandlerError};
+use self::{handlers::Handlers, session::Session};
 use crate::{client::Client, error::Error};
 
 /// An executor runs at most this many handlers at once.
@@ -151,10 +151,7 @@ impl Executor {
 
     /// Told of each lease and each outcome, for measuring. Must be quick.
     #[must_use]
-    pub fn observer(
-        mut self,
-        observer: impl Fn(Observation<'_>) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn observer(mut self, observer: impl Fn(Observation<'_>) + Send + Sync + 'static) -> Self {
         self.observer = Some(Arc::new(observer));
         self
     }

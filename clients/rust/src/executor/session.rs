@@ -65,10 +65,7 @@ impl Session {
         }
     }
 
-    pub(super) async fn run(
-        mut self,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<Report, Error> {
+    pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         let mut shutdown = pin!(shutdown);
         while !self.is_done() {
             let late = self.drain.as_ref().map(Drain::next);
@@ -92,7 +89,8 @@ impl Session {
             }
             self.start_what_fits();
         }
-        self.report.unacknowledged = u64::try_from(self.ledger.unacknowledged()).unwrap_or(u64::MAX);
+        self.report.unacknowledged =
+            u64::try_from(self.ledger.unacknowledged()).unwrap_or(u64::MAX);
         self.link.close().await;
         Ok(self.report)
     }
@@ -111,8 +109,8 @@ impl Session {
             }
             Signal::Message(message) => self.on_message(*message),
             Signal::Tick => {
-                let unsent = self.ledger.to_send(false);
-                self.send(unsent);
+                let outcomes = self.ledger.unsent(false);
+                self.send(outcomes);
             }
             Signal::Lost(lost) if lost.is_final() => return Err(lost.into()),
             Signal::Lost(lost) => tracing::warn!(%lost, "stream lost; connecting again"),
@@ -164,7 +162,7 @@ impl Session {
             self.void(lease_id);
         }
         // Whatever was sent on an earlier stream may not have arrived.
-        let outcomes = self.ledger.to_send(true);
+        let outcomes = self.ledger.unsent(true);
         self.send(outcomes);
         if self.drain.is_some() {
             self.link.outbox().expect("was welcomed").drain();

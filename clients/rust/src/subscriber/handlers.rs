@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use stepwell_proto::{
-    catalog::{EVENTS, EventMessage, event_type},
+    catalog::{EVENTS, EventMessage, EventType, event_type},
     v1::Event,
 };
 use tokio::select;
@@ -239,7 +239,7 @@ impl Pattern {
         match self {
             // A name newer than this library is a recorded one: no handler can ask for it
             // otherwise, unless by prefix.
-            Self::Recorded => event_type(name).is_none_or(|event| event.is_recorded()),
+            Self::Recorded => event_type(name).is_none_or(EventType::is_recorded),
             Self::Prefix(prefix) => name.starts_with(prefix),
             Self::Name(exact) => name == exact,
         }

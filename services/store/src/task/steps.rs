@@ -1,5 +1,6 @@
 //! A task with its steps, from one snapshot.
 
+use prost::Message;
 use sqlx::types::{
     Uuid,
     chrono::{DateTime, Utc},
@@ -18,6 +19,9 @@ const RESULT_BYTES_MAX: i32 = 64 << 10;
 const RESULTS_BYTES_MAX: i64 = 2 << 20;
 /// All failures of an answer together; those beyond it are given by their class only.
 const FAILURES_BYTES_MAX: i64 = 512 << 10;
+
+/// An answer that would be larger leaves out results, the last first, and then what failures say.
+const ANSWER_BYTES_MAX: usize = (4 << 20) - (64 << 10);
 
 /// A step, with the columns of its task that change.
 struct Row {
@@ -57,6 +61,7 @@ impl Store {
         let id = task.task_id.clone();
         let steps = rows.into_iter().map(|row| row.into_step(&id, &definition, include_results));
         task.steps = steps.collect::<Result<_, _>>()?;
+        fit(&mut task, ANSWER_BYTES_MAX);
         Ok(Some(task))
     }
 
@@ -95,6 +100,28 @@ impl Store {
     }
 }
 
+/// Makes a task fit into one answer.
+fn fit(task: &mut v1::Task, bytes_max: usize) {
+    let mut over = task.encoded_len().saturating_sub(bytes_max);
+    for step in task.steps.iter_mut().rev().filter(|step| !step.result.is_empty()) {
+        if over == 0 {
+            return;
+        }
+        over = over.saturating_sub(step.result.len());
+        step.result = String::new();
+        step.result_omitted = true;
+    }
+    for failure in task.steps.iter_mut().rev().filter_map(|step| step.last_error.as_mut()) {
+        if over == 0 {
+            return;
+        }
+        let before = failure.encoded_len();
+        let error_class = std::mem::take(&mut failure.error_class);
+        *failure = Failure { error_class, ..Failure::default() };
+        over = over.saturating_sub(before - failure.encoded_len());
+    }
+}
+
 impl Row {
     fn into_step(
         self,
@@ -129,5 +156,39 @@ impl Row {
             result: self.result.filter(|_| wanted).unwrap_or_default(),
             last_error,
         })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that fails says where")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_too_large_for_an_answer_leaves_out_the_last_results_and_then_what_failures_say() {
+        let step = |number| v1::Step {
+            number,
+            result: "r".repeat(1000),
+            last_error: Some(Failure {
+                error_class: "Timeout".into(),
+                message: "m".repeat(1000),
+                ..Failure::default()
+            }),
+            ..v1::Step::default()
+        };
+        let whole = v1::Task { steps: (0..4).map(step).collect(), ..v1::Task::default() };
+        let fitted = |bytes_max| {
+            let mut task = whole.clone();
+            fit(&mut task, bytes_max);
+            assert!(task.encoded_len() <= bytes_max);
+            let omitted: Vec<bool> = task.steps.iter().map(|step| step.result_omitted).collect();
+            let error = |step: &v1::Step| step.last_error.clone().unwrap();
+            assert!(task.steps.iter().all(|step| error(step).error_class == "Timeout"));
+            let silent = task.steps.iter().filter(|step| error(step).message.is_empty()).count();
+            (omitted, silent)
+        };
+        assert_eq!(fitted(9_000), (vec![false; 4], 0));
+        assert_eq!(fitted(6_500), (vec![false, false, true, true], 0));
+        assert_eq!(fitted(3_500), (vec![true; 4], 1));
     }
 }

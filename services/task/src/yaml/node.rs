@@ -14,13 +14,16 @@ const BYTES_MAX: usize = 4 << 20;
 const DEPTH_MAX: usize = 100;
 
 /// A place in the text. Both from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// Line.
     pub line: usize,
     /// Character in the line.
     pub column: usize,
 }
+
+/// Where every text begins.
+pub const START: Place = Place { line: 1, column: 1 };
 
 impl From<Marker> for Place {
     fn from(marker: Marker) -> Self {
@@ -163,13 +166,15 @@ pub fn parse(text: &str) -> Result<Node, Broken> {
         })?;
         builder.take(event, span.start.into())?;
     }
-    let start = Place { line: 1, column: 1 };
-    builder.root.ok_or_else(|| (start, "is empty".into()))
+    builder.root.ok_or_else(|| (START, "is empty".into()))
 }
 
 /// The parser's message without the place it appends.
 fn reason(message: &str) -> &str {
-    message.find(" at byte ").or_else(|| message.find(" at line ")).map_or(message, |at| &message[..at])
+    message
+        .find(" at byte ")
+        .or_else(|| message.find(" at line "))
+        .map_or(message, |at| &message[..at])
 }
 
 /// A finished node and how much it holds.
@@ -250,7 +255,17 @@ impl Builder {
         self.count(1, 0, at)?;
         let (items, entries) = (Vec::new(), Vec::new());
         let (nodes, bytes, depth) = (1, 0, 1);
-        self.open.push(Frame { at, anchor, is_map, key: None, items, entries, nodes, bytes, depth });
+        self.open.push(Frame {
+            at,
+            anchor,
+            is_map,
+            key: None,
+            items,
+            entries,
+            nodes,
+            bytes,
+            depth,
+        });
         Ok(())
     }
 

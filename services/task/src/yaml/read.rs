@@ -10,7 +10,7 @@ use super::{
     json::object_text,
     node::{Key, Node, Place, ScalarKind, Value, scalar_kind},
 };
-use crate::rule::{self, Fault, FAULTS_MAX, quoted, suggestion};
+use crate::rule::{self, FAULTS_MAX, Fault, quoted, suggestion};
 
 /// Collects places and faults.
 #[derive(Default)]

@@ -1,0 +1,109 @@
+//! `stepwell event`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use stepwell_client::{Start, Subscription};
+use stepwell_proto::v1::{Event, State, event::Detail};
+
+use crate::{connect::Connect, fault::Fault, output};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Follow events until interrupted.
+    Subscribe(Subscribe),
+}
+
+#[derive(Args)]
+pub(crate) struct Subscribe {
+    /// Names: exact, `prefix.*`, or `*`; everything recorded unless given.
+    names: Vec<String>,
+    /// Where to start: `earliest`, `latest`, or a cursor that was printed.
+    #[arg(long, default_value = "latest")]
+    from: String,
+    /// Only events of this task; may be given several times.
+    #[arg(long)]
+    task: Vec<String>,
+    /// Only events of tasks of this definition; may be given several times.
+    #[arg(long)]
+    definition: Vec<String>,
+    /// Only events of this namespace; may be given several times.
+    #[arg(long, short)]
+    namespace: Vec<String>,
+    /// End after this many events.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// How they are shown. The last line of standard error is the cursor to go on from.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
+        let Self::Subscribe(subscribe) = self;
+        subscribe.run().await
+    }
+}
+
+impl Subscribe {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let start = match self.from.as_str() {
+            "earliest" => Start::Earliest,
+            "latest" => Start::Latest,
+            cursor => Start::After(cursor.to_owned()),
+        };
+        let wanted = Subscription::new()
+            .names(self.names.clone())
+            .tasks(self.task.clone())
+            .definitions(self.definition.clone())
+            .namespaces(self.namespace.clone())
+            .from(start);
+        let mut feed = self.connect.client()?.subscribe(wanted).await?;
+        let mut left = self.limit.unwrap_or(usize::MAX);
+        while left > 0 {
+            let delivery = tokio::select! {
+                delivery = feed.next() => delivery,
+                _ = tokio::signal::ctrl_c() => break,
+            };
+            let Some(delivery) = delivery else { break };
+            for event in delivery?.events.iter().take(left) {
+                left -= 1;
+                let line = match self.output {
+                    output::Format::Json => output::json("Event", event)?,
+                    output::Format::Table => describe(event),
+                };
+                output::line(line)?;
+            }
+        }
+        eprintln!("cursor: {}", feed.cursor());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// An event on one line.
+fn describe(event: &Event) -> String {
+    let moved = match (event.from_state(), event.to_state()) {
+        (_, State::Unspecified) => String::new(),
+        (from, to) => format!("{} → {}", from.word(), to.word()),
+    };
+    let of = if event.step_id.is_empty() { &event.task_id } else { &event.step_id };
+    let step = match (event.step_name.as_str(), event.attempt) {
+        ("", _) => String::new(),
+        (name, 0) => name.to_owned(),
+        (name, attempt) => format!("{name} #{attempt}"),
+    };
+    let more = match &event.detail {
+        Some(Detail::StepFailed(failed)) => {
+            failed.error.as_ref().map(|e| format!("{}: {}", e.error_class, e.message))
+        }
+        Some(Detail::StepCompleted(completed)) => Some(completed.result.clone()),
+        Some(Detail::TaskFailed(failed)) => Some(failed.failed_steps.join(", ")),
+        Some(Detail::TaskCancelled(cancelled)) => Some(cancelled.reason.clone()),
+        _ => None,
+    };
+    let at = output::time_of_day(event.at.as_ref());
+    let line = [at, event.name.clone(), of.clone(), step, moved, more.unwrap_or_default()];
+    line.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ")
+}

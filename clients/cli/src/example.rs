@@ -1,0 +1,101 @@
+//! `stepwell example`: the parts of the checkout, as processes of their own.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use stepwell_examples::checkout;
+
+use crate::{connect::Connect, fault::Fault, output};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The checkout of a shop.
+    #[command(subcommand)]
+    Checkout(Checkout),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Checkout {
+    /// Print the definition, to be registered by `stepwell definition apply -`.
+    Definition,
+    /// Print the shipped orders: each with what must become of it.
+    Orders,
+    /// Run the payment gateway, the inventory and the mail.
+    Servers(Servers),
+    /// Run an executor of the checkout's handlers.
+    Executor(Executor),
+}
+
+#[derive(Args)]
+pub(crate) struct Servers {
+    /// Address and port to listen on.
+    #[arg(long, default_value = "127.0.0.1:7110")]
+    listen: SocketAddr,
+    /// A file to write the address to.
+    #[arg(long, hide = true)]
+    address_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Executor {
+    /// Its name.
+    #[arg(long, default_value = "checkout")]
+    name: String,
+    /// Address of the example's servers.
+    #[arg(long, default_value = "http://127.0.0.1:7110")]
+    servers: String,
+    /// Steps it runs at once.
+    #[arg(long, default_value_t = 32)]
+    slots: usize,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
+        let Self::Checkout(checkout) = self;
+        match checkout {
+            Checkout::Definition => output::line(checkout::DEFINITION.trim_end())?,
+            Checkout::Orders => output::line(checkout::ORDERS.trim_end())?,
+            Checkout::Servers(servers) => servers.run().await?,
+            Checkout::Executor(executor) => executor.run().await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Servers {
+    async fn run(self) -> Result<(), Fault> {
+        let listener = tokio::net::TcpListener::bind(self.listen).await?;
+        let address = format!("http://{}", listener.local_addr()?);
+        if let Some(file) = &self.address_file {
+            let written = file.with_extension("new");
+            std::fs::write(&written, &address)?;
+            std::fs::rename(&written, file)?;
+        }
+        eprintln!("gateway, inventory and mail listen on {address}");
+        checkout::serve(listener).await?;
+        Ok(())
+    }
+}
+
+impl Executor {
+    async fn run(self) -> Result<(), Fault> {
+        let client = self.connect.client()?;
+        let executor = checkout::executor(&client, &self.name, &self.servers, self.slots);
+        eprintln!("{} runs up to {} steps at once", self.name, self.slots);
+        let report = executor.run(told_to_stop()).await?;
+        eprintln!("{}: {} completed, {} failed", self.name, report.completed, report.failed);
+        Ok(())
+    }
+}
+
+/// Until SIGINT or SIGTERM.
+pub(crate) async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

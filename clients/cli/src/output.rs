@@ -1,0 +1,63 @@
+//! What is printed: tables for people, ProtoJSON for programs.
+
+use std::{
+    io::{IsTerminal, Write},
+    sync::LazyLock,
+};
+
+use clap::ValueEnum;
+use comfy_table::{Table, presets::NOTHING};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+
+use crate::fault::Fault;
+
+/// How answers look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// ProtoJSON, one object a line.
+    Json,
+}
+
+static CONTRACT: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(stepwell_proto::CONTRACT).expect("it is the build's own"));
+
+/// A message as ProtoJSON.
+pub(crate) fn json(name: &str, message: &impl Message) -> Result<String, Fault> {
+    let unknown = || Fault::new(format!("the contract has no message {name}"));
+    let descriptor =
+        CONTRACT.get_message_by_name(&format!("stepwell.v1.{name}")).ok_or_else(unknown)?;
+    let bytes = message.encode_to_vec();
+    let message = DynamicMessage::decode(descriptor, bytes.as_slice())
+        .map_err(|error| Fault::new(error.to_string()))?;
+    serde_json::to_string(&message).map_err(|error| Fault::new(error.to_string()))
+}
+
+/// Prints a line to standard output.
+pub(crate) fn line(text: impl AsRef<str>) -> Result<(), Fault> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.as_ref())?;
+    Ok(())
+}
+
+/// A table without lines around it.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header.iter().copied());
+    table
+}
+
+/// True when progress may move about on standard error.
+pub(crate) fn is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// A time as `HH:MM:SS.mmm`, UTC.
+pub(crate) fn time_of_day(at: Option<&prost_types::Timestamp>) -> String {
+    let Some(at) = at else { return String::new() };
+    let (seconds, millis) = (at.seconds.rem_euclid(86_400), at.nanos / 1_000_000);
+    format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}

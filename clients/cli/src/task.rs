@@ -1,0 +1,233 @@
+//! `stepwell task`
+
+use std::{io::Read, process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+use stepwell_proto::{
+    catalog,
+    v1::{CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, State, Step, Task},
+};
+
+use crate::{connect::Connect, fault::Fault, output};
+
+/// Exit codes of `task wait`.
+const FAILED: u8 = 10;
+const CANCELLED: u8 = 11;
+const TIMED_OUT: u8 = 12;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create a task.
+    Create(Create),
+    /// Show a task and its steps.
+    Get(Get),
+    /// Wait for the end of a task. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
+    /// 12 not ended in time.
+    Wait(Wait),
+    /// Cancel a task and its unfinished steps.
+    Cancel(Cancel),
+}
+
+#[derive(Args)]
+pub(crate) struct Create {
+    /// Name of the definition.
+    definition: String,
+    /// Namespace of the definition.
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    /// `MAJOR.MINOR.PATCH`; the latest unless given.
+    #[arg(long, default_value = "")]
+    version: String,
+    /// The context: a JSON object, `@file`, or `-` for standard input.
+    #[arg(long, short, default_value = "{}")]
+    context: String,
+    /// A UUID of one's own: repeating the command with it makes no second task.
+    #[arg(long, default_value = "")]
+    id: String,
+    /// Why.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// A label; may be given several times.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Wait for the task's end, this many seconds at most.
+    #[arg(long, value_name = "SECONDS")]
+    wait: Option<u64>,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Get {
+    /// Its id.
+    task_id: String,
+    /// Show the steps' results too.
+    #[arg(long)]
+    results: bool,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Wait {
+    /// Its id.
+    task_id: String,
+    /// Seconds to wait at most.
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Cancel {
+    /// Its id.
+    task_id: String,
+    /// Why.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Who asks.
+    #[arg(long, env = "USER", default_value = "")]
+    by: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+struct Show {
+    /// How it is shown.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
+        match self {
+            Self::Create(create) => create.run().await,
+            Self::Get(get) => get.run().await,
+            Self::Wait(wait) => {
+                wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
+            }
+            Self::Cancel(cancel) => cancel.run().await,
+        }
+    }
+}
+
+impl Create {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = CreateTaskRequest {
+            task_id: self.id,
+            namespace: self.namespace,
+            definition_name: self.definition,
+            definition_version: self.version,
+            context: text(&self.context)?,
+            initiator: std::env::var("USER").unwrap_or_default(),
+            source_system: "stepwell-cli".into(),
+            reason: self.reason,
+            tags: self.tag,
+        };
+        let task = client.create_task(request).await?.task.unwrap_or_default();
+        let Some(wait) = self.wait else {
+            if self.show.output == output::Format::Json {
+                output::line(output::json("Task", &task)?)?;
+            } else {
+                output::line(&task.task_id)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        };
+        wait_for(&self.show, &task.task_id, Duration::from_secs(wait)).await
+    }
+}
+
+impl Get {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = GetTaskRequest { task_id: self.task_id, include_results: self.results };
+        let task = client.get_task(request).await?.task.unwrap_or_default();
+        self.show.task(&task)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn wait_for(show: &Show, task_id: &str, timeout: Duration) -> Result<ExitCode, Fault> {
+    let client = show.connect.client()?;
+    let task = client.wait_task(task_id, timeout).await?;
+    show.task(&task)?;
+    Ok(match task.state() {
+        State::Complete | State::ResolvedManually => ExitCode::SUCCESS,
+        State::Error => ExitCode::from(FAILED),
+        State::Cancelled => ExitCode::from(CANCELLED),
+        State::Unspecified | State::Pending | State::InProgress => ExitCode::from(TIMED_OUT),
+    })
+}
+
+impl Cancel {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = CancelTaskRequest {
+            task_id: self.task_id,
+            reason: self.reason,
+            cancelled_by: self.by,
+        };
+        let answer = client.cancel_task(request).await?;
+        if answer.already_in_state {
+            eprintln!("it was cancelled before");
+        }
+        self.show.task(&answer.task.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Show {
+    fn task(&self, task: &Task) -> Result<(), Fault> {
+        if self.output == output::Format::Json {
+            return output::line(output::json("Task", task)?);
+        }
+        let name = format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
+        output::line(format!("{}  {name}  {}", task.task_id, task.state().word()))?;
+        if task.steps.is_empty() {
+            return Ok(());
+        }
+        let mut table = output::table(&["#", "STEP", "STATE", "ATTEMPT", ""]);
+        for step in &task.steps {
+            table.add_row([
+                step.number.to_string(),
+                step.name.clone(),
+                step.state().word().to_owned(),
+                format!("{}/{}", step.attempt, step.max_attempts),
+                remark(step),
+            ]);
+        }
+        output::line(table.to_string())
+    }
+}
+
+/// What is worth knowing of a step beside its state.
+fn remark(step: &Step) -> String {
+    if let Some(error) = &step.last_error
+        && step.state() != State::Complete
+    {
+        let code = if error.error_code.is_empty() { &error.error_class } else { &error.error_code };
+        return format!("{code}: {}", error.message);
+    }
+    if step.waiting_on > 0 && catalog::origins(Entity::Step, State::InProgress).contains(&step.state()) {
+        return format!("waits for {} of {}", step.waiting_on, step.depends_on.join(", "));
+    }
+    step.result.clone()
+}
+
+/// Text that is given as it is, in a file, or on standard input.
+fn text(given: &str) -> Result<String, Fault> {
+    let read = match given.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file),
+        None if given == "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map(|_| text)
+        }
+        None => return Ok(given.to_owned()),
+    };
+    read.map_err(|error| Fault::usage(format!("cannot read {given}")).because(error.to_string()))
+}

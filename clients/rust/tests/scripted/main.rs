@@ -1,0 +1,11 @@
+//! The client against services whose answers the tests script, over real sockets.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod calls;
+mod executor;
+mod executor_end;
+mod executor_stream;
+mod fake;
+mod feed;
+mod handlers;
