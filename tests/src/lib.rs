@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod check;
+mod world;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ use stepwell_suite::TestDatabase;
 use uuid::Uuid;
 
 pub use check::check;
+pub use world::{Running, SOON, World, until};
 
 /// One database, migrated, of this test alone.
 pub struct Rows {

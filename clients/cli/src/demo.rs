@@ -11,7 +11,7 @@ use clap::Args;
 use stepwell_client::{Client, Start, Subscription, v1::CreateTaskRequest};
 use stepwell_examples::checkout::{self, Line};
 use stepwell_proto::v1::BatchCreateTasksRequest;
-use stepwell_suite::{Suite, SuiteOptions};
+use stepwell_suite::{Process, Signal, Suite, SuiteOptions};
 use uuid::Uuid;
 
 use crate::{connect::client_of, example::told_to_stop, fault::Fault, output};
@@ -65,7 +65,7 @@ impl Demo {
         let suite = Suite::start(SuiteOptions::new(std::env::current_exe()?)).await?;
         let client = client_of(&suite)?;
         client.register_yaml(checkout::DEFINITION).await?;
-        self.start_executors(&suite).await?;
+        let executors = self.start_executors(&suite).await?;
 
         // The subscriber is there before the first task, so nothing is missed.
         let all = Subscription::new().names(["*"]).from(Start::Latest);
@@ -81,7 +81,8 @@ impl Demo {
         followed.map_err(|_| late())??;
 
         let differences = judge::judge(&client, &tasks).await?;
-        output::line(follower.report().table(&tasks))?;
+        let hand_overs = hand_overs(&suite, &executors).await?;
+        output::line(follower.report().table(&tasks, &hand_overs))?;
         suite.stop().await?;
         if differences.is_empty() {
             output::line(format!("all {} orders ended as their input says they must", tasks.len()))?;
@@ -93,7 +94,7 @@ impl Demo {
         Err(Fault::new(format!("{} orders ended otherwise than they must", differences.len())))
     }
 
-    async fn start_executors(&self, suite: &Suite) -> Result<(), Fault> {
+    async fn start_executors(&self, suite: &Suite) -> Result<Vec<Process>, Fault> {
         let words = |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.to_owned()).collect() };
         let file = suite.folder().join("servers.address");
         let mut servers = words(&["example", "checkout", "servers", "--listen", "127.0.0.1:0"]);
@@ -108,22 +109,42 @@ impl Demo {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
+        let mut executors = Vec::new();
         for n in 1..=self.executors {
+            let hand_overs = hand_overs_file(suite, usize::from(n));
             let mut executor = words(&["example", "checkout", "executor"]);
             for (option, value) in [
                 ("--name", format!("checkout-{n}")),
                 ("--servers", address.clone()),
                 ("--slots", self.slots.to_string()),
+                ("--hand-overs", hand_overs.display().to_string()),
                 ("--task-address", suite.addresses().task.join(",")),
                 ("--step-address", suite.addresses().step.join(",")),
                 ("--event-address", suite.addresses().event.join(",")),
             ] {
                 executor.extend([option.to_owned(), value]);
             }
-            suite.spawn(&format!("executor-{n}"), executor).await?;
+            executors.push(suite.spawn(&format!("executor-{n}"), executor).await?);
         }
-        Ok(())
+        Ok(executors)
     }
+}
+
+fn hand_overs_file(suite: &Suite, n: usize) -> PathBuf {
+    suite.folder().join(format!("executor-{n}.hand-overs"))
+}
+
+/// Stops the executors and asks them how long hand-overs took; sorted.
+async fn hand_overs(suite: &Suite, executors: &[Process]) -> Result<Vec<Duration>, Fault> {
+    let mut all = Vec::new();
+    for (i, executor) in executors.iter().enumerate() {
+        executor.kill(Signal::SIGTERM).await?;
+        executor.wait().await;
+        let text = std::fs::read_to_string(hand_overs_file(suite, i + 1))?;
+        all.extend(text.lines().filter_map(|line| line.parse().ok()).map(Duration::from_micros));
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 async fn create(client: &Client, tasks: &[(String, Line)]) -> Result<(), Fault> {

@@ -1,8 +1,16 @@
 //! `stepwell example`: the parts of the checkout, as processes of their own.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use clap::{Args, Subcommand};
+use stepwell_client::Observation;
 use stepwell_examples::checkout;
 
 use crate::{connect::Connect, fault::Fault, output};
@@ -47,6 +55,10 @@ pub(crate) struct Executor {
     /// Steps it runs at once.
     #[arg(long, default_value_t = 32)]
     slots: usize,
+    /// A file to write the hand-overs to at the end: from the report of a step to the lease of the
+    /// task's next one, in microseconds, one a line.
+    #[arg(long)]
+    hand_overs: Option<PathBuf>,
     #[command(flatten)]
     connect: Connect,
 }
@@ -84,9 +96,56 @@ impl Executor {
         let client = self.connect.client()?;
         let executor = checkout::executor(&client, &self.name, &self.servers, self.slots);
         eprintln!("{} runs up to {} steps at once", self.name, self.slots);
+        let watched = HandOvers::default();
+        let watching = watched.clone();
+        let executor = executor.observer(move |observation| watching.observe(&observation));
         let report = executor.run(told_to_stop()).await?;
+        if let Some(file) = &self.hand_overs {
+            std::fs::write(file, watched.lines())?;
+        }
         eprintln!("{}: {} completed, {} failed", self.name, report.completed, report.failed);
         Ok(())
+    }
+}
+
+/// How long it takes from the report of a step to the lease of the next one of its task, as an
+/// executor sees it.
+#[derive(Clone, Default)]
+struct HandOvers(Arc<Mutex<Watched>>);
+
+#[derive(Default)]
+struct Watched {
+    /// By lease: its task.
+    leased: HashMap<String, String>,
+    /// By task: when the report of its last step went out.
+    reported: HashMap<String, Instant>,
+    taken: Vec<Duration>,
+}
+
+impl HandOvers {
+    fn observe(&self, observation: &Observation<'_>) {
+        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match observation {
+            Observation::Leased(lease) => {
+                if let Some(at) = watched.reported.remove(&lease.task_id)
+                    && lease.attempt == 1
+                {
+                    watched.taken.push(at.elapsed());
+                }
+                watched.leased.insert(lease.lease_id.clone(), lease.task_id.clone());
+            }
+            Observation::Ended(outcome) => {
+                if let Some(task) = watched.leased.remove(&outcome.lease_id) {
+                    watched.reported.insert(task, Instant::now());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn lines(&self) -> String {
+        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.taken.iter().map(|taken| format!("{}\n", taken.as_micros())).collect()
     }
 }
 

@@ -13,6 +13,7 @@ mod tests;
 mod undo;
 
 pub use guard::{Exit, Guard, Process};
+pub use nix::sys::signal::Signal;
 pub use postgres::{Postgres, PostgresOptions, default_data_dir};
 pub use protocol::Command;
 pub use services::{Addresses, Kind, Logs, Nodes, Suite, SuiteOptions};

@@ -208,7 +208,7 @@ impl Place<'_> {
 
     fn command(&self, program: &str, args: Vec<String>, kind: Kind) -> Command {
         let (log, user) = (Some(self.log()), self.owner.ids());
-        Command { args, log, user, kind, ..Command::new(&self.bin.join(program)) }
+        Command { log, user, kind, ..Command::new(self.bin.join(program)).args(args) }
     }
 
     /// Makes the data in a folder.

@@ -1,6 +1,6 @@
 //! What a parent and its guard say to each other: one JSON object a line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,14 +32,11 @@ pub(crate) enum What {
 /// A process to start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Command {
-    /// The program: a path.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// Set in its environment, which is ours otherwise.
-    pub env: Vec<(String, String)>,
-    /// The file that its output is appended to. Default: it goes where our errors go.
-    pub log: Option<PathBuf>,
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    /// Default: its output goes where our errors go.
+    pub(crate) log: Option<PathBuf>,
     /// As whom it runs: user and group. Default: as us.
     pub(crate) user: Option<(u32, u32)>,
     /// How it is stopped, and when.
@@ -47,16 +44,34 @@ pub struct Command {
 }
 
 impl Command {
-    /// A program without arguments.
-    pub fn new(program: &Path) -> Self {
+    /// A program without arguments, in our environment, whose output goes where our errors go.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
-            program: program.to_owned(),
+            program: program.into(),
             args: Vec::new(),
             env: Vec::new(),
             log: None,
             user: None,
             kind: Kind::Ordinary,
         }
+    }
+
+    /// Further arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The file that its output is appended to.
+    pub fn log(mut self, log: impl Into<PathBuf>) -> Self {
+        self.log = Some(log.into());
+        self
     }
 }
 

@@ -199,7 +199,7 @@ impl Suite {
     }
 
     fn command(&self, args: Vec<String>, log: Option<PathBuf>) -> Command {
-        Command { args, log, ..Command::new(&self.options.executable) }
+        Command { log, ..Command::new(&self.options.executable).args(args) }
     }
 
     /// Waits until a service answers that it is ready; its address.

@@ -79,7 +79,7 @@ fn deafen() -> io::Result<()> {
         [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()]
     {
         // Once there, a handler stays.
-        tokio::signal::unix::signal(kind)?;
+        drop(tokio::signal::unix::signal(kind)?);
     }
     Ok(())
 }

@@ -21,8 +21,6 @@ pub(crate) struct Follower {
     bar: Option<ProgressBar>,
     file: Option<std::io::BufWriter<std::fs::File>>,
     report: Report,
-    /// By task: when its last step completed, until the next one starts.
-    completed_at: HashMap<String, Duration>,
     ended: HashSet<String>,
 }
 
@@ -33,7 +31,6 @@ pub(crate) struct Report {
     steps: usize,
     retries: usize,
     events: usize,
-    hand_overs: Vec<Duration>,
     first: Option<Duration>,
     last: Duration,
     /// By task: what its `create_order` says the order costs, in cents.
@@ -54,7 +51,6 @@ impl Follower {
             bar,
             file,
             report: Report::default(),
-            completed_at: HashMap::new(),
             ended: HashSet::new(),
         })
     }
@@ -99,17 +95,11 @@ impl Follower {
         match &event.detail {
             Some(Detail::StepCompleted(completed)) => {
                 report.steps += 1;
-                self.completed_at.insert(task.clone(), at);
                 if event.step_name == "create_order" {
                     let result: serde_json::Value =
                         serde_json::from_str(&completed.result).unwrap_or_default();
                     let amount = result["total_amount"].as_f64().unwrap_or(0.0);
                     report.amounts.insert(task.clone(), (amount * 100.0).round() as i64);
-                }
-            }
-            Some(Detail::StepExecutionRequested(_)) => {
-                if let Some(completed) = self.completed_at.remove(task) {
-                    report.hand_overs.push(at.saturating_sub(completed));
                 }
             }
             Some(Detail::StepRetryRequested(_)) => report.retries += 1,
@@ -136,13 +126,6 @@ impl Report {
         format!("{} steps, {} retries", self.steps, self.retries)
     }
 
-    fn hand_over(&self, share: f64) -> String {
-        let mut sorted = self.hand_overs.clone();
-        sorted.sort_unstable();
-        let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
-        sorted.get(at).map_or_else(String::new, |d| format!("{:.2} ms", d.as_secs_f64() * 1000.0))
-    }
-
     /// Cents by tier of customer, of complete tasks.
     fn revenue(&self, tasks: &[(String, Line)]) -> BTreeMap<String, i64> {
         let mut revenue = BTreeMap::new();
@@ -154,7 +137,7 @@ impl Report {
     }
 
     /// The table at the end.
-    pub(crate) fn table(&self, tasks: &[(String, Line)]) -> String {
+    pub(crate) fn table(&self, tasks: &[(String, Line)], hand_overs: &[Duration]) -> String {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED);
         for (state, n) in &self.states {
@@ -166,12 +149,18 @@ impl Report {
         table.add_row(["retries".to_owned(), self.retries.to_string()]);
         table.add_row(["events".to_owned(), self.events.to_string()]);
         table.add_row(["steps per second".to_owned(), format!("{rate:.0}")]);
-        table.add_row(["hand-over p50".to_owned(), self.hand_over(0.5)]);
-        table.add_row(["hand-over p99".to_owned(), self.hand_over(0.99)]);
+        table.add_row(["hand-over p50".to_owned(), quantile(hand_overs, 0.5)]);
+        table.add_row(["hand-over p99".to_owned(), quantile(hand_overs, 0.99)]);
         for (tier, cents) in self.revenue(tasks) {
             let amount = format!("{}.{:02}", cents / 100, cents % 100);
             table.add_row([format!("revenue {tier}"), amount]);
         }
         table.to_string()
     }
+}
+
+/// Of sorted durations, the one that this share of them does not exceed.
+fn quantile(sorted: &[Duration], share: f64) -> String {
+    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).map_or_else(String::new, |d| format!("{:.2} ms", d.as_secs_f64() * 1000.0))
 }

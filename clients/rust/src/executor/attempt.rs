@@ -67,7 +67,7 @@ async fn race(
             Ok(result) => completion(result),
             Err(error) => Kind::Fail(error.into_failure()),
         },
-        () = async { stopped.await; std::future::pending::<()>().await } => Kind::Fail(shut_down()),
+        () = stopped => Kind::Fail(shut_down()),
     }
 }
 

@@ -1,0 +1,161 @@
+//! Executors come, share the work, vanish, and come back.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use serde_json::{Value, json};
+use stepwell_client::{Executor, HandlerError, Start, StepContext};
+use stepwell_suite::{Kind, Nodes, Signal};
+use stepwell_tests::{World, check, until};
+use tokio::sync::Notify;
+
+const DIAMOND: &str = "
+name: diamond
+steps:
+  - name: a
+  - {name: b, depends_on: [a]}
+  - {name: c, depends_on: [a]}
+  - {name: d, depends_on: [b, c]}
+";
+
+/// Runs `name`: adds one to the sum of the parents' results.
+async fn sum(step: StepContext) -> Result<i64, HandlerError> {
+    let mut sum = 1;
+    for parent in step.parents().map(str::to_owned).collect::<Vec<_>>() {
+        sum += step.parent::<i64>(&parent).await?;
+    }
+    Ok(sum)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_tasks_over_two_of_everything_run_each_attempt_once() {
+    let world = World::with(Nodes { task: 2, step: 2, event: 1 }, &[]).await;
+    world.define(DIAMOND).await;
+    let ran: Arc<Mutex<HashMap<(String, i32), usize>>> = Arc::default();
+    let executors: Vec<_> = (0..2)
+        .map(|n| {
+            let mut executor = Executor::new(&world.client, format!("e{n}")).slots(20);
+            for name in ["a", "b", "c", "d"] {
+                let ran = Arc::clone(&ran);
+                executor = executor.handler(name, move |step: StepContext| {
+                    let key = (step.step_id().to_owned(), step.attempt());
+                    *ran.lock().unwrap().entry(key).or_default() += 1;
+                    sum(step)
+                });
+            }
+            world.run(executor)
+        })
+        .collect();
+    let requests = (0..500).map(|i| stepwell_client::v1::CreateTaskRequest {
+        definition_name: "diamond".into(),
+        context: json!({"i": i}).to_string(),
+        ..Default::default()
+    });
+    let request =
+        stepwell_client::v1::BatchCreateTasksRequest { requests: requests.collect() };
+    let created = world.client.batch_create_tasks(request).await.unwrap();
+    for result in created.results {
+        let Some(stepwell_client::v1::batch_create_tasks_result::Outcome::Task(task)) =
+            result.outcome
+        else {
+            panic!("{result:?}");
+        };
+        let task = world.ended(&task.task_id).await;
+        assert_eq!(task.state().word(), "complete");
+        assert_eq!(task.steps[3].result, "5", "d sees b and c, which each see a");
+    }
+    let mut done = 0;
+    for executor in executors {
+        done += executor.stop().await.completed;
+    }
+    assert_eq!(done, 2000);
+    let ran = ran.lock().unwrap();
+    assert_eq!(ran.len(), 2000);
+    assert!(ran.values().all(|n| *n == 1));
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_three_step_task_costs_at_most_three_and_a_half_events_a_step() {
+    let world = World::start().await;
+    world.define("{name: chain, steps: [{name: a}, {name: b, depends_on: [a]}, {name: c, depends_on: [b]}]}").await;
+    let executor = Executor::new(&world.client, "e").handler("a", sum).handler("b", sum).handler("c", sum);
+    let running = world.run(executor);
+    let task = world.create("chain", &json!({})).await;
+    world.ended(&task.task_id).await;
+    let events: i64 = sqlx::query_scalar("select count(*) from stepwell.event")
+        .fetch_one(&mut world.connection().await)
+        .await
+        .unwrap();
+    assert!(events as f64 / 3.0 <= 3.5, "{events} events");
+    running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_executor_keeps_its_running_steps_over_a_restart_of_the_service() {
+    let mut world = World::start().await;
+    world.define("{name: long, steps: [{name: a}]}").await;
+    let (started, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, finishes) = (Arc::clone(&started), Arc::clone(&finish));
+    let executor = Executor::new(&world.client, "e").handler("a", move |_| {
+        let (started, finish) = (Arc::clone(&starts), Arc::clone(&finishes));
+        async move {
+            started.notify_one();
+            finish.notified().await;
+            Ok::<_, HandlerError>("done")
+        }
+    });
+    let running = world.run(executor);
+    let task = world.create("long", &json!({})).await;
+    started.notified().await;
+    let process = world.suite.process(Kind::Step, 0).unwrap().clone();
+    process.kill(Signal::SIGKILL).await.unwrap();
+    world.suite.restart(Kind::Step, 0).await.unwrap();
+    finish.notify_one();
+    let task = world.ended(&task.task_id).await;
+    assert_eq!((task.state().word(), task.steps[0].attempt), ("complete", 1));
+    assert_eq!(running.stop().await.completed, 1);
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_step_of_a_vanished_executor_is_tried_again_elsewhere() {
+    let world = World::with(Nodes { task: 1, step: 1, event: 1 }, &[]).await;
+    world
+        .define("{name: d, defaults: {retry: {initial_backoff: 10ms}}, steps: [{name: a, timeout: 2s}]}")
+        .await;
+    let started = Arc::new(Notify::new());
+    let starts = Arc::clone(&started);
+    let stuck = Executor::new(&world.client, "stuck").handler("a", move |_| {
+        let started = Arc::clone(&starts);
+        async move {
+            started.notify_one();
+            std::future::pending::<Result<Value, HandlerError>>().await
+        }
+    });
+    let stuck = world.run(stuck);
+    let mut feed = world.feed(Start::Latest).await;
+    let task = world.create("d", &json!({})).await;
+    started.notified().await;
+    stuck.vanish();
+    let ran = world.run(Executor::new(&world.client, "other").handler("a", sum));
+    let events = until(&mut feed, |event| event.name == "task.completed").await;
+    assert!(events.iter().any(|event| event.name == "step.failed"));
+    let task = world.ended(&task.task_id).await;
+    assert_eq!(task.steps[0].attempt, 2);
+    ran.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_definition_registered_later_reaches_executors_that_were_there_before() {
+    let world = World::start().await;
+    let running = world.run(Executor::new(&world.client, "early").handler("a", sum));
+    world.define("{name: late, steps: [{name: a}]}").await;
+    let task = world.create("late", &json!({})).await;
+    assert_eq!(world.ended(&task.task_id).await.state().word(), "complete");
+    running.stop().await;
+}

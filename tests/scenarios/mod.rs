@@ -1,0 +1,8 @@
+//! Stories over real processes, a real Postgres and real sockets.
+
+mod bad_input;
+mod cancel;
+mod checkout;
+mod executors;
+mod feed;
+mod retries;

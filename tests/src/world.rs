@@ -1,0 +1,134 @@
+//! A whole suite for one test: services as processes over a database of the test's own, a client,
+//! and executors that run inside the test.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{Connection, PgConnection};
+use stepwell_client::{Addresses, Client, EventStream, Executor, Report, Start, Subscription, v1};
+use stepwell_suite::{Nodes, Suite, SuiteOptions, TestDatabase};
+use tokio::{sync::Notify, task::JoinHandle};
+
+/// No wait in a test is longer.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A running suite.
+pub struct World {
+    /// Its processes.
+    pub suite: Suite,
+    /// A client of all its services.
+    pub client: Client,
+    database: TestDatabase,
+}
+
+/// An executor that runs inside the test.
+pub struct Running {
+    stop: Arc<Notify>,
+    ended: JoinHandle<Report>,
+}
+
+impl Running {
+    /// Drains it; what it did.
+    pub async fn stop(self) -> Report {
+        self.stop.notify_one();
+        self.ended.await.unwrap()
+    }
+
+    /// Drops it as if its process were gone.
+    pub fn vanish(self) {
+        self.ended.abort();
+    }
+}
+
+impl World {
+    /// One of each service.
+    pub async fn start() -> Self {
+        Self::with(Nodes { task: 1, step: 1, event: 1 }, &[]).await
+    }
+
+    /// So many of each, with further arguments.
+    pub async fn with(nodes: Nodes, args: &[&str]) -> Self {
+        let database = stepwell_suite::test_database().await.unwrap();
+        let mut options = SuiteOptions::new(stepwell_suite::built_stepwell().unwrap());
+        options.database_url = Some(database.url.clone());
+        options.nodes = nodes;
+        options.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        let suite = Suite::start(options).await.unwrap();
+        let stepwell_suite::Addresses { task, step, event } = suite.addresses();
+        let client = Client::connect(Addresses { task, step, event }).unwrap();
+        Self { suite, client, database }
+    }
+
+    /// Registers a definition.
+    pub async fn define(&self, yaml: &str) -> v1::Definition {
+        self.client.register_yaml(yaml).await.unwrap().definition.unwrap()
+    }
+
+    /// Runs an executor.
+    pub fn run(&self, executor: Executor) -> Running {
+        let stop = Arc::new(Notify::new());
+        let told = Arc::clone(&stop);
+        let ended = tokio::spawn(async move {
+            executor.run(async move { told.notified().await }).await.unwrap()
+        });
+        Running { stop, ended }
+    }
+
+    /// A connection to its database.
+    pub async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.database.url).await.unwrap()
+    }
+
+    /// A feed of everything recorded.
+    pub async fn feed(&self, start: Start) -> EventStream {
+        self.client.subscribe(Subscription::new().names(["*"]).from(start)).await.unwrap()
+    }
+
+    /// Creates a task with this context.
+    pub async fn create(&self, definition: &str, context: &serde_json::Value) -> v1::Task {
+        self.client.task(definition).context(context).create().await.unwrap()
+    }
+
+    /// Waits for the end of a task; the task with its steps.
+    pub async fn ended(&self, task_id: &str) -> v1::Task {
+        let task = self.client.wait_task(task_id, SOON).await.unwrap();
+        assert!(task.state().is_final(), "task {task_id} is {}", task.state().word());
+        self.task(task_id).await
+    }
+
+    /// A task with its steps and their results.
+    pub async fn task(&self, task_id: &str) -> v1::Task {
+        let request = v1::GetTaskRequest { task_id: task_id.to_owned(), include_results: true };
+        self.client.get_task(request).await.unwrap().task.unwrap()
+    }
+
+    /// Rows of all tables that a refused request must leave as they are.
+    pub async fn rows(&self) -> i64 {
+        sqlx::query_scalar(
+            "select (select count(*) from stepwell.task) + (select count(*) from stepwell.step) \
+                  + (select count(*) from stepwell.event) + (select count(*) from stepwell.definition) \
+                  + (select count(*) from stepwell.ready_step) + (select count(*) from stepwell.task_detail)",
+        )
+        .fetch_one(&mut self.connection().await)
+        .await
+        .unwrap()
+    }
+}
+
+/// Reads a feed until an event satisfies the condition; all events up to it.
+pub async fn until(feed: &mut EventStream, found: impl Fn(&v1::Event) -> bool) -> Vec<v1::Event> {
+    let mut events = Vec::new();
+    let reading = async {
+        loop {
+            let delivery = feed.next().await.unwrap().unwrap();
+            for event in delivery.events {
+                let last = found(&event);
+                events.push(event);
+                if last {
+                    return;
+                }
+            }
+        }
+    };
+    assert!(tokio::time::timeout(SOON, reading).await.is_ok(), "{} events came", events.len());
+    events
+}
