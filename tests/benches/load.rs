@@ -67,7 +67,7 @@ async fn execute(step_address: &str, slots: usize) {
         if let Observation::Leased(lease) = observation
             && let Some(at) = ends.lock().unwrap().remove(&lease.task_id)
         {
-            hands.lock().unwrap().saturating_record(micros(at.elapsed()));
+            hands.lock().unwrap().record(micros(at.elapsed())).unwrap();
         }
     };
     let executor = Executor::new(&client, "bench")
@@ -175,7 +175,7 @@ async fn load(args: &[String]) {
                 let (mut began, mut whole) = (began.lock().unwrap(), of_whole.lock().unwrap());
                 for event in events {
                     let at = began.remove(&event.task_id).unwrap();
-                    whole.saturating_record(micros(at.elapsed()));
+                    whole.record(micros(at.elapsed())).unwrap();
                 }
             }
             of_feed.finished.fetch_add(n as u64, Ordering::Relaxed);

@@ -90,20 +90,25 @@ impl From<Error> for Fault {
         if let Error::Refused(refusal) = &error {
             return Self::refused(refusal);
         }
-        let fault = Self::new(error.to_string());
-        let mut cause = std::error::Error::source(&error);
         let mut why = Vec::new();
+        let mut cause = std::error::Error::source(&error);
         while let Some(inner) = cause {
             why.push(inner.to_string());
             cause = inner.source();
         }
         why.dedup();
-        Self {
-            why,
-            hint: Some("is the service running? `stepwell dev` starts one".into()),
-            code: UNAVAILABLE,
-            ..fault
-        }
+        let (code, hint) = match &error {
+            Error::Status(_) | Error::NoAnswer(_) => {
+                (UNAVAILABLE, Some("is the service running? `stepwell dev` starts one".to_owned()))
+            }
+            Error::Address { .. } => {
+                (USAGE, Some("an address looks like http://127.0.0.1:7101".to_owned()))
+            }
+            Error::EventUnknown { suggestion, .. } => (USAGE, suggestion.clone()),
+            Error::Invalid(_) | Error::Json(_) => (USAGE, None),
+            _ => (UNEXPECTED, None),
+        };
+        Self { why, hint, code, ..Self::new(error.to_string()) }
     }
 }
 

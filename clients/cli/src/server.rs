@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
-use stepwell_suite::{Logs, PostgresOptions, Suite, SuiteOptions};
+use stepwell_suite::{Logs, PostgresOptions, Suite, SuiteOptions, default_data_dir};
 
 use crate::{example::told_to_stop, fault::Fault, output};
 
@@ -106,14 +106,5 @@ impl Dev {
         }
         suite.stop().await?;
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Where Postgres keeps its data: it runs as another user when we are root, and must get there.
-fn default_data_dir() -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.as_os_str() != "/root");
-    match home {
-        Some(home) => home.join(".local/share/stepwell/postgres"),
-        None => PathBuf::from("/var/lib/stepwell/postgres"),
     }
 }

@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
     sys::signal::{Signal, killpg},
-    unistd::{Pid, getpgid},
+    unistd::Pid,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -20,8 +20,11 @@ use tokio::{
 
 use crate::{
     Error, folder,
-    protocol::{Answer, Command, Request, What},
+    protocol::{Answer, Command, Kind, Request, What},
 };
+
+/// A Postgres whose guard was killed was told to stop at once, and has this long.
+const QUIT_WITHIN: Duration = Duration::from_secs(2);
 
 /// How a process ended. Both are unknown if the guard went first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +60,9 @@ struct Said {
 struct State {
     next_id: u64,
     asked: HashMap<u64, oneshot::Sender<Answer>>,
-    exits: HashMap<u64, watch::Sender<Option<Exit>>>,
+    spawned: HashMap<u64, (Kind, watch::Sender<Option<Exit>>)>,
     /// What is left to undo, should the guard be killed.
-    running: BTreeMap<u64, i32>,
+    running: BTreeMap<u64, (Kind, Pid)>,
     folders: Vec<PathBuf>,
     /// True once the guard speaks no more.
     gone: bool,
@@ -137,7 +140,7 @@ impl Guard {
         let (id, answered) = self.enter()?;
         // From now on, so that an early end is not missed.
         let (ending, exit) = watch::channel(None);
-        self.0.said.lock().exits.insert(id, ending);
+        self.0.said.lock().spawned.insert(id, (command.kind, ending));
         match self.tell(Request { id, what: What::Spawn(command) }, answered).await {
             Ok(Answer::Started { pid, .. }) => Ok(Process { pid, id, exit, guard: self.clone() }),
             Ok(other) => Err(unexpected(&other)),
@@ -182,17 +185,18 @@ impl Said {
         match &answer {
             Answer::Ended { process, code, signal } => {
                 state.running.remove(process);
-                if let Some(exit) = state.exits.remove(process) {
-                    exit.send_replace(Some(Exit { code: *code, signal: *signal }));
+                if let Some((_, ending)) = state.spawned.remove(process) {
+                    ending.send_replace(Some(Exit { code: *code, signal: *signal }));
                 }
                 return;
             }
             Answer::Folder { path, .. } => state.folders.push(path.clone()),
             Answer::Started { id, pid } => {
-                state.running.insert(*id, *pid);
+                let kind = state.spawned.get(id).map_or(Kind::Ordinary, |(kind, _)| *kind);
+                state.running.insert(*id, (kind, Pid::from_raw(*pid)));
             }
             Answer::Refused { id, .. } => {
-                state.exits.remove(id);
+                state.spawned.remove(id);
             }
             Answer::Done { .. } => {}
         }
@@ -214,11 +218,15 @@ impl Said {
             let mut state = self.lock();
             (std::mem::take(&mut state.running), std::mem::take(&mut state.folders))
         };
-        for pid in running.into_values().map(Pid::from_raw) {
-            // Ours lead groups of their own; another that has got the number hardly does.
-            if getpgid(Some(pid)) == Ok(pid) {
-                let _ = killpg(pid, Signal::SIGKILL);
+        // The leader of a group may have ended with the guard, but not what it started.
+        for (kind, pid) in running.into_values() {
+            if kind == Kind::Postgres && killpg(pid, Signal::SIGQUIT).is_ok() {
+                let deadline = Instant::now() + QUIT_WITHIN;
+                while killpg(pid, None).is_ok() && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
             }
+            let _ = killpg(pid, Signal::SIGKILL);
         }
         for folder in folders {
             folder::remove(&folder);
@@ -236,7 +244,7 @@ async fn listen(output: ChildStdout, said: Arc<Said>) {
         let mut state = said.lock();
         state.gone = true;
         state.asked.clear();
-        state.exits.clear();
+        state.spawned.clear();
     }
     tokio::task::spawn_blocking(move || said.undo()).await.ok();
 }

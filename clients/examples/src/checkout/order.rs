@@ -1,11 +1,13 @@
-//! An order as it is given, and what must become of it.
+//! An order as it is given, which is the context of its task, and what must become of it.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::money::Money;
+
 /// One line of the orders' file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
     /// The order: the task's context.
     pub order: Order,
@@ -15,6 +17,7 @@ pub struct Line {
 
 /// How the order's task must end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Expectation {
     /// `complete` or `error`.
     pub state: String,
@@ -24,8 +27,7 @@ pub struct Expectation {
     /// Its error code.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error_code: String,
-    /// Attempts by step, of steps that need more than one.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Attempts of each step that is tried at all.
     pub attempts: BTreeMap<String, i32>,
 }
 
@@ -40,7 +42,8 @@ pub struct Order {
     pub payment_info: Payment,
     /// Where it goes.
     pub shipping_info: Shipping,
-    /// What the inventory holds, by product.
+    /// What the inventory holds for this order, by product. Each order states its own, so that what
+    /// becomes of it does not depend on which was first.
     pub stock: BTreeMap<String, i64>,
 }
 
@@ -57,7 +60,7 @@ pub struct Customer {
     pub name: String,
 }
 
-/// One line of a cart. Fields may be missing, as in carts that people send.
+/// One line of a cart. The product and the quantity may be missing, as in carts that people send.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Item {
     /// The product.
@@ -66,6 +69,12 @@ pub struct Item {
     /// How many.
     #[serde(default)]
     pub quantity: i64,
+    /// The price of one that the customer saw. The catalogue's counts.
+    #[serde(default)]
+    pub price: Money,
+    /// Its name, as the customer saw it.
+    #[serde(default)]
+    pub name: String,
 }
 
 /// How it is paid.
@@ -74,7 +83,7 @@ pub struct Payment {
     /// `credit_card`.
     pub method: String,
     /// What the customer agreed to.
-    pub amount: f64,
+    pub amount: Money,
     /// `USD`.
     pub currency: String,
     /// The gateway's name for the card.
@@ -87,26 +96,6 @@ pub struct Payment {
 pub struct Shipping {
     /// Street and number.
     pub address: String,
-    /// City.
+    /// City, state and code.
     pub city: String,
-}
-
-/// An amount in cents; amounts are compared and added as such.
-pub(crate) fn cents(amount: f64) -> i64 {
-    // Amounts in orders have two decimals, so this is exact.
-    (amount * 100.0).round() as i64
-}
-
-/// The amount as it is written.
-pub(crate) fn amount(cents: i64) -> f64 {
-    cents as f64 / 100.0
-}
-
-/// Half a pound a piece: up to 2, up to 10, or more.
-pub(crate) fn shipping_cents(pieces: i64) -> i64 {
-    match pieces {
-        ..=4 => 599,
-        5..=20 => 999,
-        _ => 1499,
-    }
 }

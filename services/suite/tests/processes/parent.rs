@@ -16,8 +16,10 @@ pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
         match what.as_str() {
             // Answers and ends: for what can be seen from outside.
             "answer" => answer(place).await,
-            // Everything that a suite has, and a process that starts others and is deaf.
-            _ => stay(place).await,
+            // Has all that a suite has: a folder, a Postgres, and a process that starts others.
+            "stay" => stay(place, false).await,
+            // The same, but that process does not listen to requests to stop.
+            _ => stay(place, true).await,
         }
     });
     match done {
@@ -40,15 +42,16 @@ async fn answer(data_dir: Option<PathBuf>) -> Result<(), stepwell_suite::Error> 
     guard.stop().await
 }
 
-async fn stay(data_dir: Option<PathBuf>) -> Result<(), stepwell_suite::Error> {
+async fn stay(data_dir: Option<PathBuf>, deaf: bool) -> Result<(), stepwell_suite::Error> {
     let guard = Guard::start(&std::env::current_exe().unwrap())?;
     let folder = guard.folder(None, None).await?;
-    let deaf = "trap '' TERM INT HUP; sleep 1000 & while true; do sleep 1000; done";
-    let deaf = Command::new("/bin/sh").args(["-c", deaf]).log(folder.join("log"));
-    let deaf = guard.spawn(deaf).await?;
+    let deaf = if deaf { "trap '' TERM INT HUP;" } else { "" };
+    let script = format!("{deaf} sleep 1000 & while true; do sleep 1000; done");
+    let shell = Command::new("/bin/sh").args(["-c", &script]).log(folder.join("log"));
+    let shell = guard.spawn(shell).await?;
     let _postgres = Postgres::start(&guard, &options(data_dir)).await?;
     println!("{UP}");
-    deaf.wait().await;
+    shell.wait().await;
     // It never ends by itself; if it did, nobody must take that for a kill.
     std::future::pending().await
 }
