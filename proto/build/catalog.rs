@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, EnumValueDescriptor, ExtensionDescriptor, FieldDescriptor, FileDescriptor, Kind,
-    MessageDescriptor,
+    DescriptorPool, DynamicMessage, EnumValueDescriptor, ExtensionDescriptor, FieldDescriptor,
+    FileDescriptor, Kind, MessageDescriptor,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -71,9 +71,16 @@ impl Faults {
 pub fn read(pool: &DescriptorPool) -> Result<Catalog, Vec<String>> {
     let mut faults = Faults::default();
     let event = pool.get_message_by_name("stepwell.v1.Event").expect("Event is in the contract");
-    let members: Vec<_> = event.oneofs().find(|o| o.name() == "detail").expect("Event has a detail").fields().collect();
-    let option = pool.get_extension_by_name("stepwell.v1.event").expect("options.proto is imported");
-    let refusal = pool.get_extension_by_name("stepwell.v1.refusal").expect("options.proto is imported");
+    let members: Vec<_> = event
+        .oneofs()
+        .find(|o| o.name() == "detail")
+        .expect("Event has a detail")
+        .fields()
+        .collect();
+    let option =
+        pool.get_extension_by_name("stepwell.v1.event").expect("options.proto is imported");
+    let refusal =
+        pool.get_extension_by_name("stepwell.v1.refusal").expect("options.proto is imported");
 
     let mut names = HashSet::new();
     let mut events = Vec::new();
@@ -87,12 +94,21 @@ pub fn read(pool: &DescriptorPool) -> Result<Catalog, Vec<String>> {
     // No message may carry the option without being in the envelope.
     for message in pool.all_messages().filter(|m| m.options().has_extension(&option)) {
         if !members.iter().any(|m| m.kind().as_message() == Some(&message)) {
-            faults.add(&message.parent_file(), message.path(), format!("{} is not a member of Event.detail", message.name()));
+            faults.add(
+                &message.parent_file(),
+                message.path(),
+                format!("{} is not a member of Event.detail", message.name()),
+            );
         }
     }
 
-    let reasons = pool.get_enum_by_name("stepwell.v1.ErrorReason").expect("ErrorReason is in the contract");
-    let reasons = reasons.values().filter(|v| v.number() != 0).filter_map(|v| read_reason(&v, &refusal, &mut faults)).collect();
+    let reasons =
+        pool.get_enum_by_name("stepwell.v1.ErrorReason").expect("ErrorReason is in the contract");
+    let reasons = reasons
+        .values()
+        .filter(|v| v.number() != 0)
+        .filter_map(|v| read_reason(&v, &refusal, &mut faults))
+        .collect();
     if faults.0.is_empty() { Ok(Catalog { events, reasons }) } else { Err(faults.0) }
 }
 
@@ -105,7 +121,8 @@ fn read_event(
 ) -> Option<Event> {
     let file = message.parent_file();
     let before = faults.0.len();
-    let mut fault = |what: String| faults.add(&file, message.path(), format!("{}: {what}", message.name()));
+    let mut fault =
+        |what: String| faults.add(&file, message.path(), format!("{}: {what}", message.name()));
 
     let Some(mut option) = extension_of::<EventOptions>(&message.options(), extension) else {
         fault("an event needs `option (event) = {…}`".into());
@@ -119,18 +136,33 @@ fn read_event(
         fault(format!("the name {:?} is taken", option.name));
     }
     if option.name.replace('.', "_") != member.name() {
-        fault(format!("the name {:?} does not match its member `{}` in Event.detail", option.name, member.name()));
+        fault(format!(
+            "the name {:?} does not match its member `{}` in Event.detail",
+            option.name,
+            member.name()
+        ));
     }
     if camel(member.name()) != message.name() {
-        fault(format!("its member in Event.detail is `{}`; that needs the message name {}", member.name(), camel(member.name())));
+        fault(format!(
+            "its member in Event.detail is `{}`; that needs the message name {}",
+            member.name(),
+            camel(member.name())
+        ));
     }
-    if option.category != format!("EVENT_CATEGORY_{}", option.name.split('.').next().unwrap_or("").to_uppercase()) {
-        fault(format!("the category {} is not the first segment of {:?}", option.category, option.name));
+    if option.category
+        != format!("EVENT_CATEGORY_{}", option.name.split('.').next().unwrap_or("").to_uppercase())
+    {
+        fault(format!(
+            "the category {} is not the first segment of {:?}",
+            option.category, option.name
+        ));
     }
     if option.emitters.is_empty() {
         fault("needs at least one emitter".into());
     }
-    if option.entity.is_empty() != option.to_state.is_empty() || (option.to_state.is_empty() && !option.from_states.is_empty()) {
+    if option.entity.is_empty() != option.to_state.is_empty()
+        || (option.to_state.is_empty() && !option.from_states.is_empty())
+    {
         fault("an edge needs both `entity` and `to_state`; without an edge neither they nor `from_states` may be set".into());
     }
     match canonical(message, &option.example) {
@@ -139,7 +171,11 @@ fn read_event(
     }
     let fields: Vec<_> = message
         .fields()
-        .map(|f| Field { name: f.json_name().into(), kind: kind_name(&f), doc: comment(&file, f.path()) })
+        .map(|f| Field {
+            name: f.json_name().into(),
+            kind: kind_name(&f),
+            doc: comment(&file, f.path()),
+        })
         .collect();
     for field in fields.iter().filter(|f| f.doc.is_empty()) {
         fault(format!("the field `{}` needs a comment", field.name));
@@ -179,12 +215,21 @@ fn check_derivations(members: &[FieldDescriptor], events: &[Event], faults: &mut
     }
 }
 
-fn read_reason(value: &EnumValueDescriptor, extension: &ExtensionDescriptor, faults: &mut Faults) -> Option<Reason> {
+fn read_reason(
+    value: &EnumValueDescriptor,
+    extension: &ExtensionDescriptor,
+    faults: &mut Faults,
+) -> Option<Reason> {
     let file = value.parent_enum().parent_file();
-    let option = extension_of::<RefusalOptions>(&value.options(), extension).filter(|o| !o.code.is_empty());
+    let option =
+        extension_of::<RefusalOptions>(&value.options(), extension).filter(|o| !o.code.is_empty());
     let doc = comment(&file, value.path());
     if option.is_none() || doc.is_empty() {
-        faults.add(&file, value.path(), format!("{}: needs a comment and `[(refusal) = {{code: …}}]`", value.name()));
+        faults.add(
+            &file,
+            value.path(),
+            format!("{}: needs a comment and `[(refusal) = {{code: …}}]`", value.name()),
+        );
     }
     Some(Reason { name: value.name().strip_prefix("ERROR_REASON_")?.into(), doc, option: option? })
 }
@@ -210,11 +255,19 @@ type Location = prost_reflect::prost_types::source_code_info::Location;
 /// The leading comment without its indentation.
 fn comment(file: &FileDescriptor, path: &[i32]) -> String {
     let text = location(file, path).and_then(|l| l.leading_comments.as_deref()).unwrap_or_default();
-    text.lines().map(|l| l.strip_prefix(' ').unwrap_or(l).trim_end()).collect::<Vec<_>>().join("\n").trim().into()
+    text.lines()
+        .map(|l| l.strip_prefix(' ').unwrap_or(l).trim_end())
+        .collect::<Vec<_>>()
+        .join("\n")
+        .trim()
+        .into()
 }
 
 /// The example as a subscriber would see it: defaults left out, numbers and times in their one form.
-fn canonical(message: &MessageDescriptor, example: &str) -> Result<String, Box<dyn std::error::Error>> {
+fn canonical(
+    message: &MessageDescriptor,
+    example: &str,
+) -> Result<String, Box<dyn std::error::Error>> {
     let mut json = serde_json::Deserializer::from_str(example);
     let parsed = DynamicMessage::deserialize(message.clone(), &mut json)?;
     json.end()?;
@@ -235,7 +288,11 @@ fn kind_name(field: &FieldDescriptor) -> String {
     };
     match field.kind() {
         Kind::Message(entry) if field.is_map() => {
-            format!("map<{}, {}>", of(&entry.map_entry_key_field().kind()), of(&entry.map_entry_value_field().kind()))
+            format!(
+                "map<{}, {}>",
+                of(&entry.map_entry_key_field().kind()),
+                of(&entry.map_entry_value_field().kind())
+            )
         }
         kind if field.is_list() => format!("repeated {}", of(&kind)),
         kind => of(&kind),
@@ -273,10 +330,14 @@ fn kind_schema(kind: &Kind) -> Value {
         }
         Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({"type": "integer"}),
         Kind::Uint32 | Kind::Fixed32 => json!({"type": "integer", "minimum": 0}),
-        Kind::Enum(e) => json!({"enum": e.values().map(|v| v.name().to_string()).collect::<Vec<_>>()}),
+        Kind::Enum(e) => {
+            json!({"enum": e.values().map(|v| v.name().to_string()).collect::<Vec<_>>()})
+        }
         Kind::Message(m) => match m.full_name() {
             "google.protobuf.Timestamp" => json!({"type": "string", "format": "date-time"}),
-            "google.protobuf.Duration" => json!({"type": "string", "pattern": "^-?[0-9]+(\\.[0-9]{1,9})?s$"}),
+            "google.protobuf.Duration" => {
+                json!({"type": "string", "pattern": "^-?[0-9]+(\\.[0-9]{1,9})?s$"})
+            }
             _ => schema(m),
         },
     }

@@ -88,7 +88,8 @@ fn detail_impl(events: &[Event]) -> String {
          pub fn name(&self) -> &'static str {\n        match self {\n",
     );
     for Event { message, .. } in events {
-        writeln!(text, "            Detail::{message}(_) => {message}::NAME,").expect("a string takes all");
+        writeln!(text, "            Detail::{message}(_) => {message}::NAME,")
+            .expect("a string takes all");
     }
     text + "        }\n    }\n}\n\n"
 }
@@ -99,7 +100,8 @@ fn lookup(events: &[Event]) -> String {
          pub fn event_type(name: &str) -> Option<&'static EventType> {\n    match name {\n",
     );
     for (index, event) in events.iter().enumerate() {
-        writeln!(text, "        {:?} => Some(&EVENTS[{index}]),", event.option.name).expect("a string takes all");
+        writeln!(text, "        {:?} => Some(&EVENTS[{index}]),", event.option.name)
+            .expect("a string takes all");
     }
     text + "        _ => None,\n    }\n}\n\n"
 }
@@ -113,14 +115,16 @@ fn reasons(reasons: &[Reason]) -> String {
     for reason in reasons {
         let code = variant(&reason.option.code, "STATUS_CODE_");
         let name = variant(&reason.name, "");
-        writeln!(text, "            ErrorReason::{name} => tonic::Code::{code},").expect("a string takes all");
+        writeln!(text, "            ErrorReason::{name} => tonic::Code::{code},")
+            .expect("a string takes all");
     }
     text += "        }\n    }\n\n    /// The metadata it always carries.\n    \
              pub fn metadata(self) -> &'static [&'static str] {\n        match self {\n            \
              ErrorReason::Unspecified => &[],\n";
     for reason in reasons {
         let (name, metadata) = (variant(&reason.name, ""), &reason.option.metadata);
-        writeln!(text, "            ErrorReason::{name} => &{metadata:?},").expect("a string takes all");
+        writeln!(text, "            ErrorReason::{name} => &{metadata:?},")
+            .expect("a string takes all");
     }
     text + "        }\n    }\n}\n"
 }
@@ -142,14 +146,16 @@ pub fn markdown(catalog: &Catalog) -> String {
             .expect("a string takes all");
     }
     for event in &catalog.events {
-        write!(text, "\n## {}\n\n{}\n\n", event.option.name, event.doc).expect("a string takes all");
+        write!(text, "\n## {}\n\n{}\n\n", event.option.name, event.doc)
+            .expect("a string takes all");
         writeln!(text, "Message `{}`, handler method `handle_{}`.\n", event.message, event.member)
             .expect("a string takes all");
         if !event.fields.is_empty() {
             text += "| Field | Type | |\n|---|---|---|\n";
             for field in &event.fields {
                 let doc = field.doc.replace('\n', " ");
-                writeln!(text, "| `{}` | {} | {doc} |", field.name, field.kind).expect("a string takes all");
+                writeln!(text, "| `{}` | {} | {doc} |", field.name, field.kind)
+                    .expect("a string takes all");
             }
             text.push('\n');
         }
@@ -160,7 +166,8 @@ pub fn markdown(catalog: &Catalog) -> String {
     for reason in &catalog.reasons {
         let code = reason.option.code.trim_start_matches("STATUS_CODE_");
         let (metadata, doc) = (reason.option.metadata.join(", "), reason.doc.replace('\n', " "));
-        writeln!(text, "| `{}` | {code} | {metadata} | {doc} |", reason.name).expect("a string takes all");
+        writeln!(text, "| `{}` | {code} | {metadata} | {doc} |", reason.name)
+            .expect("a string takes all");
     }
     text
 }

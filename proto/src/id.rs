@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_decoded() {
-        let lease = LeaseId { step: step_key(77, 16_383), token: 9_000_000_000_000_000, attempt: 3 };
+        let lease =
+            LeaseId { step: step_key(77, 16_383), token: 9_000_000_000_000_000, attempt: 3 };
         assert_eq!(LeaseId::decode(&lease.encode()), Some(lease));
         assert_eq!((task_of(lease.step), number_of(lease.step)), (77, 16_383));
         let cursor = Cursor { epoch: -5, position: i64::MAX };
@@ -111,7 +112,8 @@ mod tests {
 
     #[test]
     fn other_text_is_refused() {
-        for text in ["", "x", "AAAA", "ÄÄÄ", &"A".repeat(23), &"A".repeat(27), &"B".repeat(400)] {
+        for text in ["", "x", "AAAA", "ÄÄÄ", &"A".repeat(23), &"A".repeat(27), &"B".repeat(400)]
+        {
             assert_eq!(LeaseId::decode(text), None, "{text}");
             assert_eq!(Cursor::decode(text), None, "{text}");
         }

@@ -357,14 +357,18 @@ mod tests {
             ("\u{feff}1", 0),
         ] {
             let fault = check(text, BYTES_MAX).unwrap_err();
-            assert!(matches!(fault, Fault::Malformed { at: a, .. } if a == at), "{text}: {fault:?}");
+            assert!(
+                matches!(fault, Fault::Malformed { at: a, .. } if a == at),
+                "{text}: {fault:?}"
+            );
         }
     }
 
     #[test]
     fn what_could_not_be_stored_is_refused() {
         assert_eq!(check(r#"["a\u0000"]"#, 99), Err(Fault::Nul { at: 3 }));
-        for lone in [r#""\ud800""#, r#""\ud800x""#, r#""\ud800\n""#, r#""\ud800\u0041""#, r#""\udc00""#]
+        for lone in
+            [r#""\ud800""#, r#""\ud800x""#, r#""\ud800\n""#, r#""\ud800\u0041""#, r#""\udc00""#]
         {
             assert_eq!(check(lone, 99), Err(Fault::LoneSurrogate { at: 1 }), "{lone}");
         }

@@ -80,9 +80,9 @@ impl Refusal {
         let violations = details.bad_request().map_or_else(Vec::new, |b| {
             b.field_violations.iter().map(|v| (v.field.clone(), v.description.clone())).collect()
         });
-        let precondition = details.precondition_failure().and_then(|p| {
-            p.violations.first().map(|v| (v.subject.clone(), v.description.clone()))
-        });
+        let precondition = details
+            .precondition_failure()
+            .and_then(|p| p.violations.first().map(|v| (v.subject.clone(), v.description.clone())));
         Some(Self {
             reason,
             message: status.message().to_owned(),
@@ -98,7 +98,11 @@ impl Refusal {
 pub fn describe(violations: &[(String, String)]) -> String {
     let faults: Vec<_> = violations
         .iter()
-        .map(|(field, what)| if field.is_empty() { what.clone() } else { format!("{field}: {what}") })
+        .map(
+            |(field, what)| {
+                if field.is_empty() { what.clone() } else { format!("{field}: {what}") }
+            },
+        )
         .collect();
     faults.join("; ")
 }
@@ -123,7 +127,9 @@ impl From<Refusal> for Status {
         if !refusal.violations.is_empty() {
             let violations = refusal.violations.into_iter();
             details.set_bad_request(
-                violations.map(|(field, what)| FieldViolation::new(field, what)).collect::<Vec<_>>(),
+                violations
+                    .map(|(field, what)| FieldViolation::new(field, what))
+                    .collect::<Vec<_>>(),
             );
         }
         if let Some((subject, wanted)) = refusal.precondition {
@@ -139,11 +145,7 @@ impl From<Refusal> for Status {
 
 impl From<Refusal> for v1::Refusal {
     fn from(refusal: Refusal) -> Self {
-        Self {
-            reason: refusal.reason.into(),
-            message: refusal.message,
-            metadata: refusal.metadata,
-        }
+        Self { reason: refusal.reason.into(), message: refusal.message, metadata: refusal.metadata }
     }
 }
 

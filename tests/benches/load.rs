@@ -41,7 +41,8 @@ const CONTEXT: &str = r#"{"customer": 12345, "items": [1, 2, 3, 4, 5, 6, 7, 8, 9
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.unwrap();
     match args.iter().position(|arg| arg == "--executor") {
         Some(at) => runtime.block_on(execute(&args[at + 1], args[at + 2].parse().unwrap())),
@@ -164,7 +165,13 @@ async fn load(args: &[String]) {
     let counts = Arc::new(Counts::default());
     let whole: Arc<Mutex<Histogram<u64>>> = Arc::new(Mutex::new(Histogram::new(3).unwrap()));
     let done = tokio_util::sync::CancellationToken::new();
-    let creating = create(client.clone(), Arc::clone(&began), Arc::clone(&room), Arc::clone(&counts), done.clone());
+    let creating = create(
+        client.clone(),
+        Arc::clone(&began),
+        Arc::clone(&room),
+        Arc::clone(&counts),
+        done.clone(),
+    );
     let creating = tokio::spawn(creating);
     let (of_feed, of_room, of_whole) = (Arc::clone(&counts), Arc::clone(&room), Arc::clone(&whole));
     let following = tokio::spawn(async move {
@@ -208,7 +215,9 @@ async fn load(args: &[String]) {
     let created = counts.created.load(Ordering::Relaxed);
     assert_eq!(said[0], created * STEPS, "steps executed and steps asked for");
     let steps = (finished * STEPS) as f64;
-    println!("in flight                {in_flight} tasks of {STEPS} steps, {slots} slots, one executor");
+    println!(
+        "in flight                {in_flight} tasks of {STEPS} steps, {slots} slots, one executor"
+    );
     println!("steps/s                  {:.0}", steps / elapsed);
     println!("tasks/s                  {:.0}", finished as f64 / elapsed);
     println!("hand-over p50 / p99      {:.2} / {:.2} ms", ms(said[1]), ms(said[2]));

@@ -49,10 +49,14 @@ async fn a_wrong_task_is_refused_with_reason_and_field_and_writes_nothing() {
         assert_eq!((reason, paths), (ErrorReason::InvalidRequest, vec!["context".to_owned()]));
     }
     let (reason, paths) = create(client, request(r#"{"n": "one"}"#)).await;
-    assert_eq!((reason, paths), (ErrorReason::ContextSchemaViolation, vec!["context/n".to_owned()]));
+    assert_eq!(
+        (reason, paths),
+        (ErrorReason::ContextSchemaViolation, vec!["context/n".to_owned()])
+    );
     let bad_id = v1::CreateTaskRequest { task_id: "7".into(), ..request(r#"{"n": 1}"#) };
     assert_eq!(create(client, bad_id).await.1, ["task_id"]);
-    let batch = v1::BatchCreateTasksRequest { requests: vec![request(r#"{"n": 1}"#), request("[]")] };
+    let batch =
+        v1::BatchCreateTasksRequest { requests: vec![request(r#"{"n": 1}"#), request("[]")] };
     let error = client.batch_create_tasks(batch).await.unwrap_err();
     assert_eq!(refused(&error).1, ["requests[1].context"]);
     assert_eq!(world.rows().await, before);
@@ -81,8 +85,16 @@ async fn a_wrong_definition_is_refused_with_the_place_and_writes_nothing() {
     let world = World::start().await;
     let before = world.rows().await;
     for (yaml, path, what) in [
-        ("name: d\nsteps:\n  - {name: a, depends_on: [c]}\n  - {name: b, depends_on: [a]}\n  - {name: c, depends_on: [b]}", "steps", "→"),
-        ("name: d\nsteps:\n  - {name: a, depends_on: [bb]}\n  - {name: b}", "steps[0].depends_on[0]", "b"),
+        (
+            "name: d\nsteps:\n  - {name: a, depends_on: [c]}\n  - {name: b, depends_on: [a]}\n  - {name: c, depends_on: [b]}",
+            "steps",
+            "→",
+        ),
+        (
+            "name: d\nsteps:\n  - {name: a, depends_on: [bb]}\n  - {name: b}",
+            "steps[0].depends_on[0]",
+            "b",
+        ),
         ("name: d\nsteps:\n  - {name: a, handler: 'no spaces'}", "steps[0].handler", "' '"),
         ("name: d\nstep:\n  - {name: a}", "step", "steps"),
         ("name: d\nsteps:\n  - {name: a, timeout: soon}", "steps[0].timeout", "duration"),
@@ -105,7 +117,10 @@ async fn a_wrong_definition_is_refused_with_the_place_and_writes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_for_an_unknown_lease_is_refused_as_lost() {
-    use v1::{Completion, Hello, Outcome, WorkRequest, outcome::Kind, step_service_client::StepServiceClient};
+    use v1::{
+        Completion, Hello, Outcome, WorkRequest, outcome::Kind,
+        step_service_client::StepServiceClient,
+    };
     let world = World::start().await;
     world.define(DEFINITION).await;
     let before = world.rows().await;

@@ -53,8 +53,7 @@ async fn five_hundred_tasks_over_two_of_everything_run_each_attempt_once() {
         context: json!({"i": i}).to_string(),
         ..Default::default()
     });
-    let request =
-        stepwell_client::v1::BatchCreateTasksRequest { requests: requests.collect() };
+    let request = stepwell_client::v1::BatchCreateTasksRequest { requests: requests.collect() };
     let created = world.client.batch_create_tasks(request).await.unwrap();
     for result in created.results {
         let Some(stepwell_client::v1::batch_create_tasks_result::Outcome::Task(task)) =
@@ -71,7 +70,7 @@ async fn five_hundred_tasks_over_two_of_everything_run_each_attempt_once() {
         done += executor.stop().await.completed;
     }
     assert_eq!(done, 2000);
-    let ran = ran.lock().unwrap();
+    let ran = std::mem::take(&mut *ran.lock().unwrap());
     assert_eq!(ran.len(), 2000);
     assert!(ran.values().all(|n| *n == 1));
     check(&mut world.connection().await).await;
@@ -81,7 +80,8 @@ async fn five_hundred_tasks_over_two_of_everything_run_each_attempt_once() {
 async fn a_three_step_task_costs_at_most_three_and_a_half_events_a_step() {
     let world = World::start().await;
     world.define("{name: chain, steps: [{name: a}, {name: b, depends_on: [a]}, {name: c, depends_on: [b]}]}").await;
-    let executor = Executor::new(&world.client, "e").handler("a", sum).handler("b", sum).handler("c", sum);
+    let executor =
+        Executor::new(&world.client, "e").handler("a", sum).handler("b", sum).handler("c", sum);
     let running = world.run(executor);
     let task = world.create("chain", &json!({})).await;
     world.ended(&task.task_id).await;

@@ -92,27 +92,31 @@ async fn derived_events_come_when_asked_for_and_filters_hold() {
     let events = until(&mut feed, |event| event.name == name).await;
     assert!(events.iter().all(|event| event.task_id == task.task_id));
     let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
-    assert_eq!(names, [
-        "step.initialize_requested",
-        "step.initialize_requested",
-        "step.initialize_requested",
-        "workflow.viable_steps_discovered",
-        "workflow.task_started",
-        "workflow.step_completed",
-        "workflow.viable_steps_discovered",
-        "workflow.step_completed",
-        "workflow.viable_steps_discovered",
-        "workflow.step_completed",
-        "task.completed",
-        "workflow.task_completed",
-        "workflow.task_finalization_completed",
-    ]);
+    assert_eq!(
+        names,
+        [
+            "step.initialize_requested",
+            "step.initialize_requested",
+            "step.initialize_requested",
+            "workflow.viable_steps_discovered",
+            "workflow.task_started",
+            "workflow.step_completed",
+            "workflow.viable_steps_discovered",
+            "workflow.step_completed",
+            "workflow.viable_steps_discovered",
+            "workflow.step_completed",
+            "task.completed",
+            "workflow.task_completed",
+            "workflow.task_finalization_completed",
+        ]
+    );
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_that_hangs_makes_nobody_skip_and_creators_wait_no_longer_than_the_time_out() {
-    let world = World::with(Nodes { task: 1, step: 1, event: 1 }, &["--database-timeout", "1"]).await;
+    let world =
+        World::with(Nodes { task: 1, step: 1, event: 1 }, &["--database-timeout", "1"]).await;
     world.define(CHAIN).await;
     let mut feed = world.feed(Start::Latest).await;
     let first = world.create("chain", &json!({})).await;

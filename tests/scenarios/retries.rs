@@ -48,13 +48,19 @@ async fn what_is_given_up_says_why_and_ends_the_task_in_error() {
     });
     let running = world.run(executor);
     let mut feed = world.feed(Start::Latest).await;
-    for (kind, attempts, class) in
-        [("permanent", 1, "No"), ("hopeless", 1, "Hopeless"), ("busy", 3, "Busy"), ("panic", 3, "Panic")]
-    {
+    for (kind, attempts, class) in [
+        ("permanent", 1, "No"),
+        ("hopeless", 1, "Hopeless"),
+        ("busy", 3, "Busy"),
+        ("panic", 3, "Panic"),
+    ] {
         let task = world.create("d", &json!({"kind": kind})).await;
         let task = world.ended(&task.task_id).await;
         let (a, b) = (&task.steps[0], &task.steps[1]);
-        assert_eq!((task.state().word(), a.state().word(), b.state().word()), ("error", "error", "pending"));
+        assert_eq!(
+            (task.state().word(), a.state().word(), b.state().word()),
+            ("error", "error", "pending")
+        );
         let error = a.last_error.as_ref().unwrap();
         assert_eq!((a.attempt, error.error_class.as_str()), (attempts, class));
         let events = until(&mut feed, |event| event.name == "task.failed").await;

@@ -143,10 +143,8 @@ async fn a_poison_row_in_a_batch_of_500_harms_nobody_else() {
     let leases = rows.claim(&mut writer, queue, 500).await;
     let mut reports: Vec<Report> = leases.iter().map(|lease| complete(lease, "1")).collect();
     reports[317].text = "\0".into();
-    let (settled, poison) = writer
-        .settle_each(&reports, &slots(queue, 500), rows.node, None)
-        .await
-        .unwrap();
+    let (settled, poison) =
+        writer.settle_each(&reports, &slots(queue, 500), rows.node, None).await.unwrap();
     assert_eq!(poison, [317]);
     assert_eq!(settled.accepted.iter().filter(|a| **a).count(), 499);
     assert_eq!(settled.ready, 499);
@@ -191,7 +189,9 @@ async fn nothing_is_leased_in_the_name_of_a_retired_node() {
     let done = [complete(&lease, "1")];
     let refused = writer.settle(&done, &slots(queue, 1), rows.node, None).await.unwrap_err();
     assert!(refused.is_retired());
-    assert!(writer.adopt(&[(lease.step, lease.token)], rows.node, 8).await.unwrap_err().is_retired());
+    assert!(
+        writer.adopt(&[(lease.step, lease.token)], rows.node, 8).await.unwrap_err().is_retired()
+    );
     // Without leasing anything, the outcome is taken: it was earned.
     assert_eq!(rows.settle(&mut writer, &done).await.accepted, [true]);
     let (held, _) = writer.leases_of(rows.node, 0, 100).await.unwrap();
@@ -210,7 +210,8 @@ async fn two_requests_with_one_id_make_one_task() {
         one.create_tasks(&rows.store, &mut tasks),
         other.create_tasks(&rows.store, &mut backwards)
     );
-    let new = |created: Vec<Created>| created.iter().filter(|c| matches!(c, Created::New(_))).count();
+    let new =
+        |created: Vec<Created>| created.iter().filter(|c| matches!(c, Created::New(_))).count();
     assert_eq!(new(a.unwrap()) + new(b.unwrap()), 40);
     assert_eq!(rows.one::<i64>("select count(*) from stepwell.task where id > $1", 0).await, 40);
     assert_eq!(rows.one::<i64>("select count(*) from stepwell.event where task > $1", 0).await, 40);

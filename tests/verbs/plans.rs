@@ -12,7 +12,8 @@ async fn a_step_costs_the_last_batches_what_it_cost_the_first() {
         let rows = Rows::new().await;
         let definition = rows.define("a; b: a; c: b").await;
         let mut connection = rows.connection().await;
-        let vacuum = "vacuum analyze stepwell.task, stepwell.step, stepwell.ready_step, stepwell.event";
+        let vacuum =
+            "vacuum analyze stepwell.task, stepwell.step, stepwell.ready_step, stepwell.event";
         sqlx::raw_sql(vacuum).execute(&mut connection).await.unwrap();
         let mut writer = rows.writer().await;
         let steps = if batch == 1 { STEPS / 20 } else { STEPS };

@@ -9,13 +9,31 @@ use crate::fault::Fault;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Connect {
     /// Address of the task-service; several with commas.
-    #[arg(long, env = "STEPWELL_TASK_ADDRESS", default_value = "http://127.0.0.1:7101", value_delimiter = ',', global = true)]
+    #[arg(
+        long,
+        env = "STEPWELL_TASK_ADDRESS",
+        default_value = "http://127.0.0.1:7101",
+        value_delimiter = ',',
+        global = true
+    )]
     task_address: Vec<String>,
     /// Address of the step-service; several with commas.
-    #[arg(long, env = "STEPWELL_STEP_ADDRESS", default_value = "http://127.0.0.1:7102", value_delimiter = ',', global = true)]
+    #[arg(
+        long,
+        env = "STEPWELL_STEP_ADDRESS",
+        default_value = "http://127.0.0.1:7102",
+        value_delimiter = ',',
+        global = true
+    )]
     step_address: Vec<String>,
     /// Address of the event-service; several with commas.
-    #[arg(long, env = "STEPWELL_EVENT_ADDRESS", default_value = "http://127.0.0.1:7103", value_delimiter = ',', global = true)]
+    #[arg(
+        long,
+        env = "STEPWELL_EVENT_ADDRESS",
+        default_value = "http://127.0.0.1:7103",
+        value_delimiter = ',',
+        global = true
+    )]
     event_address: Vec<String>,
 }
 

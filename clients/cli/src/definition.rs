@@ -61,7 +61,9 @@ impl Apply {
                 std::fs::read_to_string(file).map(|read| text = read)
             };
             let shown = file.display();
-            read.map_err(|error| Fault::usage(format!("cannot read {shown}")).because(error.to_string()))?;
+            read.map_err(|error| {
+                Fault::usage(format!("cannot read {shown}")).because(error.to_string())
+            })?;
             let answer = client.register_yaml(text).await?;
             let definition = answer.definition.unwrap_or_default();
             let what = if answer.already_existed { "unchanged" } else { "registered" };

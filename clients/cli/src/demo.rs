@@ -50,8 +50,9 @@ impl Demo {
             return checkout::read(checkout::ORDERS).map_err(Fault::new);
         };
         let shown = file.display();
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Fault::usage(format!("cannot read {shown}")).because(error.to_string()))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Fault::usage(format!("cannot read {shown}")).because(error.to_string())
+        })?;
         let lines = checkout::read(&text)
             .map_err(|why| Fault::usage(format!("{shown} is not a file of orders")).because(why))?;
         if lines.is_empty() {
@@ -85,7 +86,10 @@ impl Demo {
         output::line(follower.report().table(&tasks, &hand_overs))?;
         suite.stop().await?;
         if differences.is_empty() {
-            output::line(format!("all {} orders ended as their input says they must", tasks.len()))?;
+            output::line(format!(
+                "all {} orders ended as their input says they must",
+                tasks.len()
+            ))?;
             return Ok(ExitCode::SUCCESS);
         }
         for difference in differences.iter().take(20) {
@@ -95,7 +99,8 @@ impl Demo {
     }
 
     async fn start_executors(&self, suite: &Suite) -> Result<Vec<Process>, Fault> {
-        let words = |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.to_owned()).collect() };
+        let words =
+            |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.to_owned()).collect() };
         let file = suite.folder().join("servers.address");
         let mut servers = words(&["example", "checkout", "servers", "--listen", "127.0.0.1:0"]);
         servers.extend(["--address-file".to_owned(), file.display().to_string()]);

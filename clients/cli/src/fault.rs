@@ -4,7 +4,10 @@
 use std::{fmt::Write, process::ExitCode};
 
 use stepwell_client::Error;
-use stepwell_proto::{refusal::{Refusal, word}, v1::ErrorReason};
+use stepwell_proto::{
+    refusal::{Refusal, word},
+    v1::ErrorReason,
+};
 use tonic::Code;
 
 /// A command that did not succeed.

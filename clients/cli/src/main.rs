@@ -67,7 +67,8 @@ fn main() -> ExitCode {
 
 /// Runs a command to its exit code; a fault is told as what, why and what to try.
 fn run(command: impl Future<Output = Result<ExitCode, Fault>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let ended = match runtime {
         Ok(runtime) => {
             let ended = runtime.block_on(command);
@@ -76,5 +77,5 @@ fn run(command: impl Future<Output = Result<ExitCode, Fault>>) -> ExitCode {
         }
         Err(error) => Err(error.into()),
     };
-    ended.unwrap_or_else(|fault| fault.tell())
+    ended.unwrap_or_else(Fault::tell)
 }

@@ -22,8 +22,9 @@ pub(crate) enum Format {
     Json,
 }
 
-static CONTRACT: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(stepwell_proto::CONTRACT).expect("it is the build's own"));
+static CONTRACT: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(stepwell_proto::CONTRACT).expect("it is the build's own")
+});
 
 /// A message as ProtoJSON.
 pub(crate) fn json(name: &str, message: &impl Message) -> Result<String, Fault> {

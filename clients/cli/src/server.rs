@@ -91,7 +91,10 @@ impl Dev {
         output::line(format!("event-service  {}", addresses.event.join(",")))?;
         output::line(format!("database       {}", suite.database_url()))?;
         if suite.postgres().is_some() {
-            output::line(format!("data           {}", kept.as_deref().unwrap_or("goes at the end")))?;
+            output::line(format!(
+                "data           {}",
+                kept.as_deref().unwrap_or("goes at the end")
+            ))?;
         }
         output::line("For development only. Ctrl-C stops it. Next, in another terminal:")?;
         output::line("  stepwell example checkout definition | stepwell definition apply -")?;

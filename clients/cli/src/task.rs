@@ -167,11 +167,8 @@ async fn wait_for(show: &Show, task_id: &str, timeout: Duration) -> Result<ExitC
 impl Cancel {
     async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
-        let request = CancelTaskRequest {
-            task_id: self.task_id,
-            reason: self.reason,
-            cancelled_by: self.by,
-        };
+        let request =
+            CancelTaskRequest { task_id: self.task_id, reason: self.reason, cancelled_by: self.by };
         let answer = client.cancel_task(request).await?;
         if answer.already_in_state {
             eprintln!("it was cancelled before");
@@ -186,7 +183,8 @@ impl Show {
         if self.output == output::Format::Json {
             return output::line(output::json("Task", task)?);
         }
-        let name = format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
+        let name =
+            format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
         output::line(format!("{}  {name}  {}", task.task_id, task.state().word()))?;
         if task.steps.is_empty() {
             return Ok(());
@@ -213,7 +211,9 @@ fn remark(step: &Step) -> String {
         let code = if error.error_code.is_empty() { &error.error_class } else { &error.error_code };
         return format!("{code}: {}", error.message);
     }
-    if step.waiting_on > 0 && catalog::origins(Entity::Step, State::InProgress).contains(&step.state()) {
+    if step.waiting_on > 0
+        && catalog::origins(Entity::Step, State::InProgress).contains(&step.state())
+    {
         return format!("waits for {} of {}", step.waiting_on, step.depends_on.join(", "));
     }
     step.result.clone()

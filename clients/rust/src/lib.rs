@@ -52,8 +52,6 @@
 //! # }
 //! ```
 
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails says where"))]
-
 mod addresses;
 mod backoff;
 mod call;

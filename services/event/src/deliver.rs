@@ -7,9 +7,7 @@ use prost::Message;
 use stepwell_proto::{
     id::Cursor,
     refusal::Refusal,
-    v1::{
-        Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind,
-    },
+    v1::{Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind},
 };
 use stepwell_serve::Shutdown;
 use stepwell_store::{Store, derive};
@@ -81,7 +79,10 @@ impl Delivery {
                     Ok(Some(page)) => self.send(&page).await,
                     Ok(None) => Ok(false),
                     Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "catching up again");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "catching up again"
+                        );
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(Duration::from_secs(2));
                         Ok(false)

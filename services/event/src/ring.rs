@@ -104,7 +104,10 @@ impl Ring {
     pub(crate) fn push(&self, page: Page) {
         let last = page.last;
         let mut inner = self.lock();
-        debug_assert_eq!(inner.pages.back().map_or(inner.start, |p| Some(p.last)), Some(page.after));
+        debug_assert_eq!(
+            inner.pages.back().map_or(inner.start, |p| Some(p.last)),
+            Some(page.after)
+        );
         inner.bytes += page.bytes();
         inner.pages.push_back(Arc::new(page));
         while inner.bytes > self.bytes_max && inner.pages.len() > 1 {

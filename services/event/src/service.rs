@@ -1,7 +1,10 @@
 //! EventService: a subscription is checked, gets its place, and is delivered from there.
 
 use std::{
-    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -73,8 +76,11 @@ impl Open {
     fn take(open: &Arc<AtomicUsize>, max: usize) -> Result<Self, Refusal> {
         if open.fetch_add(1, Ordering::AcqRel) >= max {
             open.fetch_sub(1, Ordering::AcqRel);
-            return Err(Refusal::new(ErrorReason::Overloaded, "this node has enough subscriptions")
-                .retry_after(Duration::from_secs(1)));
+            return Err(Refusal::new(
+                ErrorReason::Overloaded,
+                "this node has enough subscriptions",
+            )
+            .retry_after(Duration::from_secs(1)));
         }
         Ok(Self(Arc::clone(open)))
     }

@@ -3,7 +3,6 @@
 //! A service is made of loops and one server: `Service::start` sets up logs, `spawn` and
 //! `spawn_loop` run the loops, `serve` answers requests until the service is told to stop and the
 //! loops have ended, or the grace is over.
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails says where"))]
 
 mod incoming;
 mod layer;

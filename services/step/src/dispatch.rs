@@ -12,9 +12,7 @@ use stepwell_proto::{
     id::{LeaseId, number_of, step_id, task_of},
     v1::{Ack, Lease, StepResult},
 };
-use stepwell_store::{
-    Ending, Inputs, LeaseRow, Report, Store, StoredDefinition, tasks_of,
-};
+use stepwell_store::{Ending, Inputs, LeaseRow, Report, Store, StoredDefinition, tasks_of};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -121,13 +119,13 @@ impl Dispatch {
         let mut unfilled = Vec::new();
         let results = completed(settled);
         for row in leases {
-            let Some(filling) = self.hold(*row, node).await else { continue };
+            let Some(filling) = self.hold(*row, node) else { continue };
             match self.fill_at_hand(&filling, &results) {
                 Some(lease) => outgoing.entry(row.session).or_default().0.push(lease),
                 None => unfilled.push(filling),
             }
         }
-        self.push(outgoing).await;
+        self.push(outgoing);
         if !unfilled.is_empty() {
             // The loop runs as long as anybody can send.
             let _ = self.fills.send(unfilled).await;
@@ -135,20 +133,20 @@ impl Dispatch {
     }
 
     /// Lets the session hold the lease; if it is gone, the lease goes back.
-    async fn hold(&self, row: LeaseRow, node: i32) -> Option<Filling> {
+    fn hold(&self, row: LeaseRow, node: i32) -> Option<Filling> {
         let definition = self.definition_of(row.queue);
         let timeout = definition.as_ref().map(|d| d.timeout(number_of(row.step)));
         let held = timeout.is_some_and(|timeout| self.sessions.hold(&row, node, timeout));
         match definition {
             Some(definition) if held => Some(Filling { row, definition }),
             _ => {
-                self.hand_back(&row, node, "the executor is gone").await;
+                self.hand_back(&row, node, "the executor is gone");
                 None
             }
         }
     }
 
-    async fn hand_back(&self, row: &LeaseRow, node: i32, reason: &str) {
+    fn hand_back(&self, row: &LeaseRow, node: i32, reason: &str) {
         let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
         let ended = Ended {
             session: row.session,
@@ -164,27 +162,27 @@ impl Dispatch {
         self.returns.spawn(async move { settler.push(ended).await });
     }
 
-    async fn push(&self, outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)>) {
+    fn push(&self, outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)>) {
         for (session, (leases, acks)) in outgoing {
             let ids: Vec<LeaseId> =
                 leases.iter().filter_map(|l| LeaseId::decode(&l.lease_id)).collect();
             let sent =
                 self.sessions.outbox(session).is_some_and(|outbox| outbox.push(leases, acks));
             if !sent {
-                self.take_back(session, ids).await;
+                self.take_back(session, ids);
             }
         }
     }
 
     /// Leases that were never sent go back uncounted.
-    pub(crate) async fn take_back(&self, session: i64, leases: Vec<LeaseId>) {
+    pub(crate) fn take_back(&self, session: i64, leases: Vec<LeaseId>) {
         for lease in leases {
             if let Some(Held { node, queue, max_attempts, .. }) =
                 self.sessions.release(session, lease)
             {
                 let (step, token, attempt) = (lease.step, lease.token, lease.attempt);
                 let row = LeaseRow { step, token, attempt, max_attempts, queue, session };
-                self.hand_back(&row, node, "the executor went before it was sent").await;
+                self.hand_back(&row, node, "the executor went before it was sent");
             }
         }
     }
@@ -227,16 +225,19 @@ impl Dispatch {
             match self.store.inputs(&tasks, &pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await {
                 Ok(inputs) => break inputs,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "reading inputs again");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "reading inputs again"
+                    );
                 }
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         };
-        self.send_filled(batch, inputs).await;
+        self.send_filled(batch, inputs);
     }
 
-    async fn send_filled(&self, batch: &[Filling], mut inputs: Inputs) {
+    fn send_filled(&self, batch: &[Filling], mut inputs: Inputs) {
         let mut known: HashMap<i64, (Uuid, Arc<str>)> = HashMap::new();
         {
             let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -255,7 +256,7 @@ impl Dispatch {
             let lease = lease(filling, *uid, context, result);
             outgoing.entry(filling.row.session).or_default().0.push(lease);
         }
-        self.push(outgoing).await;
+        self.push(outgoing);
     }
 
     /// The store, for reads.

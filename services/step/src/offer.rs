@@ -133,13 +133,16 @@ mod tests {
         bad.namespace = "ä".into();
         let paths: Vec<_> =
             Offer::read(&bad).unwrap_err().violations.into_iter().map(|v| v.0).collect();
-        assert_eq!(paths, [
-            "hello.name",
-            "hello.namespace",
-            "hello.slots",
-            "hello.handlers[0].name",
-            "hello.handlers[1].definition_versions"
-        ]);
+        assert_eq!(
+            paths,
+            [
+                "hello.name",
+                "hello.namespace",
+                "hello.slots",
+                "hello.handlers[0].name",
+                "hello.handlers[1].definition_versions"
+            ]
+        );
         let paths = Offer::read(&hello(&[])).unwrap_err().violations;
         assert_eq!(paths[0].0, "hello.handlers");
     }

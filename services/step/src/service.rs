@@ -203,9 +203,7 @@ impl Drop for Session {
         inner.sweeps.sessions.deadline.notify_one();
         tracing::info!(session = id, "executor gone");
         if !unsent.is_empty() {
-            let dispatch = inner.sweeps.dispatch.clone();
-            let returns = dispatch.returns.clone();
-            returns.spawn(async move { dispatch.take_back(id, unsent).await });
+            inner.sweeps.dispatch.take_back(id, unsent);
         }
     }
 }
@@ -316,7 +314,10 @@ impl Session {
             Ok(known) => known,
             Err(error) => {
                 // Without an answer the executor keeps the outcome and reports it again later.
-                tracing::warn!(error = &error as &dyn std::error::Error, "outcomes stay unanswered");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "outcomes stay unanswered"
+                );
                 self.outbox.close();
                 return;
             }

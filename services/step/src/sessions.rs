@@ -312,7 +312,8 @@ impl Sessions {
             .collect();
         for (session, lease) in holders {
             inner.release(session, lease);
-            if inner.sessions.get(&session).is_some_and(|s| s.lost.is_some() && s.leases.is_empty()) {
+            if inner.sessions.get(&session).is_some_and(|s| s.lost.is_some() && s.leases.is_empty())
+            {
                 inner.remove(session);
             }
         }
@@ -382,7 +383,8 @@ impl Inner {
                 serving.retain(|s| *s != id);
             }
         }
-        let owned = session.leases.into_iter().map(|(lease, held)| Owned { session: id, lease, held });
+        let owned =
+            session.leases.into_iter().map(|(lease, held)| Owned { session: id, lease, held });
         let owned: Vec<Owned> = owned.collect();
         for o in &owned {
             self.deadlines.remove(&(o.held.deadline, id, o.lease));
@@ -488,7 +490,8 @@ mod tests {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 5);
         open(&sessions, 8, &[1], 5);
-        let granted = sessions.reserve_for_ready(&[(1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 1, 4)], &[1]);
+        let granted =
+            sessions.reserve_for_ready(&[(1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 1, 4)], &[1]);
         let of = |s: i64| granted.sessions().filter(|x| **x == s).count();
         assert_eq!((of(7), of(8)), (2, 2));
         let granted = sessions.reserve_for_children(&[(1, 5, 8), (1, 6, 8)]);

@@ -9,7 +9,9 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{Ack, ErrorReason},
 };
-use stepwell_store::{Ending, Error, Report, Settled, Slots, Store, StoredFailure, Sweep, Topic, Writer};
+use stepwell_store::{
+    Ending, Error, Report, Settled, Slots, Store, StoredFailure, Sweep, Topic, Writer,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -134,7 +136,8 @@ impl Settling {
             let Some(definition) = self.dispatch.definition_of(ended.queue) else { continue };
             let number = number_of(ended.lease.step);
             let first = ended.lease.step - i64::from(number);
-            let Some(numbers) = usize::try_from(number).ok().and_then(|n| definition.children.get(n))
+            let Some(numbers) =
+                usize::try_from(number).ok().and_then(|n| definition.children.get(n))
             else {
                 continue;
             };
@@ -165,14 +168,21 @@ impl Settling {
                 Ok((settled, poison)) => return (settled, poison, node),
                 Err(error) => error,
             };
-            tracing::warn!(error = &error as &dyn std::error::Error, items = reports.len(), "settling again");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                items = reports.len(),
+                "settling again"
+            );
             if !error.is_undone() && !error.is_retired() {
                 self.writer = None;
             }
             if (error.is_lost() || error.is_retired()) && !slots.is_empty() {
                 // Leases may have been given that we know nothing of.
                 if let Err(error) = self.node.renew(&self.store, node).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the node id stays for now");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the node id stays for now"
+                    );
                 }
             }
             tokio::time::sleep(wait).await;
@@ -225,11 +235,7 @@ fn refused_result(ended: &Ended) -> Report {
         max_attempts: ended.max_attempts,
         ..StoredFailure::default()
     };
-    Report {
-        ending: Ending::Fail { wait_ms: None },
-        text: failure.to_text(),
-        ..report(ended)
-    }
+    Report { ending: Ending::Fail { wait_ms: None }, text: failure.to_text(), ..report(ended) }
 }
 
 /// Answers for the executors; what we ended ourselves needs none.

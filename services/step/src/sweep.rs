@@ -148,7 +148,11 @@ impl Sweeps {
                     Ok(Some(next)) => after = next,
                     Ok(None) => break,
                     Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, node, "walking again");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            node,
+                            "walking again"
+                        );
                         writer = None;
                         tokio::time::sleep(Duration::from_millis(500)).await;
                     }
@@ -222,9 +226,8 @@ pub(crate) async fn queues_of(
         .collect();
     if !unknown.is_empty() {
         let definitions = store.definitions(&unknown).await?;
-        let known = queues.iter().filter_map(|q| {
-            Some((q.id, Arc::clone(definitions.get(&q.definition)?)))
-        });
+        let known =
+            queues.iter().filter_map(|q| Some((q.id, Arc::clone(definitions.get(&q.definition)?))));
         dispatch.know(known);
     }
     Ok(queues)

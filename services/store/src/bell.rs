@@ -88,9 +88,8 @@ impl Bell {
     async fn take_outgoing(&self) -> Vec<Topic> {
         loop {
             let rung = self.some_outgoing.notified();
-            let taken = std::mem::take(
-                &mut *self.outgoing.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            let taken =
+                std::mem::take(&mut *self.outgoing.lock().unwrap_or_else(PoisonError::into_inner));
             if !taken.is_empty() {
                 return taken;
             }

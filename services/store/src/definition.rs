@@ -426,7 +426,6 @@ pub(crate) fn timestamp(at: chrono::DateTime<chrono::Utc>) -> prost_types::Times
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that fails says where")]
 mod tests {
     use super::*;
 

@@ -58,10 +58,11 @@ fn needed() -> i64 {
 /// Applies the migrations that are missing, then the verbs, then makes room in the log. Safe to
 /// repeat, and for several processes at once. Answers the version it is at.
 pub async fn migrate(database_url: &str) -> Result<i64, Error> {
-    let mut connection = PgConnection::connect(database_url).await.map_err(|error| match error {
-        sqlx::Error::Configuration(_) => Error::Url(error),
-        error => Error::Database(error),
-    })?;
+    let mut connection =
+        PgConnection::connect(database_url).await.map_err(|error| match error {
+            sqlx::Error::Configuration(_) => Error::Url(error),
+            error => Error::Database(error),
+        })?;
     migrator().run(&mut connection).await.map_err(|error| Error::Schema(error.to_string()))?;
     let mut verbs = connection.begin().await?;
     sqlx::query_scalar!("select pg_advisory_xact_lock(44)").fetch_one(&mut *verbs).await?;

@@ -202,7 +202,12 @@ impl Writer {
             accepted: row.status.iter().map(|status| *status == 1).collect(),
             ready: usize::try_from(row.ready).unwrap_or(0),
             leases: leases(
-                row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session,
+                row.step,
+                row.token,
+                row.attempt,
+                row.max_attempts,
+                row.queue,
+                row.session,
             ),
         })
     }

@@ -1,7 +1,6 @@
 //! A Postgres of our own and the services as processes: what `stepwell dev`, the demo, the benches
 //! and the tests stand on. Every process and every folder is made by a guard, a tiny process that
 //! undoes all of it when its parent ends, however that ends.
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails says where"))]
 
 mod binaries;
 mod folder;

@@ -4,9 +4,6 @@
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
 //! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`.
 
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails says where"))]
-#![expect(clippy::result_large_err, reason = "a refusal is made once per call that goes wrong")]
-
 mod canonical;
 mod create;
 mod definition;

@@ -46,13 +46,7 @@ impl Follower {
             bar.with_style(ProgressStyle::with_template(style).expect("a fixed template"))
         });
         let file = file.map(std::fs::File::create).transpose()?.map(std::io::BufWriter::new);
-        Ok(Self {
-            total,
-            bar,
-            file,
-            report: Report::default(),
-            ended: HashSet::new(),
-        })
+        Ok(Self { total, bar, file, report: Report::default(), ended: HashSet::new() })
     }
 
     pub(crate) async fn follow(&mut self, mut feed: EventStream) -> Result<(), Fault> {
@@ -67,7 +61,12 @@ impl Follower {
                 bar.set_message(self.report.in_short());
             } else if self.ended.len() * 10 / self.total > told {
                 told = self.ended.len() * 10 / self.total;
-                eprintln!("{:>4}/{} tasks  {}", self.ended.len(), self.total, self.report.in_short());
+                eprintln!(
+                    "{:>4}/{} tasks  {}",
+                    self.ended.len(),
+                    self.total,
+                    self.report.in_short()
+                );
             }
         }
         if let Some(bar) = &self.bar {

@@ -7,10 +7,7 @@ use stepwell_proto::v1::{GetTaskRequest, State, Task};
 use crate::fault::Fault;
 
 /// Differences, one sentence each; none when all is as it must be.
-pub(crate) async fn judge(
-    client: &Client,
-    tasks: &[(String, Line)],
-) -> Result<Vec<String>, Fault> {
+pub(crate) async fn judge(client: &Client, tasks: &[(String, Line)]) -> Result<Vec<String>, Fault> {
     let mut differences = Vec::new();
     for (i, (task_id, line)) in tasks.iter().enumerate() {
         let request = GetTaskRequest { task_id: task_id.clone(), include_results: false };
@@ -38,7 +35,11 @@ fn differences_of(task: &Task, line: &Line) -> Vec<String> {
     compare("the error code", code, expect.error_code.clone());
     for step in &task.steps {
         let must = expect.attempts.get(&step.name).copied().unwrap_or(0);
-        compare(&format!("the attempts of {}", step.name), step.attempt.to_string(), must.to_string());
+        compare(
+            &format!("the attempts of {}", step.name),
+            step.attempt.to_string(),
+            must.to_string(),
+        );
     }
     found
 }

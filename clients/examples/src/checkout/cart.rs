@@ -102,7 +102,12 @@ mod tests {
     use crate::checkout::orders::catalogue;
 
     fn item(product_id: u64, quantity: i64) -> Item {
-        Item { product_id: Some(product_id), quantity, price: Money::default(), name: String::new() }
+        Item {
+            product_id: Some(product_id),
+            quantity,
+            price: Money::default(),
+            name: String::new(),
+        }
     }
 
     #[test]

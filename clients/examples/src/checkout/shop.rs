@@ -264,8 +264,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let problem =
-            Shop::at(&address).pay(&call("t.1"), &payment(gateway::VALID), TOTAL).await.unwrap_err();
+        let problem = Shop::at(&address)
+            .pay(&call("t.1"), &payment(gateway::VALID), TOTAL)
+            .await
+            .unwrap_err();
         assert_eq!((problem.code, problem.cure), ("SERVICE_UNAVAILABLE", Cure::Time));
     }
 

@@ -2,7 +2,7 @@
 //! until they are acknowledged, moves to another stream, drains. One task owns all of it; handlers
 //! run in tasks of their own, and `select!` is only around waiting.
 
-use std::{pin::pin, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use stepwell_proto::v1::{
     Ack, ErrorReason, Hello, Lease, Outcome, Welcome, WorkResponse, outcome::Kind,
@@ -21,7 +21,7 @@ use super::{
     ledger::{Arrival, Ending, Ledger, Waiting},
     link::{Link, Signal},
 };
-use crate::error::{Error, Lost};
+use crate::error::Error;
 
 /// How long acknowledgements may take once every handler has ended.
 const ACKS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,10 +71,10 @@ impl Session {
             let late = self.drain.as_ref().map(Drain::next);
             let wake = select! {
                 signal = self.link.next() => Wake::Link(signal),
-                signal = next(&mut self.leaving), if self.leaving.is_some() => Wake::Leaving(signal),
+                signal = next(&mut self.leaving) => Wake::Leaving(signal),
                 Some(ended) = self.attempts.join_next() => Wake::Ended(ended),
-                () = shutdown.as_mut(), if self.drain.is_none() => Wake::Shutdown,
-                () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => Wake::Late,
+                () = shutdown.as_mut(), if late.is_none() => Wake::Shutdown,
+                () = until(late) => Wake::Late,
             };
             match wake {
                 Wake::Link(signal) => self.on_link(signal)?,
@@ -314,11 +314,19 @@ impl Drain {
     }
 }
 
-/// The next signal of the link that leaves.
+/// The next signal of the link that leaves, if there is one.
 async fn next(leaving: &mut Option<Link>) -> Signal {
     match leaving {
         Some(link) => link.next().await,
-        None => Signal::Lost(Lost::Ended),
+        None => pending().await,
+    }
+}
+
+/// Waits for a moment that may never come.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
     }
 }
 

@@ -6,7 +6,7 @@ use stepwell_client::{Addresses, Client, Error, Limits, Refusal, v1::*};
 use tokio::net::TcpListener;
 use tonic::Status;
 
-use crate::fake::{Fake, client, within};
+use crate::fake::{Fake, client, patient, within};
 
 fn created(request: &CreateTaskRequest) -> CreateTaskResponse {
     let task = Task { task_id: request.task_id.clone(), ..Default::default() };
@@ -99,7 +99,7 @@ async fn what_the_service_does_not_ask_to_repeat_is_not_repeated() {
 #[tokio::test]
 async fn attempts_are_bounded() {
     let fake = Fake::start().await;
-    let limits = Limits { attempts: 3, ..Limits::default() };
+    let limits = Limits { attempts: 3, ..patient() };
     let creating = tokio::spawn(fake.client().with_limits(limits).task("order").create());
     for _ in 0..3 {
         fake.create().await.answer(Err(Status::unavailable("no")));
@@ -111,8 +111,7 @@ async fn attempts_are_bounded() {
 #[tokio::test]
 async fn a_service_that_does_not_answer_is_given_up() {
     let fake = Fake::start().await;
-    let limits =
-        Limits { attempts: 2, attempt_timeout: Duration::from_millis(80), ..Limits::default() };
+    let limits = Limits { attempts: 2, attempt_timeout: Duration::from_millis(500), ..patient() };
     let creating = tokio::spawn(fake.client().with_limits(limits).task("order").create());
     let _held = (fake.create().await, fake.create().await);
     let error = within("the error", creating).await.unwrap().unwrap_err();
@@ -122,7 +121,7 @@ async fn a_service_that_does_not_answer_is_given_up() {
 #[tokio::test]
 async fn the_time_for_a_whole_call_is_bounded() {
     let fake = Fake::start().await;
-    let limits = Limits { call_timeout: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits { call_timeout: Duration::from_secs(30), ..patient() };
     let creating = tokio::spawn(fake.client().with_limits(limits).task("order").create());
     let refusal = Refusal::new(ErrorReason::Overloaded, "full");
     fake.create().await.answer(Err(refusal.retry_after(Duration::from_secs(60)).into()));

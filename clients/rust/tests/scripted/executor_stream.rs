@@ -89,7 +89,7 @@ async fn a_refused_outcome_is_dropped_and_one_that_may_pass_is_sent_again() {
     let running = Running::new(executor);
     let mut work = fake.work().await;
     work.hello().await;
-    work.welcome_every(Duration::from_millis(200), &[], &[]).await;
+    work.welcome_every(Duration::from_millis(500), &[], &[]).await;
     work.lease("quick", &["late", "early"]).await;
     work.outcomes(2).await;
     work.refuse("late", ErrorReason::LeaseLost).await;
@@ -110,7 +110,7 @@ async fn a_silent_stream_is_left_after_signs_of_life() {
     let _running = Running::new(executor);
     let mut work = fake.work().await;
     work.hello().await;
-    work.welcome_every(Duration::from_millis(50), &[], &[]).await;
+    work.welcome_every(Duration::from_millis(250), &[], &[]).await;
     work.lease("gated", &["a"]).await;
     gate.starts(1).await;
     assert_eq!(work.request().await, Some(WorkRequest::default()));

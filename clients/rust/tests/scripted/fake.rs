@@ -21,7 +21,7 @@ use self::{
 
 /// Fails instead of hanging.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(Duration::from_secs(20), future).await;
+    let waited = tokio::time::timeout(Duration::from_secs(60), future).await;
     waited.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
@@ -131,12 +131,13 @@ impl Drop for Fake {
 pub fn client(addresses: &[&str]) -> Client {
     let list: Vec<String> = addresses.iter().map(|&a| a.to_owned()).collect();
     let addresses = Addresses { task: list.clone(), step: list.clone(), event: list };
-    Client::connect(addresses).unwrap()
+    Client::connect(addresses).unwrap().with_limits(patient())
 }
 
-/// Limits with which a test need not wait long.
-pub fn impatient() -> Limits {
-    Limits { stream_silence: Duration::from_millis(150), ..Limits::default() }
+/// Limits that no test reaches, however busy the machine is.
+pub fn patient() -> Limits {
+    let long = Duration::from_secs(600);
+    Limits { attempt_timeout: long, call_timeout: long, stream_silence: long, ..Limits::default() }
 }
 
 async fn ask<Q, A>(

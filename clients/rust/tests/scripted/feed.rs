@@ -1,9 +1,11 @@
 //! Feeds: starting, being cut, falling silent, being refused.
 
-use stepwell_client::{Client, Error, EventStream, Refusal, Start, Subscription, v1::*};
+use std::time::Duration;
+
+use stepwell_client::{Client, Error, EventStream, Limits, Refusal, Start, Subscription, v1::*};
 use tonic::Status;
 
-use crate::fake::{Fake, Feed, impatient, within};
+use crate::fake::{Fake, Feed, patient, within};
 
 pub fn event(position: i64, name: &str) -> Event {
     Event { position, name: name.into(), task_id: "task".into(), ..Default::default() }
@@ -92,7 +94,8 @@ async fn a_feed_cut_in_the_middle_of_a_commit_goes_on_without_a_repeat_or_a_gap(
 #[tokio::test]
 async fn a_silent_feed_is_opened_again() {
     let fake = Fake::start().await;
-    let (mut stream, _silent) = opened(&fake, fake.client().with_limits(impatient())).await;
+    let limits = Limits { stream_silence: Duration::from_millis(500), ..patient() };
+    let (mut stream, _silent) = opened(&fake, fake.client().with_limits(limits)).await;
     let (_feed, next) = tokio::join!(
         async {
             let feed = fake.feed().await;
@@ -153,8 +156,7 @@ async fn a_feed_that_cannot_be_resumed_says_so_and_ends() {
 #[tokio::test]
 async fn subscribing_to_nobody_is_given_up() {
     let fake = Fake::start().await;
-    let mut limits = impatient();
-    limits.call_timeout = std::time::Duration::from_millis(100);
+    let limits = Limits { call_timeout: Duration::from_millis(100), ..patient() };
     let client = fake.client().with_limits(limits);
     drop(fake);
     let error = within("the error", client.subscribe(Subscription::new())).await.err().unwrap();

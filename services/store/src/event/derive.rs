@@ -106,7 +106,8 @@ fn viable(recorded: &Event, stored: &StoredDefinition, numbers: &[i32]) -> Event
         step_count: i32::try_from(numbers.len()).unwrap_or(i32::MAX),
         processing_mode: ProcessingMode::Concurrent.into(),
     };
-    let about_task = Event { step_id: String::new(), step_name: String::new(), attempt: 0, ..recorded.clone() };
+    let about_task =
+        Event { step_id: String::new(), step_name: String::new(), attempt: 0, ..recorded.clone() };
     about(&about_task, found.into())
 }
 
@@ -132,7 +133,7 @@ mod tests {
     use stepwell_proto::{
         catalog::{EVENTS, event_type},
         v1::{
-            self, Definition, Failure, StepCompleted, StepFailed, StepTemplate, TaskCancelled,
+            Definition, Failure, StepCompleted, StepFailed, StepTemplate, TaskCancelled,
             TaskCompleted, TaskFailed, TaskInitializeRequested, TaskStartRequested,
         },
     };
@@ -183,7 +184,7 @@ mod tests {
             task_id: "t".into(),
             attempt: 3,
             detail: Some(detail),
-            ..v1::Event::default()
+            ..Event::default()
         };
         details.into_iter().map(event).collect()
     }

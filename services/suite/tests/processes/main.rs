@@ -19,6 +19,10 @@ fn main() -> ExitCode {
         Some("__parent") => return parent::main(args),
         _ => {}
     }
+    if !cfg!(target_os = "linux") {
+        println!("not tested: what is left behind is looked for in /proc");
+        return ExitCode::SUCCESS;
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let tests = [guarding::TESTS, postgres::TESTS].concat();
     if args.iter().any(|arg| arg == "--list") {

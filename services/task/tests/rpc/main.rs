@@ -1,7 +1,6 @@
 //! The RPCs of task-service over real sockets and a real Postgres. Each test has a database and a
 //! service of its own.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
-#![expect(clippy::result_large_err, reason = "refusals are compared by value")]
 
 mod create;
 mod define;

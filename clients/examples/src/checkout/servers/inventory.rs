@@ -45,7 +45,9 @@ impl Reserve {
                 Entry::Vacant(none) => none.insert(0),
             };
             if *held < quantity {
-                let what = format!("Insufficient stock: {held} of product {product_id}, {quantity} wanted");
+                let what = format!(
+                    "Insufficient stock: {held} of product {product_id}, {quantity} wanted"
+                );
                 return Err(Refused::new(StatusCode::CONFLICT, what));
             }
             let previous = *held;
