@@ -6,3 +6,4 @@ mod checkout;
 mod executors;
 mod feed;
 mod retries;
+mod schema;

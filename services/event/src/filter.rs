@@ -100,23 +100,17 @@ fn names(patterns: &[String]) -> Result<HashSet<&'static str>, Refusal> {
     }
     let mut names = HashSet::new();
     for (i, pattern) in patterns.iter().enumerate() {
-        let before = names.len();
-        match pattern.strip_suffix('*') {
-            Some("") => names.extend(EVENTS.iter().filter(|e| e.is_recorded()).map(|e| e.name)),
+        let meant: Vec<&'static str> = match pattern.strip_suffix('*') {
+            Some("") => EVENTS.iter().filter(|e| e.is_recorded()).map(|e| e.name).collect(),
             Some(prefix) if prefix.ends_with('.') => {
-                let of_prefix = EVENTS.iter().map(|e| e.name).filter(|n| n.starts_with(prefix));
-                let of_prefix: Vec<_> = of_prefix.collect();
-                if of_prefix.is_empty() {
-                    return Err(unknown(i, pattern));
-                }
-                names.extend(of_prefix);
+                EVENTS.iter().map(|e| e.name).filter(|name| name.starts_with(prefix)).collect()
             }
-            _ => names.extend(event_type(pattern).map(|e| e.name)),
-        }
-        let known = event_type(pattern).is_some() || pattern.ends_with('*');
-        if names.len() == before && !known {
+            _ => event_type(pattern).map(|e| e.name).into_iter().collect(),
+        };
+        if meant.is_empty() {
             return Err(unknown(i, pattern));
         }
+        names.extend(meant);
     }
     Ok(names)
 }

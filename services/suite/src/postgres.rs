@@ -11,7 +11,7 @@ use nix::{
     unistd::{User, geteuid},
 };
 use sqlx::{Connection, PgConnection};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Error, Guard, Process,
@@ -22,6 +22,8 @@ use crate::{
 
 const UP_WITHIN: Duration = Duration::from_secs(60);
 const LOG_LINES: usize = 15;
+/// Names the socket; nothing listens on a port.
+const PORT: u16 = 5432;
 
 /// How it is set up.
 #[derive(Clone, Debug)]
@@ -82,14 +84,16 @@ impl Postgres {
     async fn up(&self, data: &Path) -> Result<(), Error> {
         let deadline = Instant::now() + UP_WITHIN;
         loop {
-            let failed = match PgConnection::connect(&self.url("postgres")).await {
-                Ok(connection) => {
+            let url = self.url("postgres");
+            let failed = match timeout_at(deadline, PgConnection::connect(&url)).await {
+                Ok(Ok(connection)) => {
                     connection.close().await.ok();
                     return Ok(());
                 }
-                Err(error) => error.to_string(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it does not answer".to_owned(),
             };
-            if self.process.ended().is_some() || Instant::now() > deadline {
+            if self.process.ended().is_some() || Instant::now() >= deadline {
                 return Err(self.not_up(data, &failed));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -111,7 +115,8 @@ impl Postgres {
     /// The URL of one of its databases.
     pub fn url(&self, database: &str) -> String {
         let host = percent_encoded(&self.socket.display().to_string());
-        format!("postgres://stepwell@localhost/{database}?host={host}")
+        // What is not said here is taken from the environment: PGPORT, PGSSLMODE.
+        format!("postgres://stepwell@localhost:{PORT}/{database}?host={host}&sslmode=disable")
     }
 
     /// Makes a database, empty or a copy of another.
@@ -143,6 +148,7 @@ fn settings(options: &PostgresOptions, socket: &Path) -> Vec<(String, String)> {
     let fsync = if options.fsync { "on" } else { "off" };
     let ours = [
         ("listen_addresses", ""),
+        ("port", &PORT.to_string()),
         ("unix_socket_directories", &socket.display().to_string()),
         ("max_connections", "200"),
         ("shared_buffers", "256MB"),

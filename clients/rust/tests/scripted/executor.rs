@@ -165,7 +165,8 @@ async fn a_handler_gets_its_input_and_its_outcome_is_reported_and_counted() {
         result_of(&outcomes[0]),
         concat!(
             r#"[[12,{"rate":0.5},[1,2],true,"UnknownParent: \"mail\" is no parent of \"a\""],"#,
-            r#""InvalidInput: the result of cart: invalid type: sequence, expected u8 at line 1 column 0"]"#
+            r#""InvalidInput: the result of cart: "#,
+            r#"invalid type: sequence, expected u8 at line 1 column 0"]"#
         )
     );
     work.ack(&["a"]).await;

@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_postgres_answers_and_goes", a_postgres_answers_and_goes),
     ("it_runs_for_a_user_without_rights", it_runs_for_a_user_without_rights),
     ("without_programs_the_fix_is_named", without_programs_the_fix_is_named),
+    ("the_environment_leads_to_no_other_postgres", the_environment_leads_to_no_other_postgres),
     ("data_that_stays_is_there_again", data_that_stays_is_there_again),
     ("data_has_one_postgres_at_a_time", data_has_one_postgres_at_a_time),
     ("data_that_was_cut_short_is_made_anew", data_that_was_cut_short_is_made_anew),
@@ -28,6 +29,8 @@ pub(crate) async fn answers(postgres: &Postgres) {
     let reached: String =
         sqlx::query_scalar("show listen_addresses").fetch_one(&mut connection).await.unwrap();
     assert_eq!(reached, "", "by its socket only");
+    let port: String = sqlx::query_scalar("show port").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(port, "5432", "as its URL says, to whoever has another environment");
 }
 
 fn guard() -> Guard {
@@ -86,6 +89,17 @@ fn without_programs_the_fix_is_named() {
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(said.starts_with("error: STEPWELL_PG_BIN is /nowhere, which has no"), "{said}");
     assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    ground.is_left_clean();
+}
+
+/// What a user has set for another Postgres.
+fn the_environment_leads_to_no_other_postgres() {
+    let ground = Ground::new();
+    let mut parent = ground.command(&["answer"]);
+    parent.envs([("PGHOST", "/nowhere"), ("PGUSER", "nobody"), ("PGDATABASE", "none")]);
+    parent.envs([("PGPORT", "6000"), ("PGSSLMODE", "require"), ("PGDATA", "/nowhere")]);
+    let done = parent.output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     ground.is_left_clean();
 }
 
