@@ -3,6 +3,7 @@
 mod bad_input;
 mod cancel;
 mod checkout;
+mod cli;
 mod executors;
 mod feed;
 mod retries;
