@@ -7,7 +7,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::{backoff::Backoff, error::Error, limits::Limits, pool::Pool};
+use crate::{
+    backoff::Backoff,
+    error::Error,
+    limits::{Limits, after},
+    pool::Pool,
+};
 
 /// Makes the call, again and at the next address as long as that can help and the limits allow.
 pub(crate) async fn call<Q: Clone, A, F>(
@@ -19,7 +24,7 @@ pub(crate) async fn call<Q: Clone, A, F>(
 where
     F: Future<Output = Result<Response<A>, Status>>,
 {
-    let give_up = Instant::now() + limits.call_timeout;
+    let give_up = after(limits.call_timeout);
     let mut backoff = Backoff::of_calls();
     let mut turn = pool.turn();
     let mut attempts = limits.attempts.max(1);

@@ -1,14 +1,14 @@
 //! The client: one method for each unary RPC that callers use.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use stepwell_proto::v1::{
     self, step_service_client::StepServiceClient, task_service_client::TaskServiceClient,
 };
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 use tonic::{Request, Response, Status, transport::Channel};
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ use crate::{
     addresses::Addresses,
     call::call,
     error::Error,
-    limits::Limits,
+    limits::{Limits, after},
     pool::{MESSAGE_BYTES_MAX, Pool},
     subscriber::EventStream,
     task::TaskBuilder,
@@ -132,21 +132,22 @@ impl Client {
     }
 
     /// Answers as soon as the task has ended, or after the time-out with the task as it is then:
-    /// its state says which. While the service is away it keeps trying.
+    /// its state says which. Without a time-out it waits until the end. While the service is away
+    /// it keeps trying.
     pub async fn wait_task(
         &self,
         task_id: impl Into<String>,
-        timeout: Duration,
+        timeout: impl Into<Option<Duration>>,
     ) -> Result<v1::Task, Error> {
         let task_id = task_id.into();
-        let start = Instant::now();
+        let end = after(timeout.into().unwrap_or(Duration::MAX));
         loop {
-            let left = timeout.saturating_sub(start.elapsed());
+            let left = end.saturating_duration_since(Instant::now());
             let wait = left.min(WAIT_MAX);
             let limits = Limits {
                 attempts: u32::MAX,
-                attempt_timeout: wait + self.limits.attempt_timeout,
-                call_timeout: left + self.limits.attempt_timeout,
+                attempt_timeout: wait.saturating_add(self.limits.attempt_timeout),
+                call_timeout: left.saturating_add(self.limits.attempt_timeout),
                 ..self.limits.clone()
             };
             let timeout = prost_types::Duration::try_from(wait).ok();
@@ -178,8 +179,12 @@ impl Client {
         &self,
         request: impl Into<v1::SubscribeRequest>,
     ) -> Result<EventStream, Error> {
-        let give_up = tokio::time::Instant::now() + self.limits.call_timeout;
-        EventStream::open(self, request.into(), Some(give_up)).await
+        let mut fault = None;
+        let opening = EventStream::open(self, request.into(), &mut fault);
+        match timeout(self.limits.call_timeout, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(fault.map_or(Error::NoAnswer(self.limits.call_timeout), Error::from)),
+        }
     }
 
     /// Results of a leased step's parents.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// Bounds of a client's calls and streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -26,4 +28,10 @@ impl Default for Limits {
             stream_silence: Duration::from_secs(45),
         }
     }
+}
+
+/// The moment after this long. A wait without end ends in a year.
+pub(crate) fn after(wait: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    Instant::now() + wait.min(YEAR)
 }

@@ -71,10 +71,10 @@ async fn race(
     }
 }
 
-/// A lease that goes back without having been started.
-pub(super) fn hand_back(lease: Lease, reason: &str) -> Outcome {
+/// A lease goes back without having been started.
+pub(super) fn hand_back(lease_id: String, reason: &str) -> Outcome {
     let kind = Kind::HandBack(HandBack { reason: reason.to_owned() });
-    Outcome { lease_id: lease.lease_id, kind: Some(kind) }
+    Outcome { lease_id, kind: Some(kind) }
 }
 
 /// A lease that no handler fits.

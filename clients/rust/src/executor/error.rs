@@ -12,7 +12,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Why a handler failed.
 ///
 /// Every error converts into it with `?`. Unless it says otherwise, the step is tried again as its
-/// retry policy says. The class is a name that policies can match (`except: [CardDeclined]`); for
+/// retry policy says; only a `serde_json::Error` about the text is permanent, since the same text
+/// fails in the same way. The class is a name that policies can match (`except: [CardDeclined]`); for
 /// a converted error it is the name of its type: `CardDeclined` for `shop::CardDeclined`, and
 /// `serde_json::Error`, with the crate, for types that are merely called `Error`.
 ///
@@ -92,7 +93,7 @@ impl fmt::Display for HandlerError {
 }
 
 // Like any type with this conversion, it cannot be an `Error` itself.
-impl<E: Error> From<E> for HandlerError {
+impl<E: Error + 'static> From<E> for HandlerError {
     #[track_caller]
     fn from(error: E) -> Self {
         let mut message = error.to_string();
@@ -105,7 +106,9 @@ impl<E: Error> From<E> for HandlerError {
             }
             cause = inner.source();
         }
-        Self::new(class_of(std::any::type_name::<E>()), message)
+        let json = (&error as &dyn Error).downcast_ref::<serde_json::Error>();
+        let permanent = json.is_some_and(|fault| !fault.is_io());
+        Self { permanent, ..Self::new(class_of(std::any::type_name::<E>()), message) }
     }
 }
 
@@ -146,6 +149,14 @@ mod tests {
         assert_eq!(failure.message, "outer: invalid digit found in string");
         assert!(failure.retryable && failure.retry_after.is_none());
         assert_eq!(failure.backtrace, [format!("{}:{line}", file!())]);
+    }
+
+    #[test]
+    fn text_that_is_not_the_json_that_was_wanted_is_permanent() {
+        let fail = |error: serde_json::Error| HandlerError::from(error).into_failure();
+        let failure = fail(serde_json::from_str::<u8>("[]").unwrap_err());
+        assert_eq!((failure.error_class.as_str(), failure.retryable), ("serde_json::Error", false));
+        assert!(fail(serde_json::Error::io(std::io::Error::other("cut"))).retryable);
     }
 
     #[test]

@@ -36,17 +36,6 @@ enum Held {
     Finished { outcome: Outcome, sent: bool },
 }
 
-/// What became of a lease that arrived.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
-    /// It waits for a slot.
-    Accepted,
-    /// It was here before.
-    Known,
-    /// Too many wait.
-    Full,
-}
-
 /// Whether the outcome of a handler that ended is wanted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ending {
@@ -59,17 +48,25 @@ impl Ledger {
         Self { slots, waiting: VecDeque::new(), held: HashMap::new(), running: 0 }
     }
 
-    pub(super) fn arrive(&mut self, lease: &Lease, at: Instant) -> Arrival {
-        if self.held.contains_key(&lease.lease_id)
-            || self.waiting.iter().any(|w| w.lease.lease_id == lease.lease_id)
-        {
-            return Arrival::Known;
-        }
-        if self.waiting.len() == WAITING_MAX {
-            return Arrival::Full;
-        }
-        self.waiting.push_back(Waiting { lease: lease.clone(), at });
-        Arrival::Accepted
+    /// True if the lease is here, be it void.
+    pub(super) fn knows(&self, lease_id: &str) -> bool {
+        self.held.contains_key(lease_id)
+            || self.waiting.iter().any(|w| w.lease.lease_id == lease_id)
+    }
+
+    /// True when no more leases may wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= WAITING_MAX
+    }
+
+    /// The lease waits for a slot.
+    pub(super) fn wait(&mut self, lease: Lease, at: Instant) {
+        self.waiting.push_back(Waiting { lease, at });
+    }
+
+    /// True while a handler uses a slot.
+    pub(super) fn is_running(&self) -> bool {
+        self.running > 0
     }
 
     /// The next lease to start, if a slot is free.
@@ -137,8 +134,8 @@ impl Ledger {
     }
 
     /// Leases that were not started, which are held no longer.
-    pub(super) fn take_waiting(&mut self) -> Vec<Lease> {
-        self.waiting.drain(..).map(|w| w.lease).collect()
+    pub(super) fn take_waiting(&mut self) -> Vec<String> {
+        self.waiting.drain(..).map(|w| w.lease.lease_id).collect()
     }
 
     /// Tells every handler to stop.
@@ -205,24 +202,25 @@ mod tests {
     fn a_lease_waits_until_a_slot_is_free_even_of_a_handler_that_is_being_stopped() {
         let mut ledger = Ledger::new(1);
         for id in ["a", "b"] {
-            assert_eq!(ledger.arrive(&lease(id), Instant::now()), Arrival::Accepted);
+            ledger.wait(lease(id), Instant::now());
         }
-        assert_eq!(ledger.arrive(&lease("b"), Instant::now()), Arrival::Known);
+        assert!(ledger.knows("b") && !ledger.knows("c"));
         let (id, stop) = start_next(&mut ledger).unwrap();
         assert!(id == "a" && start_next(&mut ledger).is_none());
         assert!(ledger.void("a") && stop.is_cancelled());
         assert!(!ledger.void("a"));
-        assert!(start_next(&mut ledger).is_none());
+        assert!(start_next(&mut ledger).is_none() && ledger.knows("a") && ledger.is_running());
         assert_eq!(ledger.end("a"), Ending::Void);
+        assert!(!ledger.knows("a") && !ledger.is_running());
         assert_eq!(start_next(&mut ledger).unwrap().0, "b");
-        assert_eq!(ledger.arrive(&lease("b"), Instant::now()), Arrival::Known);
+        assert!(ledger.knows("b"));
     }
 
     #[test]
     fn a_new_stream_names_what_waits_what_runs_and_what_is_not_acknowledged() {
         let mut ledger = Ledger::new(3);
         for id in ["void", "run", "done", "wait"] {
-            ledger.arrive(&lease(id), Instant::now());
+            ledger.wait(lease(id), Instant::now());
         }
         for _ in 0..3 {
             start_next(&mut ledger);
@@ -243,8 +241,8 @@ mod tests {
     #[test]
     fn a_void_lease_is_forgotten_wherever_it_is() {
         let mut ledger = Ledger::new(1);
-        ledger.arrive(&lease("a"), Instant::now());
-        ledger.arrive(&lease("b"), Instant::now());
+        ledger.wait(lease("a"), Instant::now());
+        ledger.wait(lease("b"), Instant::now());
         start_next(&mut ledger);
         ledger.end("a");
         ledger.finish(outcome("a"), false);

@@ -21,6 +21,8 @@ use crate::{
 
 /// A service that does not say how often it speaks speaks this often.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// No service speaks less often.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(60 * 60);
 /// A third of the time in which the welcome must come.
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long a service may take to end a stream that was ended here.
@@ -64,22 +66,25 @@ pub(super) enum Signal {
 
 impl Link {
     pub(super) fn new(client: &Client) -> Self {
-        Self::at(client, client.pools.step.turn())
+        Self::at(client, client.pools.step.turn(), Backoff::of_streams(), Duration::ZERO)
     }
 
-    fn at(client: &Client, turn: usize) -> Self {
+    fn at(client: &Client, turn: usize, backoff: Backoff, wait: Duration) -> Self {
         Self {
             client: client.clone(),
             turn,
-            backoff: Backoff::of_streams(),
+            backoff,
             outbox: Outbox::new(Hello::default()),
-            stage: Stage::Down(Box::pin(sleep(Duration::ZERO))),
+            stage: Stage::Down(Box::pin(sleep(wait))),
         }
     }
 
-    /// A link to the next address, to take over from this one.
+    /// A link to the next address, to take over from this one. Not at once: every executor of a
+    /// node that goes down is told so in one moment, and the next address may be the same node's.
     pub(super) fn successor(&self) -> Self {
-        Self::at(&self.client, self.turn + 1)
+        let mut backoff = Backoff::of_streams();
+        let wait = backoff.next();
+        Self::at(&self.client, self.turn + 1, backoff, wait)
     }
 
     /// Where to put what is to be sent; none while there is no stream that was welcomed.
@@ -187,7 +192,7 @@ impl Up {
     fn welcome(&mut self, message: &WorkResponse) -> Result<(), Lost> {
         let welcome = message.welcome.as_ref().ok_or(Lost::Unexpected("a welcome"))?;
         let interval = welcome.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
-        self.interval = interval.filter(|i| !i.is_zero()).unwrap_or(HEARTBEAT);
+        self.interval = interval.filter(|i| !i.is_zero()).unwrap_or(HEARTBEAT).min(HEARTBEAT_MAX);
         self.welcomed = true;
         self.alarm.as_mut().reset(self.heard + self.interval);
         Ok(())

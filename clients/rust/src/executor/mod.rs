@@ -158,7 +158,7 @@ impl Executor {
 
     /// Runs until `shutdown` is done, then drains: takes no more leases, hands back those it has
     /// not started, lets running handlers end within the grace period, and returns once every
-    /// outcome is acknowledged (or 10 s after the grace period).
+    /// outcome is acknowledged, or 5 s after the last handler ended.
     ///
     /// Errors: a setting is wrong, or the service says that the executor's messages are.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {

@@ -2,7 +2,7 @@
 //! until they are acknowledged, moves to another stream, drains. One task owns all of it; handlers
 //! run in tasks of their own, and `select!` is only around waiting.
 
-use std::{future::pending, pin::pin, time::Duration};
+use std::{collections::HashSet, future::pending, pin::pin, time::Duration};
 
 use stepwell_proto::v1::{
     Ack, ErrorReason, Hello, Lease, Outcome, Welcome, WorkResponse, outcome::Kind,
@@ -18,13 +18,13 @@ use tonic::Code;
 use super::{
     Executor, Observation, Report, StepContext,
     attempt::{self, Ended, STOP_GRACE},
-    ledger::{Arrival, Ending, Ledger, Waiting},
+    ledger::{Ending, Ledger, Waiting},
     link::{Link, Signal},
 };
-use crate::error::Error;
+use crate::{error::Error, limits::after};
 
 /// How long acknowledgements may take once every handler has ended.
-const ACKS_TIMEOUT: Duration = Duration::from_secs(10);
+const ACKS_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAINING: &str = "the executor drains";
 
 pub(super) struct Session {
@@ -38,10 +38,15 @@ pub(super) struct Session {
     report: Report,
 }
 
-/// The end of an executor: what happens when.
-struct Drain {
-    stop_at: Instant,
-    stopped: bool,
+/// The end of an executor: what it waits for, and until when.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Drain {
+    /// For handlers to end; then they are stopped.
+    Handlers(Instant),
+    /// For handlers that were told to stop; then they are left behind.
+    Stopping(Instant),
+    /// For acknowledgements; then they are given up.
+    Acks(Instant),
 }
 
 enum Wake {
@@ -68,7 +73,7 @@ impl Session {
     pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         let mut shutdown = pin!(shutdown);
         while !self.is_done() {
-            let late = self.drain.as_ref().map(Drain::next);
+            let late = self.drain.map(Drain::until);
             let wake = select! {
                 signal = self.link.next() => Wake::Link(signal),
                 signal = next(&mut self.leaving) => Wake::Leaving(signal),
@@ -88,6 +93,7 @@ impl Session {
                 }
             }
             self.start_what_fits();
+            self.drain = self.drain.map(|drain| drain.after(self.ledger.is_running()));
         }
         self.report.unacknowledged =
             u64::try_from(self.ledger.unacknowledged()).unwrap_or(u64::MAX);
@@ -162,7 +168,12 @@ impl Session {
             self.void(lease_id);
         }
         // Whatever was sent on an earlier stream may not have arrived.
-        let outcomes = self.ledger.unsent(true);
+        let mut outcomes = self.ledger.unsent(true);
+        // What ended on the stream that is left, after the hello: here it would use a slot for
+        // nothing.
+        let held: HashSet<String> = self.ledger.ids().into_iter().collect();
+        let ended = welcome.adopted_leases.iter().filter(|id| !held.contains(*id));
+        outcomes.extend(ended.map(|id| attempt::hand_back(id.clone(), "ended before")));
         self.send(outcomes);
         if self.drain.is_some() {
             self.link.outbox().expect("was welcomed").drain();
@@ -207,17 +218,18 @@ impl Session {
         let now = Instant::now();
         let mut returned = Vec::new();
         for lease in leases {
-            if self.drain.is_some() {
-                returned.push(attempt::hand_back(lease, DRAINING));
+            if self.ledger.knows(&lease.lease_id) {
                 continue;
             }
-            match self.ledger.arrive(&lease, now) {
-                Arrival::Accepted => {
-                    self.report.leases += 1;
-                    self.observe(Observation::Leased(&lease));
-                }
-                Arrival::Known => {}
-                Arrival::Full => returned.push(attempt::hand_back(lease, "too many leases")),
+            if self.drain.is_some() {
+                returned.push(attempt::hand_back(lease.lease_id, DRAINING));
+            } else if self.ledger.is_full() {
+                returned.push(attempt::hand_back(lease.lease_id, "too many leases"));
+            } else {
+                self.report.leases += 1;
+                self.observe(Observation::Leased(&lease));
+                self.ledger.wait(lease, now);
+                self.start_what_fits();
             }
         }
         self.finish(returned);
@@ -290,8 +302,7 @@ impl Session {
 
     fn on_shutdown(&mut self) {
         tracing::info!("draining");
-        let stop_at = Instant::now() + self.executor.grace;
-        self.drain = Some(Drain { stop_at, stopped: false });
+        self.drain = Some(Drain::Handlers(after(self.executor.grace)));
         if let Some(outbox) = self.outbox() {
             outbox.drain();
         }
@@ -299,18 +310,30 @@ impl Session {
         self.finish(waiting.into_iter().map(|l| attempt::hand_back(l, DRAINING)).collect());
     }
 
-    /// The grace period is over: handlers are stopped; later, acknowledgements are given up. False:
-    /// now.
+    /// What was waited for took too long. False: there is nothing left to wait for.
     fn on_late(&mut self) -> bool {
-        let Some(drain) = &mut self.drain else { return true };
+        if !matches!(self.drain, Some(Drain::Handlers(_))) {
+            return false;
+        }
         self.ledger.stop_all();
-        !std::mem::replace(&mut drain.stopped, true)
+        // A handler that blocks its thread does not end, but the others may report until then.
+        self.drain = Some(Drain::Stopping(after(STOP_GRACE + ACKS_TIMEOUT)));
+        true
     }
 }
 
 impl Drain {
-    fn next(&self) -> Instant {
-        if self.stopped { self.stop_at + STOP_GRACE + ACKS_TIMEOUT } else { self.stop_at }
+    fn until(self) -> Instant {
+        let (Self::Handlers(until) | Self::Stopping(until) | Self::Acks(until)) = self;
+        until
+    }
+
+    /// What is waited for next, while handlers run or not. None are started during a drain.
+    fn after(self, is_running: bool) -> Self {
+        match self {
+            Self::Handlers(_) | Self::Stopping(_) if !is_running => Self::Acks(after(ACKS_TIMEOUT)),
+            _ => self,
+        }
     }
 }
 
@@ -333,4 +356,18 @@ async fn until(moment: Option<Instant>) {
 /// True when the same outcome may be accepted later.
 fn may_pass(reason: ErrorReason) -> bool {
     matches!(reason.code(), Code::Unavailable | Code::ResourceExhausted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_without_handlers_waits_for_acknowledgements_and_not_for_the_grace_period() {
+        let grace = Drain::Handlers(after(Duration::MAX));
+        assert_eq!(grace.after(true), grace);
+        let acks = grace.after(false);
+        assert!(acks.until() <= after(ACKS_TIMEOUT), "{acks:?}");
+        assert_eq!(acks.after(false), acks);
+    }
 }

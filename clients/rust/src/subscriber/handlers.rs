@@ -147,8 +147,9 @@ impl<S: CursorStore> Subscriber<S> {
             None => self.start.clone(),
         };
         let subscription = self.subscription(start)?;
+        let mut fault = None;
         let opened = select! {
-            opened = EventStream::open(&self.client, subscription.into(), None) => Some(opened),
+            opened = EventStream::open(&self.client, subscription.into(), &mut fault) => Some(opened),
             () = shutdown.as_mut() => None,
         };
         let Some(opened) = opened else { return Ok(()) };

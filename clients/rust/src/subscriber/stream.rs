@@ -10,7 +10,7 @@ use stepwell_proto::v1::{
 };
 use tokio::{
     select,
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 use tonic::Streaming;
 
@@ -20,6 +20,7 @@ use crate::{
     backoff::Backoff,
     client::Client,
     error::{Error, Lost},
+    limits::after,
     pool::{MESSAGE_BYTES_MAX, open},
 };
 
@@ -52,11 +53,12 @@ struct Up {
 }
 
 impl EventStream {
-    /// Opens the feed and waits for its first checkpoint; tries until `give_up`, or for ever.
+    /// Opens the feed and waits for its first checkpoint, as long as it takes. Leaves in `fault`
+    /// why it was not there the last time.
     pub(crate) async fn open(
         client: &Client,
         request: SubscribeRequest,
-        give_up: Option<Instant>,
+        fault: &mut Option<Lost>,
     ) -> Result<Self, Error> {
         let mut feed = Self {
             client: client.clone(),
@@ -71,12 +73,10 @@ impl EventStream {
                 Ok(first) => {
                     feed.progress.take(first);
                 }
+                Err(lost) if lost.is_final() => return Err(lost.into()),
                 Err(lost) => {
-                    let late = give_up.is_some_and(|give_up| Instant::now() >= give_up);
-                    if lost.is_final() || late {
-                        return Err(lost.into());
-                    }
                     tracing::debug!(%lost, "no feed yet; trying again");
+                    *fault = Some(lost);
                 }
             }
         }
@@ -183,7 +183,7 @@ impl Up {
             () = self.alarm.as_mut() => None,
         };
         let message = message.ok_or(Lost::Silent(self.silence))??.ok_or(Lost::Ended)?;
-        self.alarm.as_mut().reset(Instant::now() + self.silence);
+        self.alarm.as_mut().reset(after(self.silence));
         let is_checkpoint = matches!(message.kind, Some(Kind::Checkpoint(_)));
         if !self.begun && (!is_checkpoint || message.cursor.is_empty()) {
             return Err(Lost::Unexpected("a checkpoint with a cursor"));

@@ -99,7 +99,7 @@ async fn what_the_service_does_not_ask_to_repeat_is_not_repeated() {
 #[tokio::test]
 async fn attempts_are_bounded() {
     let fake = Fake::start().await;
-    let limits = Limits { attempts: 3, ..patient() };
+    let limits = Limits { attempts: 3, call_timeout: Duration::MAX, ..patient() };
     let creating = tokio::spawn(fake.client().with_limits(limits).task("order").create());
     for _ in 0..3 {
         fake.create().await.answer(Err(Status::unavailable("no")));
@@ -145,6 +145,20 @@ async fn waiting_goes_on_until_the_task_has_ended() {
     fake.wait().await.answer(Err(Status::unavailable("restarting")));
     fake.wait().await.answer(task(State::Error));
     assert_eq!(waiting.await.unwrap().unwrap().state(), State::Error);
+}
+
+#[tokio::test]
+async fn waiting_without_a_time_waits_until_the_end() {
+    let fake = Fake::start().await;
+    let client = fake.client();
+    let waiting = tokio::spawn(async move { client.wait_task("task", None).await });
+    for state in [State::Pending, State::InProgress, State::Complete] {
+        let call = fake.wait().await;
+        assert_eq!(call.request.timeout.unwrap().seconds, 30);
+        let task = Task { state: state.into(), ..Default::default() };
+        call.answer(Ok(WaitTaskResponse { task: Some(task) }));
+    }
+    assert_eq!(waiting.await.unwrap().unwrap().state(), State::Complete);
 }
 
 #[tokio::test]

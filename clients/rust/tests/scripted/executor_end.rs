@@ -14,7 +14,7 @@ use crate::{
 async fn a_draining_executor_hands_back_what_it_did_not_start_and_finishes_the_rest() {
     let fake = Fake::start().await;
     let (executor, mut gate) = gated(&fake, 1);
-    let running = Running::new(executor);
+    let running = Running::new(executor.grace(Duration::MAX));
     let mut work = fake.work().await;
     work.hello().await;
     work.welcome(&[], &[]).await;
@@ -22,7 +22,7 @@ async fn a_draining_executor_hands_back_what_it_did_not_start_and_finishes_the_r
     gate.starts(1).await;
     running.stop();
     let mut outcomes = work.drained().await;
-    work.lease("gated", &["late"]).await;
+    work.lease("gated", &["runs", "late"]).await;
     outcomes.extend(work.outcomes(2 - outcomes.len()).await);
     assert_eq!(ids(&outcomes), ["late", "waits"]);
     assert!(outcomes.iter().all(|o| matches!(o.kind, Some(Kind::HandBack(_)))));

@@ -162,3 +162,12 @@ async fn subscribing_to_nobody_is_given_up() {
     let error = within("the error", client.subscribe(Subscription::new())).await.err().unwrap();
     assert!(matches!(error, Error::Status(_)), "{error:?}");
 }
+
+#[tokio::test]
+async fn subscribing_to_a_service_that_says_nothing_is_given_up() {
+    let fake = Fake::start().await;
+    let limits = Limits { call_timeout: Duration::from_millis(100), ..patient() };
+    let client = fake.client().with_limits(limits);
+    let error = within("the error", client.subscribe(Subscription::new())).await.err().unwrap();
+    assert!(matches!(error, Error::NoAnswer(_)), "{error:?}");
+}
