@@ -32,9 +32,9 @@ end $$;
 -- 3 hand back (uncounted). Children of completed steps wait for one parent less; those with nothing
 -- left to wait for take the free slots at once, the rest become ready.
 --
--- Reports match the token. A sweep (expiry, time-out, hand-back by the node) passes p_of_node and,
--- unless the whole node is dead, p_of_session, and matches these too: an adopted lease is safe from
--- its former node.
+-- Reports match the token. A sweep (expiry, time-out, hand-back by the node) matches the holder too:
+-- the session of each lease (p_of_session; a session's id is of one node and is never used again) or
+-- the node (p_of_node, of a take-over). So an adopted lease is safe from who held it before.
 --
 -- Slots   as in claim.
 -- Locks   tasks, the append; checks p_node after it (SW001).
@@ -49,6 +49,7 @@ create or replace function stepwell.settle(
     out l_session bigint[])
   language plpgsql volatile set search_path = stepwell as $$
 declare
+  v_sweep  bool := p_of_node is not null or p_of_session is not null;
   v_done   settled[];
   v_freed  freed[];
   v_ev     ev[];
@@ -63,7 +64,7 @@ begin
       from unnest(p_key, p_token, p_kind, p_wait, p_text, p_of_session) i(key, token, kind, wait, text, session),
            lateral (select s.ctid place, s.state, s.token, s.node, s.session from step s where s.key = i.key offset 0) s
      where s.state = 2 and s.token = i.token
-       and (p_of_node is null or s.node = p_of_node and (i.session is null or s.session = i.session))),
+       and (p_of_node is null or s.node = p_of_node) and (i.session is null or s.session = i.session)),
   u as (
     update step s set
            state        = case i.kind when 1 then 3 when 2 then case when i.due is null then 4 else 1 end else 1 end,
@@ -72,7 +73,7 @@ begin
            not_before   = case when i.kind = 2 then i.due else s.not_before end,
            max_attempts = case when i.kind = 3 then s.max_attempts + 1 else s.max_attempts end,
            token = null, node = null, session = null,
-           last_token = i.token, last_kind = case when p_of_node is null then i.kind else 9 end
+           last_token = i.token, last_kind = case when v_sweep then 9 else i.kind end
       from i where s.ctid = i.place
     returning s.key, i.kind, s.attempt, s.queue, i.due, s.leased_at, i.text, s.children),
   less as (
@@ -138,7 +139,7 @@ begin
   if cardinality(v_done) = cardinality(p_key) then           -- the usual case: everything accepted
     a_status := array_fill(1::smallint, array[cardinality(p_key)]);
   else                                                       -- the same report again is accepted again
-    select array_agg(case when s.last_token = i.token and s.last_kind = case when p_of_node is null then i.kind else 9 end
+    select array_agg(case when s.last_token = i.token and s.last_kind = case when v_sweep then 9 else i.kind end
                           then 1 else 0 end::smallint order by i.no)
       from unnest(p_key, p_token, p_kind) with ordinality i(key, token, kind, no)
       left join lateral (select last_token, last_kind from step where key = i.key offset 0) s on true

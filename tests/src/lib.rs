@@ -37,7 +37,7 @@ impl Rows {
     pub async fn new() -> Self {
         let database = stepwell_suite::test_database().await.unwrap();
         let store = Store::connect(&Options::new(&database.url), "test").await.unwrap();
-        let node = store.register_node().await.unwrap();
+        let node = store.register_node(Duration::from_secs(300)).await.unwrap();
         Self { database, store, node }
     }
 

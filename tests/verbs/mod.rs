@@ -4,5 +4,6 @@
 
 mod edges;
 mod moves;
+mod nodes;
 mod plans;
 mod races;

@@ -161,10 +161,11 @@ async fn a_sweep_ends_only_what_is_still_its_session_s() {
     rows.create(&definition).await;
     let mut writer = rows.writer().await;
     let leases = rows.claim(&mut writer, definition.queues[0], 2).await;
-    let adopted = writer.adopt(&[(leases[0].step, leases[0].token)], rows.node, 8).await.unwrap();
+    let held = [(leases[0].step, leases[0].token, 8)];
+    let adopted = writer.adopt(&held, rows.node).await.unwrap();
     assert_eq!((adopted.len(), adopted[0].lease.session), (1, 8));
     let expired = leases.iter().map(|l| report(l, Ending::Fail { wait_ms: Some(0) }, "{}"));
-    let sweep = Sweep { node: rows.node, sessions: Some(vec![SESSION; 2]) };
+    let sweep = Sweep::Sessions(vec![SESSION; 2]);
     let expired: Vec<_> = expired.collect();
     let none = Slots::default();
     let settled = writer.settle(&expired, &none, rows.node, Some(&sweep)).await.unwrap();
@@ -189,9 +190,8 @@ async fn nothing_is_leased_in_the_name_of_a_retired_node() {
     let done = [complete(&lease, "1")];
     let refused = writer.settle(&done, &slots(queue, 1), rows.node, None).await.unwrap_err();
     assert!(refused.is_retired());
-    assert!(
-        writer.adopt(&[(lease.step, lease.token)], rows.node, 8).await.unwrap_err().is_retired()
-    );
+    let held = [(lease.step, lease.token, 8)];
+    assert!(writer.adopt(&held, rows.node).await.unwrap_err().is_retired());
     // Without leasing anything, the outcome is taken: it was earned.
     assert_eq!(rows.settle(&mut writer, &done).await.accepted, [true]);
     let (held, _) = writer.leases_of(rows.node, 0, 100).await.unwrap();

@@ -7,7 +7,7 @@ use stepwell_store::{Ending, Error, LeaseRow, Settled};
 use stepwell_tests::{Rows, check, complete, report, slots};
 
 /// Holds the task's row until dropped into `release`.
-async fn hold(rows: &Rows, task: i64) -> PgConnection {
+pub(super) async fn hold(rows: &Rows, task: i64) -> PgConnection {
     let mut latch = rows.connection().await;
     sqlx::query("begin").execute(&mut latch).await.unwrap();
     sqlx::query("select from stepwell.task where id = $1 for update")
@@ -19,19 +19,19 @@ async fn hold(rows: &Rows, task: i64) -> PgConnection {
 }
 
 /// Holds the lock of the log.
-async fn hold_log(rows: &Rows) -> PgConnection {
+pub(super) async fn hold_log(rows: &Rows) -> PgConnection {
     let mut latch = rows.connection().await;
     sqlx::query("begin").execute(&mut latch).await.unwrap();
     sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut latch).await.unwrap();
     latch
 }
 
-async fn release(mut latch: PgConnection) {
+pub(super) async fn release(mut latch: PgConnection) {
     sqlx::query("rollback").execute(&mut latch).await.unwrap();
 }
 
 /// Runs both once both stand in line, in this order.
-async fn race<A, B>(
+pub(super) async fn race<A, B>(
     rows: &Rows,
     latch: PgConnection,
     first: impl Future<Output = A>,
@@ -52,7 +52,7 @@ async fn race<A, B>(
     (first, second)
 }
 
-async fn settle(rows: &Rows, lease: LeaseRow, result: &str) -> Settled {
+pub(super) async fn settle(rows: &Rows, lease: LeaseRow, result: &str) -> Settled {
     let mut writer = rows.writer().await;
     let done = [complete(&lease, result)];
     writer.settle(&done, &slots(lease.queue, 1), rows.node, None).await.unwrap()
@@ -103,7 +103,7 @@ async fn of_settle_and_cancel_whoever_comes_first_wins_and_the_other_is_told() {
         assert_eq!(settled.accepted, [settle_first]);
         assert_eq!(settled.leases.len(), usize::from(settle_first));
         assert_eq!(rows.one::<i16>("select state from stepwell.task where id = $1", task).await, 5);
-        let signals = writer.take_signals(rows.node).await.unwrap();
+        let signals = writer.signals(&[rows.node]).await.unwrap();
         let void = settled.leases.first().unwrap_or(&lease);
         assert_eq!((signals.len(), signals[0].step, signals[0].token), (1, void.step, void.token));
         check(&mut rows.connection().await).await;
@@ -233,14 +233,11 @@ async fn adopted_or_expired_but_never_both() {
         let lease = rows.claim(&mut writer, definition.queues[0], 1).await[0];
         let latch = hold(&rows, task).await;
         let mut adopter = rows.writer().await;
-        let keys = [(lease.step, lease.token)];
-        let adopt = async { adopter.adopt(&keys, rows.node, 8).await.unwrap().len() };
+        let keys = [(lease.step, lease.token, 8)];
+        let adopt = async { adopter.adopt(&keys, rows.node).await.unwrap().len() };
         let expire = async {
             let expired = [report(&lease, Ending::Fail { wait_ms: None }, "{}")];
-            let sweep = stepwell_store::Sweep {
-                node: rows.node,
-                sessions: Some(vec![stepwell_tests::SESSION]),
-            };
+            let sweep = stepwell_store::Sweep::Sessions(vec![stepwell_tests::SESSION]);
             let none = stepwell_store::Slots::default();
             writer.settle(&expired, &none, rows.node, Some(&sweep)).await.unwrap().accepted[0]
         };

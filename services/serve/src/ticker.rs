@@ -9,7 +9,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::Shutdown;
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
-const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(2);
 
 /// The rhythm of one loop.
 #[derive(Debug)]

@@ -9,10 +9,11 @@ use std::{
 };
 
 use stepwell_serve::Ticker;
-use stepwell_store::{Error, Store, Topic, Writer};
+use stepwell_store::{Claimed, Error, Slots, Store, Topic, Writer};
 
 use crate::{
     dispatch::Dispatch,
+    node::Acting,
     sessions::{SLOTS_PER_CALL_MAX, Sessions},
 };
 
@@ -76,42 +77,44 @@ impl Claiming {
         if slots.is_empty() {
             return Ok(false);
         }
-        let node = self.dispatch.node().current();
-        let claimed = self.claim(&slots, node).await;
-        if let Ok(claimed) = &claimed {
+        let claimed = self.claim(&slots).await;
+        if let Ok((claimed, _)) = &claimed {
             for queue in &queues {
                 match claimed.places.get(queue) {
                     Some(place) => self.places.insert(*queue, *place),
                     None => self.places.remove(queue),
                 };
             }
-            if !claimed.leases.is_empty() {
-                self.store.bell().ring(Topic::Event);
-                self.dispatch.send(&claimed.leases, node, &[], Vec::new()).await;
-            }
         }
+        let answer = match claimed {
+            Ok((claimed, acting)) if !claimed.leases.is_empty() => {
+                self.store.bell().ring(Topic::Event);
+                self.dispatch.send(&claimed.leases, acting, &[], Vec::new()).await;
+                Ok(full)
+            }
+            Ok(_) => Ok(full),
+            Err(error) => Err(error),
+        };
         self.sessions.unreserve(&slots);
-        claimed.map(|_| full)
+        answer
     }
 
-    async fn claim(
-        &mut self,
-        slots: &stepwell_store::Slots,
-        node: i32,
-    ) -> Result<stepwell_store::Claimed, Error> {
+    async fn claim(&mut self, slots: &Slots) -> Result<(Claimed, Acting), Error> {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             none => none.insert(self.store.writer().await?),
         };
-        let claimed = writer.claim(slots, &self.places, node).await;
-        if let Err(error) = &claimed {
-            if !error.is_undone() && !error.is_retired() {
-                self.writer = None;
-            }
-            if error.is_lost() || error.is_retired() {
-                self.dispatch.node().renew(&self.store, node).await?;
+        let node = self.dispatch.node();
+        let acting = node.act(&self.store).await?;
+        match writer.claim(slots, &self.places, acting.id()).await {
+            Ok(claimed) => Ok((claimed, acting)),
+            Err(error) => {
+                node.judge(acting.id(), &error);
+                if !error.is_undone() && !error.is_retired() {
+                    self.writer = None;
+                }
+                Err(error)
             }
         }
-        claimed
     }
 }

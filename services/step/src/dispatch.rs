@@ -19,9 +19,9 @@ use uuid::Uuid;
 
 use crate::{
     contexts::Contexts,
-    node::Node,
+    node::{Acting, Node},
     sessions::{Held, Sessions},
-    settle::{Ended, Settler, Swept, next},
+    settle::{Ended, Settler, next},
 };
 
 /// A parent's result travels with the lease up to this size.
@@ -104,11 +104,12 @@ impl Dispatch {
     }
 
     /// Sends leases of one commit to their sessions, with the acks of that commit. `settled` are
-    /// the reports of it: results of parents that need not be read again.
+    /// the reports of it: results of parents that need not be read again. The node acts until the
+    /// sessions hold their leases.
     pub(crate) async fn send(
         &self,
         leases: &[LeaseRow],
-        node: i32,
+        acting: Acting,
         settled: &[Report],
         acks: Vec<(i64, Ack)>,
     ) {
@@ -119,12 +120,13 @@ impl Dispatch {
         let mut unfilled = Vec::new();
         let results = completed(settled);
         for row in leases {
-            let Some(filling) = self.hold(*row, node) else { continue };
+            let Some(filling) = self.hold(*row) else { continue };
             match self.fill_at_hand(&filling, &results) {
                 Some(lease) => outgoing.entry(row.session).or_default().0.push(lease),
                 None => unfilled.push(filling),
             }
         }
+        drop(acting);
         self.push(outgoing);
         if !unfilled.is_empty() {
             // The loop runs as long as anybody can send.
@@ -133,20 +135,20 @@ impl Dispatch {
     }
 
     /// Lets the session hold the lease; if it is gone, the lease goes back.
-    fn hold(&self, row: LeaseRow, node: i32) -> Option<Filling> {
+    fn hold(&self, row: LeaseRow) -> Option<Filling> {
         let definition = self.definition_of(row.queue);
         let timeout = definition.as_ref().map(|d| d.timeout(number_of(row.step)));
-        let held = timeout.is_some_and(|timeout| self.sessions.hold(&row, node, timeout));
+        let held = timeout.is_some_and(|timeout| self.sessions.hold(&row, timeout));
         match definition {
             Some(definition) if held => Some(Filling { row, definition }),
             _ => {
-                self.hand_back(&row, node, "the executor is gone");
+                self.hand_back(&row, "the executor is gone");
                 None
             }
         }
     }
 
-    fn hand_back(&self, row: &LeaseRow, node: i32, reason: &str) {
+    fn hand_back(&self, row: &LeaseRow, reason: &str) {
         let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
         let ended = Ended {
             session: row.session,
@@ -155,7 +157,7 @@ impl Dispatch {
             max_attempts: row.max_attempts,
             ending: Ending::HandBack,
             text: reason.to_owned(),
-            swept: Some(Swept { node, of_session: true }),
+            is_swept: true,
         };
         // Not awaited here: the settling loop itself may be the caller.
         let settler = self.settler.clone();
@@ -177,12 +179,10 @@ impl Dispatch {
     /// Leases that were never sent go back uncounted.
     pub(crate) fn take_back(&self, session: i64, leases: Vec<LeaseId>) {
         for lease in leases {
-            if let Some(Held { node, queue, max_attempts, .. }) =
-                self.sessions.release(session, lease)
-            {
+            if let Some(Held { queue, max_attempts, .. }) = self.sessions.release(session, lease) {
                 let (step, token, attempt) = (lease.step, lease.token, lease.attempt);
                 let row = LeaseRow { step, token, attempt, max_attempts, queue, session };
-                self.hand_back(&row, node, "the executor went before it was sent");
+                self.hand_back(&row, "the executor went before it was sent");
             }
         }
     }

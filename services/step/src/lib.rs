@@ -2,7 +2,8 @@
 //!
 //! A step's way: `claim` or the release in `settle` leases it → `dispatch` fills the lease →
 //! `outbox` sends it → the executor runs it → `service` reads the outcome → `verdict` decides on
-//! failures → `settle` commits and answers. `sweep` has the loops beside that way.
+//! failures → `settle` commits and answers. `sweep` has the loops beside that way, and
+//! `walk` what becomes of the leases of processes that are gone.
 
 mod claim;
 mod contexts;
@@ -15,6 +16,7 @@ mod sessions;
 mod settle;
 mod sweep;
 mod verdict;
+mod walk;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -31,10 +33,11 @@ use crate::{
     claim::Claiming,
     dispatch::Dispatch,
     node::Node,
-    service::Steps,
+    service::{Bounds, Steps},
     sessions::Sessions,
     settle::{Settler, Settling},
     sweep::Sweeps,
+    walk::Walks,
 };
 
 /// Where it listens unless told otherwise.
@@ -57,6 +60,14 @@ pub struct Options {
     /// How long leases are kept for an executor whose stream is gone. Seconds, 0 to 3,600.
     #[arg(long, env = "STEPWELL_SESSION_GRACE", default_value_t = 15, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub session_grace: u64,
+    /// Without a word to the database for so long this process is taken for dead, and another one
+    /// takes its leases over. Seconds, 1 to 300.
+    #[arg(long, env = "STEPWELL_NODE_LEASE", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=300))]
+    pub node_lease: u64,
+    /// Streams say something at least this often; one that is silent for three times as long is
+    /// taken for dead. Seconds, 1 to 60.
+    #[arg(long, env = "STEPWELL_HEARTBEAT", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub heartbeat: u64,
     /// A larger result is refused. Bytes, 1,024 to 3,145,728.
     #[arg(long, env = "STEPWELL_PAYLOAD_BYTES_MAX", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1024..=3 << 20))]
     pub payload_bytes_max: u32,
@@ -88,7 +99,8 @@ pub async fn run(
     listener: TcpListener,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    let (node, left) = Node::register(&store).await?;
+    let lease = Duration::from_secs(options.node_lease);
+    let (node, left) = Node::register(&store, lease).await?;
     let node = Arc::new(node);
     let sessions = Arc::new(Sessions::default());
     let (settler, queue) = Settler::new(Arc::clone(&sessions));
@@ -116,20 +128,23 @@ pub async fn run(
     };
     service.spawn("settle", settling.run(stop.clone()));
     spawn_loops(&service, &store, &sessions, &dispatch, &sweeps);
-    service.spawn_beside("walk", sweeps.clone().run_walks(left));
+    let grace = Duration::from_secs(options.session_grace);
+    let walks = Walks::new(sweeps.clone(), grace);
+    service.spawn("lease", walks.clone().run_lease(stop.clone()));
+    service.spawn_beside("walk", walks.clone().run_own(left));
 
     let health = store.clone();
     service.ready("database", move || {
         let health = health.clone();
         Box::pin(async move { health.ping().await.map_err(|error| error.to_string()) })
     });
-    let steps = Steps::new(
-        sweeps,
-        service.shutdown().clone(),
-        Duration::from_secs(options.session_grace),
-        usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
-        usize::try_from(options.sessions_max).unwrap_or(usize::MAX),
-    );
+    let bounds = Bounds {
+        grace,
+        heartbeat: Duration::from_secs(options.heartbeat),
+        result_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
+        sessions_max: usize::try_from(options.sessions_max).unwrap_or(usize::MAX),
+    };
+    let steps = Steps::new(sweeps, walks, service.shutdown().clone(), bounds);
     let server = StepServiceServer::new(steps)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
@@ -203,6 +218,11 @@ async fn drain(
     }
     dispatch.returns.close();
     dispatch.returns.wait().await;
+    // What executors still hold is theirs to claim elsewhere, from now on.
+    if let Err(error) = dispatch.node().retire(dispatch.store()).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "the node id is left to lapse");
+    }
     stop.cancel();
 }
 

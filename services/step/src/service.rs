@@ -20,8 +20,8 @@ use stepwell_proto::{
     },
 };
 use stepwell_serve::Shutdown;
-use stepwell_store::{Ending, Writer};
-use tokio::{sync::Mutex, time::Instant};
+use stepwell_store::Ending;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
 use crate::{
@@ -30,14 +30,15 @@ use crate::{
     sessions::Held,
     settle::{Ended, lost},
     sweep::{Sweeps, queues_of},
+    walk::Walks,
 };
 
-/// The service says something at least this often.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const OUTCOMES_MAX: usize = 10_000;
 const REASON_BYTES_MAX: usize = 1024;
 const LIST_BYTES_MAX: i32 = 3 << 20;
+const STRANGE_TRIES: u32 = 20;
+const STRANGE_AGAIN: Duration = Duration::from_millis(250);
 
 /// The RPCs. Cheap to clone.
 #[derive(Clone)]
@@ -45,54 +46,53 @@ pub(crate) struct Steps(Arc<Inner>);
 
 struct Inner {
     sweeps: Sweeps,
+    walks: Walks,
     shutdown: Shutdown,
-    grace: Duration,
-    result_bytes_max: usize,
-    sessions_max: usize,
+    bounds: Bounds,
     number: AtomicI64,
-    adopter: Mutex<Option<Writer>>,
+}
+
+/// What the service allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// How long leases of a lost stream are kept.
+    pub(crate) grace: Duration,
+    /// Both sides say something at least this often; one that is silent for three times as long is
+    /// taken for dead.
+    pub(crate) heartbeat: Duration,
+    /// Of one result.
+    pub(crate) result_bytes_max: usize,
+    /// Executors at once.
+    pub(crate) sessions_max: usize,
 }
 
 impl Steps {
-    pub(crate) fn new(
-        sweeps: Sweeps,
-        shutdown: Shutdown,
-        grace: Duration,
-        result_bytes_max: usize,
-        sessions_max: usize,
-    ) -> Self {
-        Self(Arc::new(Inner {
-            sweeps,
-            shutdown,
-            grace,
-            result_bytes_max,
-            sessions_max,
-            number: AtomicI64::new(1),
-            adopter: Mutex::new(None),
-        }))
+    pub(crate) fn new(sweeps: Sweeps, walks: Walks, shutdown: Shutdown, bounds: Bounds) -> Self {
+        Self(Arc::new(Inner { sweeps, walks, shutdown, bounds, number: AtomicI64::new(1) }))
     }
 
     /// Opens a session: matched to queues, with what it still holds, welcomed.
-    async fn open(&self, hello: Hello) -> Result<Session, Refusal> {
+    async fn open(&self, hello: Hello) -> Result<Arc<Session>, Refusal> {
         let inner = &self.0;
         let offer = Arc::new(Offer::read(&hello)?);
-        if inner.sweeps.sessions.connected() >= inner.sessions_max {
+        if inner.sweeps.sessions.connected() >= inner.bounds.sessions_max {
             return Err(Refusal::new(ErrorReason::Overloaded, "this node has enough executors")
                 .retry_after(Duration::from_secs(1)));
         }
         let dispatch = &inner.sweeps.dispatch;
         let queues = queues_of(dispatch.store(), dispatch, &offer.namespace).await?;
         let number = inner.number.fetch_add(1, Ordering::Relaxed);
-        let id = (i64::from(dispatch.node().current()) << 32) | number;
+        let node = dispatch.node().act(dispatch.store()).await?.id();
+        let id = (i64::from(node) << 32) | number;
         let outbox = Arc::new(Outbox::default());
-        let session = Session { id, outbox: Arc::clone(&outbox), steps: self.clone() };
+        let session = Arc::new(Session { id, outbox: Arc::clone(&outbox), steps: self.clone() });
         // Without slots until it knows what it holds: what it adopts takes some of them.
         inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
-        let (adopted, lost) = self.adopt(id, &hello.held_leases).await?;
+        let (adopted, lost) = adopt(&session, hello.held_leases).await?;
         session.outbox.welcome(Welcome {
             executor_id: format!("{:x}-{:x}", id >> 32, id & 0xffff_ffff),
-            grace: prost_types::Duration::try_from(inner.grace).ok(),
-            heartbeat_interval: prost_types::Duration::try_from(HEARTBEAT).ok(),
+            grace: prost_types::Duration::try_from(inner.bounds.grace).ok(),
+            heartbeat_interval: prost_types::Duration::try_from(inner.bounds.heartbeat).ok(),
             adopted_leases: adopted,
             lost_leases: lost,
             unmatched_handlers: offer.unmatched(&queues),
@@ -103,46 +103,6 @@ impl Steps {
             slots = hello.slots, sdk = %hello.sdk, "executor connected"
         );
         Ok(session)
-    }
-
-    /// Of the leases an executor still holds: those that are now this session's, and the others.
-    async fn adopt(
-        &self,
-        session: i64,
-        held: &[String],
-    ) -> Result<(Vec<String>, Vec<String>), Refusal> {
-        let leases: Vec<LeaseId> = held.iter().filter_map(|id| LeaseId::decode(id)).collect();
-        let mut adopted = Vec::new();
-        if !leases.is_empty() {
-            let Sweeps { store, sessions, dispatch, .. } = &self.0.sweeps;
-            let keys: Vec<(i64, i64)> = leases.iter().map(|l| (l.step, l.token)).collect();
-            let node = dispatch.node().current();
-            let mut adopter = self.0.adopter.lock().await;
-            let writer = match &mut *adopter {
-                Some(writer) => writer,
-                none => none.insert(store.writer().await?),
-            };
-            let rows = writer.adopt(&keys, node, session).await;
-            if let Err(error) = &rows {
-                *adopter = None;
-                if error.is_lost() || error.is_retired() {
-                    dispatch.node().renew(store, node).await?;
-                }
-            }
-            for kept in rows? {
-                let row = kept.lease;
-                let definition = dispatch.definition_of(row.queue);
-                let timeout = definition.map(|d| d.timeout(number_of(row.step)));
-                let age = Duration::from_millis(u64::try_from(kept.age_ms).unwrap_or(0));
-                let left = timeout.unwrap_or(HEARTBEAT).saturating_sub(age);
-                sessions.hold(&row, node, left);
-                adopted.push(LeaseId { step: row.step, token: row.token, attempt: row.attempt });
-            }
-            sessions.forget(&adopted, session);
-        }
-        let adopted: Vec<String> = adopted.into_iter().map(LeaseId::encode).collect();
-        let lost = held.iter().filter(|id| !adopted.contains(id)).cloned().collect();
-        Ok((adopted, lost))
     }
 
     async fn list_results(
@@ -186,6 +146,27 @@ impl Steps {
     }
 }
 
+/// Of the leases an executor still holds: those that are now this session's, and the others. Goes on
+/// if the executor does not wait for it: the session holds what was adopted, as one that was lost.
+async fn adopt(
+    session: &Arc<Session>,
+    held: Vec<String>,
+) -> Result<(Vec<String>, Vec<String>), Refusal> {
+    let leases: Vec<LeaseId> = held.iter().filter_map(|id| LeaseId::decode(id)).collect();
+    if leases.is_empty() {
+        return Ok((Vec::new(), held));
+    }
+    let adopting = Arc::clone(session);
+    let adopting =
+        tokio::spawn(async move { adopting.steps.0.walks.adopt(&leases, adopting.id).await });
+    let adopted = adopting.await.map_err(|_| {
+        Refusal::new(ErrorReason::Internal, "a fault of the service; see its log")
+    })??;
+    let adopted: Vec<String> = adopted.into_iter().map(LeaseId::encode).collect();
+    let lost = held.into_iter().filter(|id| !adopted.contains(id)).collect();
+    Ok((adopted, lost))
+}
+
 /// One stream. When it is dropped the executor is lost, until it comes back.
 struct Session {
     id: i64,
@@ -199,7 +180,7 @@ impl Drop for Session {
         let unsent: Vec<LeaseId> =
             self.outbox.abandon().iter().filter_map(|l| LeaseId::decode(&l.lease_id)).collect();
         let inner = &steps.0;
-        inner.sweeps.sessions.lose(id, Instant::now() + inner.grace);
+        inner.sweeps.sessions.lose(id, Instant::now() + inner.bounds.grace);
         inner.sweeps.sessions.deadline.notify_one();
         tracing::info!(session = id, "executor gone");
         if !unsent.is_empty() {
@@ -211,9 +192,17 @@ impl Drop for Session {
 impl Session {
     /// Reads the stream to its end.
     async fn read(self: Arc<Self>, mut requests: Streaming<WorkRequest>) {
+        let silence = 3 * self.steps.0.bounds.heartbeat;
         loop {
-            self.outbox.room().await;
-            match requests.message().await {
+            let next = async {
+                self.outbox.room().await;
+                requests.message().await
+            };
+            let Ok(next) = tokio::time::timeout(silence, next).await else {
+                tracing::info!(session = self.id, ?silence, "nothing was heard; stream ended");
+                break;
+            };
+            match next {
                 Ok(Some(request)) => {
                     if let Err(refusal) = self.take(request).await {
                         tracing::info!(session = self.id, %refusal, "stream ended");
@@ -265,14 +254,17 @@ impl Session {
             return;
         };
         let sweeps = &self.steps.0.sweeps;
-        let Some(held) = sweeps.sessions.release(self.id, lease) else {
+        // An outcome that was on its way on an old stream counts, though a new one holds the lease.
+        let held = sweeps.sessions.release(self.id, lease);
+        let held = held.or_else(|| sweeps.sessions.release_of_any(lease));
+        let Some(held) = held else {
             strange.push((lease, ending_of(&kind)));
             return;
         };
         let (ending, text) = self.judge(kind, lease, held);
         let Held { queue, max_attempts, .. } = held;
         let session = self.id;
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, swept: None };
+        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept: false };
         sweeps.settler.push(ended).await;
     }
 
@@ -290,7 +282,7 @@ impl Session {
                 } else {
                     completion.result
                 };
-                match json::check(&result, self.steps.0.result_bytes_max) {
+                match json::check(&result, self.steps.0.bounds.result_bytes_max) {
                     Ok(()) => return (Ending::Complete, result),
                     Err(fault) => Failure {
                         error_class: "InvalidResult".into(),
@@ -310,9 +302,14 @@ impl Session {
     async fn answer_strange(&self, strange: Vec<(LeaseId, Ending)>) {
         let reports: Vec<_> = strange.iter().map(|(l, e)| (l.step, l.token, *e)).collect();
         let store = &self.steps.0.sweeps.store;
-        let known = match store.settled_before(&reports).await {
-            Ok(known) => known,
-            Err(error) => {
+        let mut tries = 0;
+        let known = loop {
+            let error = match store.settled_before(&reports).await {
+                Ok(known) => break known,
+                Err(error) => error,
+            };
+            tries += 1;
+            if tries == STRANGE_TRIES {
                 // Without an answer the executor keeps the outcome and reports it again later.
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -321,6 +318,7 @@ impl Session {
                 self.outbox.close();
                 return;
             }
+            tokio::time::sleep(STRANGE_AGAIN).await;
         };
         let acks = strange.iter().zip(known).map(|((lease, _), known)| {
             let lease_id = lease.encode();
@@ -356,11 +354,11 @@ impl step_service_server::StepService for Steps {
             .map_err(|_| Refusal::field("hello", "did not come within 10 s"))?;
         let hello = first?.and_then(|first| first.hello);
         let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
-        let session = Arc::new(self.open(hello).await?);
+        let session = self.open(hello).await?;
         let reader = tokio::spawn(Arc::clone(&session).read(requests));
         let end = Reading { session, reader };
         let responses = stream::unfold(end, async |end| {
-            let response = end.session.outbox.next(HEARTBEAT).await?;
+            let response = end.session.outbox.next(end.session.steps.0.bounds.heartbeat).await?;
             Some((Ok(response), end))
         });
         Ok(Response::new(Box::pin(responses)))

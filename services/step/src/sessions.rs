@@ -66,8 +66,6 @@ impl Session {
 /// What this process knows of a lease it gave.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
-    /// The node id it was given under.
-    pub(crate) node: i32,
     /// The queue of its step.
     pub(crate) queue: i32,
     /// Attempts the step may make in all.
@@ -270,12 +268,12 @@ impl Sessions {
     // ── leases ──────────────────────────────────────────────────────────────────────────────────
 
     /// A session holds this lease from now on. False: there is no such session any more.
-    pub(crate) fn hold(&self, row: &LeaseRow, node: i32, timeout: Duration) -> bool {
+    pub(crate) fn hold(&self, row: &LeaseRow, timeout: Duration) -> bool {
         let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
         let Some(session) = inner.sessions.get_mut(&row.session) else { return false };
-        let held = Held { node, queue: row.queue, max_attempts: row.max_attempts, deadline };
+        let held = Held { queue: row.queue, max_attempts: row.max_attempts, deadline };
         session.leases.insert(lease, held);
         let first = inner.deadlines.first().is_none_or(|(at, ..)| deadline < *at);
         inner.deadlines.insert((deadline, row.session, lease));
@@ -317,6 +315,24 @@ impl Sessions {
                 inner.remove(session);
             }
         }
+    }
+
+    /// The lease ends, whichever session holds it.
+    pub(crate) fn release_of_any(&self, lease: LeaseId) -> Option<Held> {
+        let mut inner = self.lock();
+        let session = inner.sessions.iter().find(|(_, s)| s.leases.contains_key(&lease));
+        let session = *session?.0;
+        inner.release(session, lease)
+    }
+
+    /// All leases that are held: step, token and session of each.
+    pub(crate) fn held(&self) -> Vec<(LeaseId, i64)> {
+        let inner = self.lock();
+        let held = |(id, s): (&i64, &Session)| {
+            let id = *id;
+            s.leases.keys().map(move |lease| (*lease, id)).collect::<Vec<_>>()
+        };
+        inner.sessions.iter().flat_map(held).collect()
     }
 
     /// Tells the session's executor that a lease is void, and frees its slot.
@@ -469,7 +485,7 @@ mod tests {
     fn a_held_lease_takes_its_slot_until_it_ends() {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 1);
-        assert!(sessions.hold(&lease(3, 7), 1, Duration::from_secs(1)));
+        assert!(sessions.hold(&lease(3, 7), Duration::from_secs(1)));
         assert!(sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
         assert!(sessions.release(7, id(3)).is_some() && sessions.release(7, id(3)).is_none());
         assert!(!sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
@@ -502,8 +518,8 @@ mod tests {
     async fn time_out_and_grace_each_end_a_lease_once() {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 5);
-        sessions.hold(&lease(3, 7), 1, Duration::from_secs(1));
-        sessions.hold(&lease(4, 7), 1, Duration::from_secs(9));
+        sessions.hold(&lease(3, 7), Duration::from_secs(1));
+        sessions.hold(&lease(4, 7), Duration::from_secs(9));
         let now = Instant::now();
         assert!(sessions.take_overdue(now).0.is_empty());
         let (overdue, next) = sessions.take_overdue(now + Duration::from_secs(1));
@@ -519,9 +535,9 @@ mod tests {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 5);
         open(&sessions, 8, &[1], 5);
-        sessions.hold(&lease(3, 7), 1, Duration::from_secs(1));
+        sessions.hold(&lease(3, 7), Duration::from_secs(1));
         sessions.lose(7, Instant::now());
-        sessions.hold(&lease(3, 8), 1, Duration::from_secs(1));
+        sessions.hold(&lease(3, 8), Duration::from_secs(1));
         sessions.forget(&[id(3)], 8);
         assert!(sessions.take_lapsed(Instant::now()).is_empty());
         assert!(sessions.knows(id(3)));

@@ -15,7 +15,11 @@ use stepwell_store::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{dispatch::Dispatch, node::Node, sessions::Sessions};
+use crate::{
+    dispatch::Dispatch,
+    node::{Acting, Node},
+    sessions::Sessions,
+};
 
 const ITEMS_MAX: usize = 500;
 const BYTES_MAX: usize = 4 << 20;
@@ -32,16 +36,8 @@ pub(crate) struct Ended {
     pub(crate) max_attempts: i32,
     pub(crate) ending: Ending,
     pub(crate) text: String,
-    /// The node the lease was given under, when we end it and not the executor.
-    pub(crate) swept: Option<Swept>,
-}
-
-/// Whose lease a sweep may end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Swept {
-    pub(crate) node: i32,
-    /// False: whoever of that node holds it.
-    pub(crate) of_session: bool,
+    /// We end it, if the session still holds it, and not the executor.
+    pub(crate) is_swept: bool,
 }
 
 /// Where ended leases go.
@@ -88,8 +84,8 @@ impl Settling {
                 batch.push(next);
             }
             // In the order of keys: the leases' slots then line up with their parents' sessions.
-            batch.sort_by_key(|e| (e.swept.map(|s| (s.node, s.of_session)), e.lease.step));
-            for part in batch.chunk_by(|a, b| group(a) == group(b)) {
+            batch.sort_by_key(|e| (e.is_swept, e.lease.step));
+            for part in batch.chunk_by(|a, b| a.is_swept == b.is_swept) {
                 self.settle(part).await;
             }
             batch.clear();
@@ -100,19 +96,14 @@ impl Settling {
         let mut reports: Vec<Report> = batch.iter().map(report).collect();
         let children = self.children(batch);
         let slots = self.sessions.reserve_for_children(&children);
-        let sweep = batch.first().and_then(|e| e.swept).map(|swept| Sweep {
-            node: swept.node,
-            sessions: swept.of_session.then(|| batch.iter().map(|e| e.session).collect()),
-        });
-        let (mut settled, poison, node) = self.carry_out(&reports, &slots, sweep.as_ref()).await;
+        let is_swept = batch.first().is_some_and(|e| e.is_swept);
+        let sweep = is_swept.then(|| Sweep::Sessions(batch.iter().map(|e| e.session).collect()));
+        let (mut settled, poison, acting) = self.carry_out(&reports, &slots, sweep.as_ref()).await;
         for index in poison {
             // The database refused the result itself: that is the outcome.
             reports[index] = refused_result(&batch[index]);
             let one = std::slice::from_ref(&reports[index]);
-            let sweep = sweep.as_ref().map(|s| Sweep {
-                node: s.node,
-                sessions: s.sessions.as_ref().map(|all| vec![all[index]]),
-            });
+            let sweep = is_swept.then(|| Sweep::Sessions(vec![batch[index].session]));
             let (alone, ..) = self.carry_out(one, &Slots::default(), sweep.as_ref()).await;
             settled.accepted[index] = alone.accepted.first().copied().unwrap_or(false);
         }
@@ -124,7 +115,7 @@ impl Settling {
             self.dispatch.timers.notify_one();
         }
         let acks = acks(batch, &settled);
-        self.dispatch.send(&settled.leases, node, &reports, acks).await;
+        self.dispatch.send(&settled.leases, acting, &reports, acks).await;
         self.sessions.unreserve(&slots);
         self.sessions.settled(batch.iter().map(|e| e.lease));
     }
@@ -160,12 +151,11 @@ impl Settling {
         reports: &[Report],
         slots: &Slots,
         sweep: Option<&Sweep>,
-    ) -> (Settled, Vec<usize>, i32) {
+    ) -> (Settled, Vec<usize>, Acting) {
         let mut wait = Duration::from_millis(10);
         loop {
-            let node = self.node.current();
-            let error = match self.once(reports, slots, node, sweep).await {
-                Ok((settled, poison)) => return (settled, poison, node),
+            let error = match self.once(reports, slots, sweep).await {
+                Ok(answer) => return answer,
                 Err(error) => error,
             };
             tracing::warn!(
@@ -176,15 +166,6 @@ impl Settling {
             if !error.is_undone() && !error.is_retired() {
                 self.writer = None;
             }
-            if (error.is_lost() || error.is_retired()) && !slots.is_empty() {
-                // Leases may have been given that we know nothing of.
-                if let Err(error) = self.node.renew(&self.store, node).await {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the node id stays for now"
-                    );
-                }
-            }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         }
@@ -194,14 +175,22 @@ impl Settling {
         &mut self,
         reports: &[Report],
         slots: &Slots,
-        node: i32,
         sweep: Option<&Sweep>,
-    ) -> Result<(Settled, Vec<usize>), Error> {
+    ) -> Result<(Settled, Vec<usize>, Acting), Error> {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             none => none.insert(self.store.writer().await?),
         };
-        writer.settle_each(reports, slots, node, sweep).await
+        let acting = self.node.act(&self.store).await?;
+        match writer.settle_each(reports, slots, acting.id(), sweep).await {
+            Ok((settled, poison)) => Ok((settled, poison, acting)),
+            Err(error) => {
+                if !slots.is_empty() {
+                    self.node.judge(acting.id(), &error);
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -212,10 +201,6 @@ pub(crate) async fn next<T>(queue: &mut mpsc::Receiver<T>, stop: &CancellationTo
         item = queue.recv() => item,
         () = stop.cancelled() => None,
     }
-}
-
-fn group(ended: &Ended) -> Option<(i32, bool)> {
-    ended.swept.map(|s| (s.node, s.of_session))
 }
 
 fn report(ended: &Ended) -> Report {
@@ -240,7 +225,7 @@ fn refused_result(ended: &Ended) -> Report {
 
 /// Answers for the executors; what we ended ourselves needs none.
 fn acks(batch: &[Ended], settled: &Settled) -> Vec<(i64, Ack)> {
-    let reported = batch.iter().zip(&settled.accepted).filter(|(e, _)| e.swept.is_none());
+    let reported = batch.iter().zip(&settled.accepted).filter(|(e, _)| !e.is_swept);
     let acks = reported.map(|(ended, accepted)| {
         let lease_id = ended.lease.encode();
         let refusal = (!accepted).then(|| lost(&lease_id).into());

@@ -1,6 +1,5 @@
 //! The loops beside a step's way: attempts whose time is up, executors that did not come back,
-//! retries that are due, leases that others have voided, node ids that were given up, definitions
-//! that are new.
+//! retries that are due, leases that others have voided, definitions that are new.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -10,18 +9,17 @@ use stepwell_proto::{
     v1::Failure,
 };
 use stepwell_serve::Ticker;
-use stepwell_store::{Ending, Error, Store, Topic, Writer};
-use tokio::{sync::mpsc, time::Instant};
+use stepwell_store::{Ending, Error, LeaseRow, Store, Topic, Writer};
+use tokio::time::Instant;
 
 use crate::{
     dispatch::Dispatch,
     sessions::{Owned, Sessions},
-    settle::{Ended, Settler, Swept},
+    settle::{Ended, Settler},
     verdict::{self, Attempt},
 };
 
 const TIMERS_MAX: i32 = 500;
-const WALK_CHUNK: i64 = 500;
 
 /// What every sweep needs.
 #[derive(Clone)]
@@ -60,9 +58,8 @@ impl Sweeps {
             ..Failure::default()
         };
         let (ending, text) = self.judge(lease, held.queue, held.max_attempts, &failure);
-        let swept = Some(Swept { node: held.node, of_session: true });
         let (queue, max_attempts) = (held.queue, held.max_attempts);
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, swept };
+        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept: true };
         self.settler.push(ended).await;
     }
 
@@ -81,6 +78,16 @@ impl Sweeps {
         let spread = rand::rng().random_range(-1.0..=1.0);
         let (ending, stored) = verdict::on_failure(&policy, attempt, failure, spread);
         (ending, stored.to_text())
+    }
+
+    /// Makes the definitions of leases known.
+    pub(crate) async fn learn(&self, leases: &[LeaseRow]) -> Result<(), Error> {
+        let mut queues: Vec<i32> = leases.iter().map(|row| row.queue).collect();
+        queues.retain(|queue| self.dispatch.definition_of(*queue).is_none());
+        if !queues.is_empty() {
+            self.dispatch.know(self.store.definitions_of_queues(&queues).await?);
+        }
+        Ok(())
     }
 
     /// Makes steps ready whose retry is due.
@@ -126,67 +133,23 @@ impl Sweeps {
         }
     }
 
-    async fn take_signals(&self, writer: &mut Option<Writer>) -> Result<(), Error> {
-        for node in self.dispatch.node().all() {
-            for signal in connected(&self.store, writer).await?.take_signals(node).await? {
+    /// Passes on what is there; a signal is dropped only when it was.
+    pub(crate) async fn take_signals(&self, writer: &mut Option<Writer>) -> Result<(), Error> {
+        loop {
+            let nodes = self.dispatch.node().ids();
+            let writer = connected(&self.store, writer).await?;
+            let signals = writer.signals(&nodes).await?;
+            if signals.is_empty() {
+                return Ok(());
+            }
+            for signal in &signals {
                 let (step, token, attempt) = (signal.step, signal.token, signal.attempt);
                 let lease = LeaseId { step, token, attempt };
                 self.sessions.cancel(signal.session, lease, &signal.reason);
             }
+            let ids: Vec<i64> = signals.iter().map(|signal| signal.id).collect();
+            writer.drop_signals(&ids).await?;
         }
-        Ok(())
-    }
-
-    /// Hands back what a given-up node id holds and no session knows of: leases whose answer was
-    /// lost. Since the id is retired, every such lease is visible and no more can come.
-    pub(crate) async fn run_walks(self, mut left: mpsc::Receiver<i32>) {
-        while let Some(node) = left.recv().await {
-            let mut after = 0;
-            let mut writer = None;
-            loop {
-                match self.walk(&mut writer, node, after).await {
-                    Ok(Some(next)) => after = next,
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            node,
-                            "walking again"
-                        );
-                        writer = None;
-                        tokio::time::sleep(Duration::from_millis(500)).await;
-                    }
-                }
-            }
-            tracing::info!(node, "a given-up node id was walked");
-        }
-    }
-
-    async fn walk(
-        &self,
-        writer: &mut Option<Writer>,
-        node: i32,
-        after: i64,
-    ) -> Result<Option<i64>, Error> {
-        let writer = connected(&self.store, writer).await?;
-        let (leases, next) = writer.leases_of(node, after, WALK_CHUNK).await?;
-        for row in leases {
-            let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
-            if self.sessions.knows(lease) {
-                continue;
-            }
-            let ended = Ended {
-                session: row.session,
-                lease,
-                queue: row.queue,
-                max_attempts: row.max_attempts,
-                ending: Ending::HandBack,
-                text: "the node lost track of it before it was sent".into(),
-                swept: Some(Swept { node, of_session: true }),
-            };
-            self.settler.push(ended).await;
-        }
-        Ok(next)
     }
 
     /// Gives sessions the queues of definitions that came after them.
@@ -233,7 +196,7 @@ pub(crate) async fn queues_of(
     Ok(queues)
 }
 
-async fn connected<'a>(
+pub(crate) async fn connected<'a>(
     store: &Store,
     writer: &'a mut Option<Writer>,
 ) -> Result<&'a mut Writer, Error> {

@@ -12,10 +12,12 @@ use std::{
 };
 
 use sqlx::{
-    Connection, PgConnection,
+    Connection, Executor, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use tokio::sync::Notify;
+
+use crate::patient::{Patient, within};
 
 /// What there is to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +55,7 @@ pub struct Bell {
 
 const BETWEEN_NOTIFIES: Duration = Duration::from_millis(2);
 const BETWEEN_CONNECTS: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_secs(10);
 
 impl Bell {
     pub(crate) fn new() -> Self {
@@ -99,22 +102,30 @@ impl Bell {
 }
 
 /// Carries bells between processes for ever; a lost connection is made again.
-pub(crate) async fn run(options: PgConnectOptions, bell: Arc<Bell>) {
-    tokio::join!(run_outgoing(options.clone(), &bell), run_incoming(options, &bell));
+pub(crate) async fn run(options: PgConnectOptions, patience: Duration, bell: Arc<Bell>) {
+    tokio::join!(
+        run_outgoing(options.clone(), patience, &bell),
+        run_incoming(options, patience, &bell)
+    );
 }
 
-async fn run_outgoing(options: PgConnectOptions, bell: &Bell) {
+async fn run_outgoing(options: PgConnectOptions, patience: Duration, bell: &Bell) {
     let options = options.options([("synchronous_commit", "off")]);
     loop {
-        if let Err(error) = send(&options, bell).await {
+        if let Err(error) = send(&options, patience, bell).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "bells cannot be sent");
         }
         tokio::time::sleep(BETWEEN_CONNECTS).await;
     }
 }
 
-async fn send(options: &PgConnectOptions, bell: &Bell) -> Result<(), sqlx::Error> {
-    let mut connection = PgConnection::connect_with(options).await?;
+async fn send(
+    options: &PgConnectOptions,
+    patience: Duration,
+    bell: &Bell,
+) -> Result<(), sqlx::Error> {
+    let connection = within(patience, PgConnection::connect_with(options)).await?;
+    let mut connection = Patient { connection, patience };
     loop {
         let channels: Vec<String> =
             bell.take_outgoing().await.iter().map(|t| t.channel().to_owned()).collect();
@@ -125,26 +136,35 @@ async fn send(options: &PgConnectOptions, bell: &Bell) -> Result<(), sqlx::Error
     }
 }
 
-async fn run_incoming(options: PgConnectOptions, bell: &Bell) {
+async fn run_incoming(options: PgConnectOptions, patience: Duration, bell: &Bell) {
     let options = options.options([("statement_timeout", "0")]);
     loop {
-        if let Err(error) = receive(&options, bell).await {
+        if let Err(error) = receive(&options, patience, bell).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "bells cannot be heard");
         }
         tokio::time::sleep(BETWEEN_CONNECTS).await;
     }
 }
 
-async fn receive(options: &PgConnectOptions, bell: &Bell) -> Result<(), sqlx::Error> {
+async fn receive(
+    options: &PgConnectOptions,
+    patience: Duration,
+    bell: &Bell,
+) -> Result<(), sqlx::Error> {
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
-    let mut listener = PgListener::connect_with(&pool).await?;
+    let mut listener = within(patience, PgListener::connect_with(&pool)).await?;
     listener.listen_all(Topic::ALL.map(Topic::channel)).await?;
     // What rang while nobody heard is unknown: look at everything once.
     Topic::ALL.iter().for_each(|topic| bell.wake(*topic));
-    while let Some(notification) = listener.try_recv().await? {
+    loop {
+        // Silence is what a connection that was cut off sounds like.
+        let Ok(heard) = tokio::time::timeout(SILENCE, listener.try_recv()).await else {
+            within(patience, listener.execute("select")).await?;
+            continue;
+        };
+        let Some(notification) = heard? else { return Ok(()) };
         if let Some(topic) = Topic::ALL.iter().find(|t| t.channel() == notification.channel()) {
             bell.wake(*topic);
         }
     }
-    Ok(())
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use prost::Message;
-use sqlx::{Postgres, Transaction, types::chrono};
+use sqlx::{Connection, PgConnection, Postgres, Transaction, types::chrono};
 use stepwell_proto::{refusal::Refusal, v1};
 
-use crate::{Error, Store, Topic};
+use crate::{Error, Store, Topic, patient::silent};
 
 /// A definition with what the database knows of it.
 #[derive(Debug)]
@@ -122,13 +122,14 @@ impl Store {
         let version = version_of(&definition.version)?;
         let hash = bytes_of(&definition.content_hash)
             .ok_or_else(|| Error::Inconsistent("a definition without its hash".into()))?;
-        let mut transaction = self.pool().begin().await?;
-        let Some(id) = insert(&mut transaction, definition, version, &hash).await? else {
-            transaction.rollback().await?;
+        // On a connection of its own: if it falls silent, what was begun on it goes with it.
+        let mut writer = self.writer().await?;
+        let patience = writer.connection.patience;
+        let storing = insert_all(&mut writer.connection.connection, definition, version, &hash);
+        let stored = tokio::time::timeout(patience, storing).await;
+        let Some(id) = stored.unwrap_or_else(|_| Err(silent(patience).into()))? else {
             return self.registered(definition, version, &hash).await;
         };
-        insert_plan(&mut transaction, id, definition).await?;
-        transaction.commit().await?;
         self.bell().ring(Topic::Definition);
         Ok((self.definition(id).await?, false))
     }
@@ -214,7 +215,7 @@ impl Store {
             &names,
             &versions as &[Option<String>],
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         let place = |no: i64| usize::try_from(no - 1).expect("ordinality starts at 1");
         Ok(rows.into_iter().map(|row| (place(row.no), row.id)).collect())
@@ -258,7 +259,7 @@ impl Store {
                  from stepwell.definition d where d.id = any($1)"#,
             &missing,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         for row in rows {
             let stored = Arc::new(row.read()?);
@@ -324,6 +325,23 @@ fn children(parents: &[Vec<i32>]) -> Vec<Vec<i32>> {
 }
 
 /// The definition's row; none: the version is taken.
+/// Stores a definition with its plan; none: its version is there already.
+async fn insert_all(
+    connection: &mut PgConnection,
+    definition: &v1::Definition,
+    version: [i32; 3],
+    hash: &[u8],
+) -> Result<Option<i32>, Error> {
+    let mut transaction = connection.begin().await?;
+    let Some(id) = insert(&mut transaction, definition, version, hash).await? else {
+        transaction.rollback().await?;
+        return Ok(None);
+    };
+    insert_plan(&mut transaction, id, definition).await?;
+    transaction.commit().await?;
+    Ok(Some(id))
+}
+
 async fn insert(
     transaction: &mut Transaction<'_, Postgres>,
     definition: &v1::Definition,

@@ -13,6 +13,9 @@ pub enum Error {
     /// The URL cannot be read.
     #[error("the database URL cannot be read")]
     Url(#[source] sqlx::Error),
+    /// There is no connection to the database; nothing was asked of it.
+    #[error("the database cannot be reached")]
+    Unreachable(#[source] sqlx::Error),
     /// The database failed or is away.
     #[error("the database refused or did not answer")]
     Database(#[from] sqlx::Error),
@@ -49,7 +52,7 @@ impl Error {
 
     /// Nothing was written, and trying again may work.
     pub fn is_undone(&self) -> bool {
-        self.code_starts(&["40", "53", "55P03", "57014"])
+        matches!(self, Self::Unreachable(_)) || self.code_starts(&["40", "53", "55P03", "57014"])
     }
 
     /// The connection is of no more use, and whether the statement was carried out is not known.

@@ -76,7 +76,7 @@ impl Store {
             position,
             max,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         Ok(rows)
     }
@@ -91,7 +91,7 @@ impl Store {
         let head = sqlx::query_scalar!(
             "select position from stepwell.event order by position desc limit 1"
         )
-        .fetch_optional(self.pool())
+        .fetch_optional(self.reads())
         .await?;
         Ok(head.unwrap_or(0))
     }
@@ -104,7 +104,7 @@ impl Store {
                                            || ' ' || current_database(), 0) as "epoch!"
                      from pg_control_system() s, pg_control_checkpoint() c"#
             )
-            .fetch_one(self.pool())
+            .fetch_one(self.reads())
             .await
         });
         Ok(*epoch.await?)
@@ -120,7 +120,7 @@ impl Store {
                                 where task = t.id offset 0) d"#,
             tasks
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.reads())
         .await?;
         Ok(first.map(|position| position - 1))
     }

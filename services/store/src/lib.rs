@@ -10,6 +10,8 @@ mod error;
 mod event;
 mod failure;
 mod migrate;
+mod node;
+mod patient;
 mod step;
 mod task;
 
@@ -21,6 +23,7 @@ use sqlx::{
 };
 
 use definition::Cache as Definitions;
+use patient::{Patient, Reads, within};
 use task::Keys as TaskKeys;
 
 pub use bell::{Bell, Topic};
@@ -29,8 +32,14 @@ pub use error::Error;
 pub use event::*;
 pub use failure::StoredFailure;
 pub use migrate::{SchemaState, migrate};
+pub use node::*;
 pub use step::*;
 pub use task::*;
+
+/// How much longer than the database may take for a statement we wait for its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A connection that was idle for longer is tried before it is used.
+const IDLE_TRUSTED: Duration = Duration::from_secs(1);
 
 /// Where the database is and how it is used.
 #[derive(Clone, Debug)]
@@ -56,6 +65,7 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     connect: PgConnectOptions,
+    patience: Duration,
     pool: PgPool,
     bell: Arc<Bell>,
     definitions: Definitions,
@@ -81,10 +91,17 @@ impl Store {
             .max_connections(options.pool_max)
             .acquire_timeout(options.timeout)
             .test_before_acquire(false)
+            // One that was used just now works still; others may have been cut meanwhile.
+            .before_acquire(|connection, known| {
+                Box::pin(async move {
+                    Ok(known.idle_for < IDLE_TRUSTED || connection.ping().await.is_ok())
+                })
+            })
             .connect_with(connect.clone())
             .await?;
         let store = Self(Arc::new(Inner {
             connect,
+            patience: options.timeout + PATIENCE,
             pool,
             bell: Arc::new(Bell::new()),
             definitions: Definitions::default(),
@@ -97,7 +114,7 @@ impl Store {
 
     /// Answers when the database does.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query_scalar!("select 1 as \"one!\"").fetch_one(self.pool()).await?;
+        sqlx::query_scalar!("select 1 as \"one!\"").fetch_one(self.reads()).await?;
         Ok(())
     }
 
@@ -108,33 +125,37 @@ impl Store {
 
     /// Carries bells to and from other processes until the future is dropped.
     pub async fn run_bell(&self) {
-        bell::run(self.0.connect.clone(), Arc::clone(&self.0.bell)).await;
+        bell::run(self.0.connect.clone(), self.0.patience, Arc::clone(&self.0.bell)).await;
     }
 
     /// A connection of its own, for verbs.
     pub async fn writer(&self) -> Result<Writer, Error> {
-        Ok(Writer { connection: PgConnection::connect_with(&self.0.connect).await? })
+        let patience = self.0.patience;
+        let connection = within(patience, PgConnection::connect_with(&self.0.connect)).await;
+        let connection = connection.map_err(Error::Unreachable)?;
+        Ok(Writer { connection: Patient { connection, patience } })
     }
 
     /// Keeps the log's partitions ahead of its head; to be called every few seconds.
     pub async fn extend_log(&self) -> Result<(), Error> {
-        sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(self.pool()).await?;
+        sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(self.reads()).await?;
         Ok(())
     }
 
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.0.pool
+    /// A connection out of the pool, for one statement.
+    pub(crate) fn reads(&self) -> Reads<'_> {
+        Reads { pool: &self.0.pool, patience: self.0.patience }
     }
 }
 
 /// A connection for verbs. After an error that is not about data, drop it and make another.
 pub struct Writer {
-    pub(crate) connection: PgConnection,
+    pub(crate) connection: Patient,
 }
 
 impl Writer {
     /// The connection, for statements beside the verbs.
     pub fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
+        &mut self.connection.connection
     }
 }

@@ -81,7 +81,7 @@ impl Store {
         let known = sqlx::query_scalar!(
             "select to_regclass('public.stepwell_migration') is not null as \"known!\""
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.reads())
         .await?;
         let applied = if known { self.applied().await? } else { 0 };
         let needed = needed();
@@ -96,7 +96,7 @@ impl Store {
         let version = sqlx::query_scalar!(
             "select coalesce(max(version), 0) as \"version!\" from public.stepwell_migration where success"
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.reads())
         .await?;
         Ok(version)
     }

@@ -84,13 +84,23 @@ pub struct Report {
     pub text: String,
 }
 
-/// Whose leases a sweep may end: those it names, if they are still this node's (and session's).
+/// Whose leases a sweep may end: those it names, if they are still held by these.
 #[derive(Clone, Debug)]
-pub struct Sweep {
-    /// The node the leases were given by.
-    pub node: i32,
-    /// The session of each report, in their order; none: the whole node.
-    pub sessions: Option<Vec<i64>>,
+pub enum Sweep {
+    /// The session of each report, in their order.
+    Sessions(Vec<i64>),
+    /// A retired node.
+    Node(i32),
+}
+
+impl Sweep {
+    /// The same for some of the reports.
+    fn part(&self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::Sessions(all) => Self::Sessions(all[range].to_vec()),
+            Self::Node(node) => Self::Node(*node),
+        }
+    }
 }
 
 /// The right to run one attempt, as the verbs answer it.
@@ -142,6 +152,8 @@ pub struct Adopted {
 /// A lease that is void and whose node must tell its executor.
 #[derive(Clone, Debug)]
 pub struct SignalRow {
+    /// Its id.
+    pub id: i64,
     /// The session that holds it.
     pub session: i64,
     /// The step's key.
@@ -177,7 +189,11 @@ impl Writer {
         let kinds: Vec<i16> = reports.iter().map(|r| r.ending.kind()).collect();
         let waits: Vec<Option<i64>> = reports.iter().map(|r| r.ending.wait_ms()).collect();
         let texts: Vec<&str> = reports.iter().map(|r| r.text.as_str()).collect();
-        let of_sessions = sweep.and_then(|s| s.sessions.as_deref());
+        let (of_node, of_sessions) = match sweep {
+            None => (None, None),
+            Some(Sweep::Sessions(sessions)) => (None, Some(sessions.as_slice())),
+            Some(Sweep::Node(node)) => (Some(*node), None),
+        };
         let row = sqlx::query!(
             r#"select a_status as "status!", ready_n as "ready!", l_key as step, l_token as token,
                       l_attempt as attempt, l_max_attempts as max_attempts, l_queue as queue,
@@ -193,7 +209,7 @@ impl Writer {
             &slots.at,
             &slots.session,
             (!slots.is_empty()).then_some(node),
-            sweep.map(|s| s.node),
+            of_node,
             of_sessions,
         )
         .fetch_one(&mut self.connection)
@@ -230,10 +246,7 @@ impl Writer {
         let mut poison = Vec::new();
         let mut ranges = Vec::from([std::ops::Range { start: 0, end: reports.len() }]);
         while let Some(range) = ranges.pop() {
-            let of_range = sweep.map(|s| Sweep {
-                node: s.node,
-                sessions: s.sessions.as_ref().map(|all| all[range.clone()].to_vec()),
-            });
+            let of_range = sweep.map(|s| s.part(range.clone()));
             let part = &reports[range.clone()];
             match self.settle(part, &Slots::default(), node, of_range.as_ref()).await {
                 Ok(settled) => {
@@ -282,28 +295,30 @@ impl Writer {
         Ok(Claimed { leases, places })
     }
 
-    /// Moves leases that an executor still holds to another session, wherever they were.
+    /// Moves leases that executors still hold to other sessions, wherever they were: step, token and
+    /// new session of each.
     pub async fn adopt(
         &mut self,
-        held: &[(i64, i64)],
+        held: &[(i64, i64, i64)],
         node: i32,
-        session: i64,
     ) -> Result<Vec<Adopted>, Error> {
-        let (steps, tokens): (Vec<i64>, Vec<i64>) = held.iter().copied().unzip();
+        let steps: Vec<i64> = held.iter().map(|h| h.0).collect();
+        let tokens: Vec<i64> = held.iter().map(|h| h.1).collect();
+        let sessions: Vec<i64> = held.iter().map(|h| h.2).collect();
         let row = sqlx::query!(
             r#"select l_key as step, l_token as token, l_attempt as attempt,
-                      l_max_attempts as max_attempts, l_queue as queue, l_age_ms as age
-                 from stepwell.adopt($1, $2, $3, $4)"#,
+                      l_max_attempts as max_attempts, l_queue as queue, l_session as session,
+                      l_age_ms as age
+                 from stepwell.adopt_leases($1, $2, $3, $4)"#,
             &steps,
             &tokens,
             node,
-            session,
+            &sessions,
         )
         .fetch_one(&mut self.connection)
         .await?;
-        let sessions = row.step.as_ref().map(|steps| vec![session; steps.len()]);
         let leases =
-            leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, sessions);
+            leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
         let ages = row.age.unwrap_or_default();
         Ok(leases.into_iter().zip(ages).map(|(lease, age_ms)| Adopted { lease, age_ms }).collect())
     }
@@ -319,66 +334,6 @@ impl Writer {
         .await?;
         let next = row.next_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
         Ok((usize::try_from(row.taken).unwrap_or(0), next))
-    }
-
-    /// Gives up a node's id: after it no lease can be given in its name.
-    pub async fn retire_node(&mut self, node: i32) -> Result<(), Error> {
-        sqlx::query_scalar!("select stepwell.retire_node($1)", node)
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(())
-    }
-
-    /// The leases a node has given that are still running, of open tasks after `after`, `chunk` of
-    /// them. Answers them and the task to go on after; none: that was the last chunk.
-    pub async fn leases_of(
-        &mut self,
-        node: i32,
-        after: i64,
-        chunk: i64,
-    ) -> Result<(Vec<LeaseRow>, Option<i64>), Error> {
-        let rows = sqlx::query!(
-            r#"select t.id, s.key as "step?", s.token as "token?", s.session as "session?",
-                      s.attempt as "attempt?", s.max_attempts as "max_attempts?", s.queue as "queue?"
-                 from (select id from stepwell.task where finished_at is null and id > $2
-                        order by id limit $3) t
-                 left join lateral (
-                      select * from stepwell.step s
-                       where s.key between t.id << 14 and (t.id << 14) + 16383
-                         and s.state = 2 and s.node = $1 offset 0) s on true
-                order by t.id"#,
-            node,
-            after,
-            chunk,
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
-        let last = rows.last().map(|row| row.id);
-        let leases = rows.into_iter().filter_map(|row| {
-            Some(LeaseRow {
-                step: row.step?,
-                token: row.token?,
-                attempt: row.attempt?,
-                max_attempts: row.max_attempts?,
-                queue: row.queue?,
-                session: row.session?,
-            })
-        });
-        Ok((leases.collect(), last))
-    }
-
-    /// Takes the signals for a node, at most 1,000.
-    pub async fn take_signals(&mut self, node: i32) -> Result<Vec<SignalRow>, Error> {
-        let rows = sqlx::query_as!(
-            SignalRow,
-            r#"delete from stepwell.signal where id = any(array(
-                   select id from stepwell.signal where node = $1 order by id limit 1000))
-               returning session, key as step, token, attempt, reason"#,
-            node
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
-        Ok(rows)
     }
 }
 
@@ -408,14 +363,6 @@ fn leases(
 }
 
 impl Store {
-    /// Registers a step-service process; its leases carry the id.
-    pub async fn register_node(&self) -> Result<i32, Error> {
-        let id = sqlx::query_scalar!("insert into stepwell.node default values returning id")
-            .fetch_one(self.pool())
-            .await?;
-        Ok(id)
-    }
-
     /// For each lease that is no longer running: was it settled by this very report before?
     pub async fn settled_before(&self, reports: &[(i64, i64, Ending)]) -> Result<Vec<bool>, Error> {
         let steps: Vec<i64> = reports.iter().map(|r| r.0).collect();
@@ -432,7 +379,7 @@ impl Store {
             &tokens,
             &kinds,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         Ok(rows)
     }
@@ -444,16 +391,35 @@ impl Store {
             step,
             token
         )
-        .fetch_optional(self.pool())
+        .fetch_optional(self.reads())
         .await?;
         Ok(queue)
+    }
+
+    /// The definitions of these queues.
+    pub async fn definitions_of_queues(
+        &self,
+        queues: &[i32],
+    ) -> Result<HashMap<i32, Arc<StoredDefinition>>, Error> {
+        let rows =
+            sqlx::query!("select id, definition from stepwell.queue where id = any($1)", queues)
+                .fetch_all(self.reads())
+                .await?;
+        let mut ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let definitions = self.definitions(&ids).await?;
+        let known = rows
+            .into_iter()
+            .filter_map(|row| Some((row.id, Arc::clone(definitions.get(&row.definition)?))));
+        Ok(known.collect())
     }
 
     /// The definition a queue is of.
     pub async fn definition_of_queue(&self, queue: i32) -> Result<Arc<StoredDefinition>, Error> {
         let definition =
             sqlx::query_scalar!("select definition from stepwell.queue where id = $1", queue)
-                .fetch_optional(self.pool())
+                .fetch_optional(self.reads())
                 .await?;
         let missing = || Error::Inconsistent(format!("queue {queue} does not exist"));
         self.definition(definition.ok_or_else(missing)?).await
@@ -488,7 +454,7 @@ impl Store {
             each_max,
             i64::from(all_max),
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         let mut inputs = Inputs::default();
         for row in rows {
@@ -525,7 +491,7 @@ impl Store {
             &from,
             max,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         Ok(rows.into_iter().map(|row| (row.queue, row.place, row.step)).collect())
     }
@@ -539,7 +505,7 @@ impl Store {
                 where q.namespace = $1 order by q.id"#,
             namespace
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         Ok(rows)
     }

@@ -297,7 +297,7 @@ pub(crate) async fn read_tasks(
 impl Store {
     /// A task without its steps; none: there is no such task.
     pub async fn task(&self, uid: Uuid) -> Result<Option<v1::Task>, Error> {
-        let Some(row) = read_tasks(self.pool(), &[uid]).await?.pop() else { return Ok(None) };
+        let Some(row) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
         let definition = self.definition(row.definition).await?;
         row.into_task(&definition).map(Some)
     }
@@ -312,7 +312,7 @@ impl Store {
                 where t.finished_at is not null"#,
             uids
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         Ok(ended)
     }
@@ -330,7 +330,7 @@ impl Store {
             reason,
             actor,
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.reads())
         .await?;
         let was = row.was.map(state).transpose()?;
         if let Some(State::Pending | State::InProgress | State::Error) = was {

@@ -49,7 +49,7 @@ impl Store {
         uid: Uuid,
         include_results: bool,
     ) -> Result<Option<v1::Task>, Error> {
-        let Some(row) = read_tasks(self.pool(), &[uid]).await?.pop() else { return Ok(None) };
+        let Some(row) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
         let definition = self.definition(row.definition).await?;
         let rows = self.step_rows(row.id, include_results).await?;
         let mut task = row.into_task(&definition)?;
@@ -94,7 +94,7 @@ impl Store {
             RESULTS_BYTES_MAX,
             FAILURES_BYTES_MAX,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.reads())
         .await?;
         Ok(rows)
     }

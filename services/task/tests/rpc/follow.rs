@@ -46,8 +46,10 @@ impl Runner {
         let (namespace, name) = ("default".to_owned(), "pair".to_owned());
         let wanted = Wanted { namespace, name, version: None };
         let found = world.store.find_definitions(&[wanted]).await.unwrap().remove(0).unwrap();
-        let (writer, node) =
-            (world.store.writer().await.unwrap(), world.store.register_node().await.unwrap());
+        let (writer, node) = (
+            world.store.writer().await.unwrap(),
+            world.store.register_node(Duration::from_secs(300)).await.unwrap(),
+        );
         Self { writer, node, queues: found.queues.clone() }
     }
 
