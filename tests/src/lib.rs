@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod check;
+mod checker;
+pub mod history;
+mod proxy;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -17,6 +20,8 @@ use stepwell_suite::TestDatabase;
 use uuid::Uuid;
 
 pub use check::check;
+pub use checker::{Verdict, violations};
+pub use proxy::{Proxy, Target, Way};
 pub use world::{Running, SOON, World, until};
 
 /// One database, migrated, of this test alone.

@@ -52,6 +52,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _points = fail::FailScenario::setup();
     match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Guard => stepwell_suite::guard_main(),

@@ -30,6 +30,10 @@ const CATCH_UP_ROWS: i64 = 500;
 /// Without an event for so long, a checkpoint tells how far the feed has come.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(15);
 
+/// How long a reader has at shutdown to make room for being told so.
+const LAST_WORD: Duration = Duration::from_secs(1);
+const CATCH_UP_AGAIN: Duration = Duration::from_millis(50);
+
 /// A subscription.
 pub(crate) struct Delivery {
     pub(crate) store: Store,
@@ -58,8 +62,8 @@ impl Delivery {
             ),
         };
         if let Some(refusal) = ended {
-            // A reader whose queue is full is not waited for.
-            let _ = self.out.try_send(Err(refusal.into()));
+            // A reader whose queue is full is waited for a little; it resumes in any case.
+            let _ = tokio::time::timeout(LAST_WORD, self.out.send(Err(refusal.into()))).await;
         }
     }
 
@@ -70,14 +74,20 @@ impl Delivery {
             return;
         }
         let mut said = Instant::now();
-        let mut wait = Duration::from_millis(50);
+        let mut wait = CATCH_UP_AGAIN;
         loop {
             changes.mark_unchanged();
             let sent = match self.ring.after(self.place) {
                 Found::Page(page) => self.send(&page).await,
                 Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
-                    Ok(Some(page)) => self.send(&page).await,
-                    Ok(None) => Ok(false),
+                    Ok(Some(page)) => {
+                        wait = CATCH_UP_AGAIN;
+                        self.send(&page).await
+                    }
+                    Ok(None) => {
+                        tokio::time::sleep(CATCH_UP_AGAIN).await;
+                        Ok(false)
+                    }
                     Err(error) => {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,

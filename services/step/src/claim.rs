@@ -88,6 +88,7 @@ impl Claiming {
         }
         let answer = match claimed {
             Ok((claimed, acting)) if !claimed.leases.is_empty() => {
+                fault_point!("claim::unsent");
                 self.store.bell().ring(Topic::Event);
                 self.dispatch.send(&claimed.leases, acting, &[], Vec::new()).await;
                 Ok(full)

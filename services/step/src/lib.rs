@@ -5,6 +5,14 @@
 //! failures → `settle` commits and answers. `sweep` has the loops beside that way, and
 //! `walk` what becomes of the leases of processes that are gone.
 
+/// Where a test kills the process, as a crash of the machine would: nothing in ordinary builds.
+macro_rules! fault_point {
+    ($name:literal) => {
+        #[cfg(feature = "failpoints")]
+        fail::fail_point!($name, |_| std::process::abort());
+    };
+}
+
 mod claim;
 mod contexts;
 mod dispatch;

@@ -356,9 +356,13 @@ impl step_service_server::StepService for Steps {
         let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
         let session = self.open(hello).await?;
         let reader = tokio::spawn(Arc::clone(&session).read(requests));
-        let end = Reading { session, reader };
-        let responses = stream::unfold(end, async |end| {
+        let end = Reading { session, reader, leases_sent: false };
+        let responses = stream::unfold(end, async |mut end| {
+            if std::mem::take(&mut end.leases_sent) {
+                fault_point!("lease::sent");
+            }
             let response = end.session.outbox.next(end.session.steps.0.bounds.heartbeat).await?;
+            end.leases_sent = !response.leases.is_empty();
             Some((Ok(response), end))
         });
         Ok(Response::new(Box::pin(responses)))
@@ -377,6 +381,8 @@ impl step_service_server::StepService for Steps {
 struct Reading {
     session: Arc<Session>,
     reader: tokio::task::JoinHandle<()>,
+    /// The message before this one had leases.
+    leases_sent: bool,
 }
 
 impl Drop for Reading {

@@ -115,6 +115,7 @@ impl Settling {
             self.dispatch.timers.notify_one();
         }
         let acks = acks(batch, &settled);
+        fault_point!("settle::unacknowledged");
         self.dispatch.send(&settled.leases, acting, &reports, acks).await;
         self.sessions.unreserve(&slots);
         self.sessions.settled(batch.iter().map(|e| e.lease));
@@ -182,8 +183,12 @@ impl Settling {
             none => none.insert(self.store.writer().await?),
         };
         let acting = self.node.act(&self.store).await?;
+        fault_point!("settle::uncommitted");
         match writer.settle_each(reports, slots, acting.id(), sweep).await {
-            Ok((settled, poison)) => Ok((settled, poison, acting)),
+            Ok((settled, poison)) => {
+                fault_point!("settle::committed");
+                Ok((settled, poison, acting))
+            }
             Err(error) => {
                 if !slots.is_empty() {
                     self.node.judge(acting.id(), &error);

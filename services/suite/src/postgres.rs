@@ -57,7 +57,9 @@ pub fn default_data_dir() -> PathBuf {
 /// A running Postgres. It goes with its guard.
 pub struct Postgres {
     socket: PathBuf,
+    data: PathBuf,
     log: PathBuf,
+    command: Command,
     process: Process,
 }
 
@@ -75,13 +77,32 @@ impl Postgres {
         for (name, value) in settings(options, &place.folder) {
             args.extend(["-c".to_owned(), format!("{name}={value}")]);
         }
-        let process = guard.spawn(place.command("postgres", args, Kind::Postgres)).await?;
-        let postgres = Self { socket: place.folder.clone(), log: place.log(), process };
-        postgres.up(&data).await?;
+        let command = place.command("postgres", args, Kind::Postgres);
+        let process = guard.spawn(command.clone()).await?;
+        let (socket, log) = (place.folder.clone(), place.log());
+        let postgres = Self { socket, data, log, command, process };
+        postgres.up().await?;
         Ok(postgres)
     }
 
-    async fn up(&self, data: &Path) -> Result<(), Error> {
+    /// Starts it again on the same data after its process has ended, however it ended. Answers once
+    /// it takes connections.
+    pub async fn restart(&mut self, guard: &Guard) -> Result<(), Error> {
+        self.process.wait().await;
+        let deadline = Instant::now() + UP_WITHIN;
+        loop {
+            self.process = guard.spawn(self.command.clone()).await?;
+            match self.up().await {
+                // After a SIGKILL its former children may take a moment to notice and go.
+                Err(_) if self.process.ended().is_some() && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn up(&self) -> Result<(), Error> {
         let deadline = Instant::now() + UP_WITHIN;
         loop {
             let url = self.url("postgres");
@@ -94,19 +115,19 @@ impl Postgres {
                 Err(_) => "it does not answer".to_owned(),
             };
             if self.process.ended().is_some() || Instant::now() >= deadline {
-                return Err(self.not_up(data, &failed));
+                return Err(self.not_up(&failed));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    fn not_up(&self, data: &Path, failed: &str) -> Error {
+    fn not_up(&self, failed: &str) -> Error {
         let log = tail(&self.log);
         if log.contains("\"postmaster.pid\" already exists") {
             return Error::Failed(format!(
                 "another Postgres runs on {}: stop it (is Stepwell running in another terminal?), \
                  or use another folder",
-                data.display()
+                self.data.display()
             ));
         }
         Error::Failed(format!("Postgres did not start: {failed}\n{log}"))

@@ -76,6 +76,8 @@ pub struct SuiteOptions {
     pub logs: Logs,
     /// Further arguments for every service.
     pub args: Vec<String>,
+    /// Further variables of every service's environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl SuiteOptions {
@@ -89,6 +91,7 @@ impl SuiteOptions {
             ports: None,
             logs: Logs::Files,
             args: Vec::new(),
+            env: Vec::new(),
         }
     }
 }
@@ -199,7 +202,8 @@ impl Suite {
     }
 
     fn command(&self, args: Vec<String>, log: Option<PathBuf>) -> Command {
-        Command { log, ..Command::new(&self.options.executable).args(args) }
+        let env = self.options.env.clone();
+        Command { log, env, ..Command::new(&self.options.executable).args(args) }
     }
 
     /// Waits until a service answers that it is ready; its address.
@@ -283,6 +287,20 @@ impl Suite {
         self.ready(kind, index, &process).await?;
         self.nodes[node].process = process;
         Ok(())
+    }
+
+    /// What services find in their environment when they are started from now on.
+    pub fn set_env(&mut self, env: Vec<(String, String)>) {
+        self.options.env = env;
+    }
+
+    /// Starts the private Postgres again, on the same data, after its process has ended. Answers
+    /// once it takes connections.
+    pub async fn restart_postgres(&mut self) -> Result<(), Error> {
+        match &mut self.postgres {
+            Some(postgres) => postgres.restart(&self.guard).await,
+            None => Err(Error::Failed("the suite has no Postgres of its own".into())),
+        }
     }
 
     /// Starts a further process of our program, such as an executor. Its output goes to a file in

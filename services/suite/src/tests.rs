@@ -59,7 +59,10 @@ fn build() -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut build = Command::new(cargo);
     // Cargo's own lock keeps tests that run side by side apart.
-    build.args(["build", "--quiet", "--package", "stepwell-cli", "--target-dir"]).arg(target);
+    build
+        .args(["build", "--quiet", "--package", "stepwell-cli", "--features", "failpoints"])
+        .args(["--target-dir"])
+        .arg(target);
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
     // What cargo tells a test of its package would be taken for a changed environment by the build
     // scripts of others, and half the workspace would be built anew.

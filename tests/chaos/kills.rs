@@ -1,0 +1,90 @@
+//! Processes are killed at random while tasks run; everything must come out as if they had not.
+
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use stepwell_suite::{Kind, Signal};
+use tokio::time::Instant;
+
+use crate::stage::{Stage, number, seed};
+
+/// What is done in one move.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Executor,
+    Subscriber,
+    Service(Kind),
+    Postgres(Signal),
+    Backends,
+}
+
+const BLOWS: &[Blow] = &[
+    Blow::Executor,
+    Blow::Executor,
+    Blow::Subscriber,
+    Blow::Service(Kind::Step),
+    Blow::Service(Kind::Step),
+    Blow::Service(Kind::Task),
+    Blow::Service(Kind::Event),
+    Blow::Backends,
+    // Fast, immediate, and none at all.
+    Blow::Postgres(Signal::SIGINT),
+    Blow::Postgres(Signal::SIGQUIT),
+    Blow::Postgres(Signal::SIGKILL),
+];
+
+async fn run(seed: u64, tasks: u64, time: Duration) {
+    let mut stage = Stage::set(seed).await;
+    let mut dice = StdRng::seed_from_u64(seed);
+    let executors = [
+        stage.enter("executor-0", &["executor"]).await,
+        stage.enter("executor-1", &["executor", "--slots", "50"]).await,
+    ];
+    let cursors = stage.histories().to_owned();
+    let mut subscribers = Vec::new();
+    for n in 0..2 {
+        let cursor = cursors.join(format!("cursor-{n}"));
+        let args = ["subscriber", "--cursor", cursor.to_str().unwrap()];
+        subscribers.push(stage.enter(&format!("subscriber-{n}"), &args).await);
+    }
+    // So that the work lasts as long as the blows do.
+    let every = (time.as_micros() as u64 * 9 / 10 / tasks).to_string();
+    let tasks = tasks.to_string();
+    let producer = ["producer", "--tasks", &tasks, "--in-flight", "300", "--every-us", &every];
+    let producer = stage.enter("producer", &producer).await;
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(dice.random_range(300..2000))).await;
+        let blow = *BLOWS.choose(&mut dice).unwrap();
+        let index = dice.random_range(0..2);
+        match blow {
+            Blow::Executor => stage.replace(executors[index]).await,
+            Blow::Subscriber => stage.replace(subscribers[index]).await,
+            Blow::Service(kind) => stage.replace_service(kind, index).await,
+            Blow::Postgres(signal) => stage.restart_postgres(signal).await,
+            Blow::Backends => {
+                // Writers, listeners, readers: whoever is there.
+                sqlx::query(
+                    "select pg_terminate_backend(pid) from pg_stat_activity
+                      where application_name like 'stepwell-%' and pid <> pg_backend_pid()",
+                )
+                .execute(&mut stage.connection().await)
+                .await
+                .unwrap();
+            }
+        }
+    }
+    stage.ended(producer, Duration::from_secs(120) + time).await;
+    stage.at_rest(Duration::from_secs(60)).await;
+    stage.close().await;
+    stage.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_killed_every_task_ends_right_and_every_subscriber_has_the_log() {
+    let tasks = number("CHAOS_TASKS").unwrap_or(600);
+    let time = Duration::from_secs(number("CHAOS_SECONDS").unwrap_or(25));
+    for _ in 0..number("CHAOS_RUNS").unwrap_or(1) {
+        run(seed(), tasks, time).await;
+    }
+}
