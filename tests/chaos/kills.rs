@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use stepwell_suite::{Kind, Signal};
 use tokio::time::Instant;
 
@@ -52,11 +52,19 @@ async fn run(seed: u64, tasks: u64, time: Duration) {
     let tasks = tasks.to_string();
     let producer = ["producer", "--tasks", &tasks, "--in-flight", "300", "--every-us", &every];
     let producer = stage.enter("producer", &producer).await;
-    let until = Instant::now() + time;
+    let mut deck = Vec::new();
+    let start = Instant::now();
+    let until = start + time;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(dice.random_range(300..2000))).await;
-        let blow = *BLOWS.choose(&mut dice).unwrap();
+        if deck.is_empty() {
+            // Each of them, in an order of chance, before any comes again.
+            deck = BLOWS.to_vec();
+            deck.shuffle(&mut dice);
+        }
+        let blow = deck.pop().unwrap();
         let index = dice.random_range(0..2);
+        eprintln!("{:6.1} s: {blow:?} {index}", start.elapsed().as_secs_f64());
         match blow {
             Blow::Executor => stage.replace(executors[index]).await,
             Blow::Subscriber => stage.replace(subscribers[index]).await,
@@ -74,9 +82,12 @@ async fn run(seed: u64, tasks: u64, time: Duration) {
             }
         }
     }
+    eprintln!("{:6.1} s: no more blows", start.elapsed().as_secs_f64());
     stage.ended(producer, Duration::from_secs(120) + time).await;
+    eprintln!("{:6.1} s: every task has ended", start.elapsed().as_secs_f64());
     stage.at_rest(Duration::from_secs(60)).await;
     stage.close().await;
+    eprintln!("{:6.1} s: at rest", start.elapsed().as_secs_f64());
     stage.judge().await;
 }
 
