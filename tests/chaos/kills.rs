@@ -34,24 +34,10 @@ const BLOWS: &[Blow] = &[
 ];
 
 async fn run(seed: u64, tasks: u64, time: Duration) {
-    let mut stage = Stage::set(seed).await;
-    let mut dice = StdRng::seed_from_u64(seed);
-    let executors = [
-        stage.enter("executor-0", &["executor"]).await,
-        stage.enter("executor-1", &["executor", "--slots", "50"]).await,
-    ];
-    let cursors = stage.histories().to_owned();
-    let mut subscribers = Vec::new();
-    for n in 0..2 {
-        let cursor = cursors.join(format!("cursor-{n}"));
-        let args = ["subscriber", "--cursor", cursor.to_str().unwrap()];
-        subscribers.push(stage.enter(&format!("subscriber-{n}"), &args).await);
-    }
     // So that the work lasts as long as the blows do.
-    let every = (time.as_micros() as u64 * 9 / 10 / tasks).to_string();
-    let tasks = tasks.to_string();
-    let producer = ["producer", "--tasks", &tasks, "--in-flight", "300", "--every-us", &every];
-    let producer = stage.enter("producer", &producer).await;
+    let every = u64::try_from(time.as_micros()).unwrap() * 9 / 10 / tasks;
+    let (mut stage, cast) = Stage::rush(seed, tasks, every).await;
+    let mut dice = StdRng::seed_from_u64(seed);
     let mut deck = Vec::new();
     let start = Instant::now();
     let until = start + time;
@@ -66,8 +52,8 @@ async fn run(seed: u64, tasks: u64, time: Duration) {
         let index = dice.random_range(0..2);
         eprintln!("{:6.1} s: {blow:?} {index}", start.elapsed().as_secs_f64());
         match blow {
-            Blow::Executor => stage.replace(executors[index]).await,
-            Blow::Subscriber => stage.replace(subscribers[index]).await,
+            Blow::Executor => stage.replace(cast.executors[index]).await,
+            Blow::Subscriber => stage.replace(cast.subscribers[index]).await,
             Blow::Service(kind) => stage.replace_service(kind, index).await,
             Blow::Postgres(signal) => stage.restart_postgres(signal).await,
             Blow::Backends => {
@@ -83,12 +69,8 @@ async fn run(seed: u64, tasks: u64, time: Duration) {
         }
     }
     eprintln!("{:6.1} s: no more blows", start.elapsed().as_secs_f64());
-    stage.ended(producer, Duration::from_secs(120) + time).await;
-    eprintln!("{:6.1} s: every task has ended", start.elapsed().as_secs_f64());
-    stage.at_rest(Duration::from_secs(60)).await;
-    stage.close().await;
-    eprintln!("{:6.1} s: at rest", start.elapsed().as_secs_f64());
-    stage.judge().await;
+    stage.finish(&cast, Duration::from_secs(120) + time).await;
+    eprintln!("{:6.1} s: judged", start.elapsed().as_secs_f64());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

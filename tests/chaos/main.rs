@@ -4,5 +4,9 @@
 //! `CHAOS_RUNS` make it longer (see CONTRIBUTING.md).
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod database;
 mod kills;
+mod partitions;
+mod points;
 mod stage;
+mod stops;

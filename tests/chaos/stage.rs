@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use stepwell_suite::{
     Command, Exit, Kind, Nodes, PostgresOptions, Process, Signal, Suite, SuiteOptions,
 };
-use stepwell_tests::{check, history, violations};
+use stepwell_tests::{check, history, short_terms, violations};
 use tokio::time::Instant;
 
 /// A seed from the environment, or a new one; printed, so that a run can be repeated.
@@ -41,28 +42,24 @@ pub(crate) struct Stage {
     seed: u64,
 }
 
-/// Short terms, so that what takes minutes in production takes seconds here.
-fn short_terms() -> Vec<(String, String)> {
-    [
-        ("STEPWELL_NODE_LEASE", "2"),
-        ("STEPWELL_SESSION_GRACE", "2"),
-        ("STEPWELL_HEARTBEAT", "1"),
-        ("STEPWELL_DATABASE_TIMEOUT", "3"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
+/// The places of a rush's clients.
+pub(crate) struct Cast {
+    pub(crate) executors: [usize; 2],
+    pub(crate) subscribers: [usize; 2],
+    pub(crate) producer: usize,
 }
 
 impl Stage {
     /// Two of each service.
     pub(crate) async fn set(seed: u64) -> Self {
-        Self::with(seed, Nodes { task: 2, step: 2, event: 2 }).await
+        Self::with_env(seed, Nodes { task: 2, step: 2, event: 2 }, short_terms()).await
     }
 
-    pub(crate) async fn with(seed: u64, nodes: Nodes) -> Self {
+    /// So many of each, whose environment has these variables.
+    pub(crate) async fn with_env(seed: u64, nodes: Nodes, env: Vec<(String, String)>) -> Self {
         let mut options = SuiteOptions::new(stepwell_suite::built_stepwell().unwrap());
         options.nodes = nodes;
-        options.env = short_terms();
+        options.env = env;
         // What is killed here is processes; the machine stays.
         options.postgres = PostgresOptions { fsync: false, ..PostgresOptions::default() };
         let suite = Suite::start(options).await.unwrap();
@@ -71,12 +68,50 @@ impl Stage {
         Self { suite, roles: Vec::new(), histories, seed }
     }
 
+    /// Two executors, a fast and a slow subscriber, and a producer of so many tasks, a pause apart.
+    pub(crate) async fn rush(seed: u64, tasks: u64, every_us: u64) -> (Self, Cast) {
+        let mut stage = Self::set(seed).await;
+        let executors = [
+            stage.enter("executor-0", &["executor"]).await,
+            stage.enter("executor-1", &["executor", "--slots", "50"]).await,
+        ];
+        let subscribers = [stage.subscriber(0, "0").await, stage.subscriber(1, "20").await];
+        let (tasks, every) = (tasks.to_string(), every_us.to_string());
+        let args = ["producer", "--tasks", &tasks, "--in-flight", "300", "--every-us", &every];
+        let producer = stage.enter("producer", &args).await;
+        (stage, Cast { executors, subscribers, producer })
+    }
+
+    async fn subscriber(&mut self, n: usize, rest_ms: &str) -> usize {
+        let cursor = self.histories.join(format!("cursor-{n}"));
+        let args = ["subscriber", "--cursor", cursor.to_str().unwrap(), "--rest-ms", rest_ms];
+        self.enter(&format!("subscriber-{n}"), &args).await
+    }
+
+    /// Every task ends, nothing is left, and all promises held.
+    pub(crate) async fn finish(&mut self, cast: &Cast, within: Duration) {
+        self.ended(cast.producer, within).await;
+        self.at_rest(Duration::from_secs(60)).await;
+        self.close().await;
+        self.judge().await;
+    }
+
     /// Starts a client; answers its place among the roles.
     pub(crate) async fn enter(&mut self, name: &str, args: &[&str]) -> usize {
+        self.enter_with(name, args, &[]).await
+    }
+
+    /// The same, with variables in its environment, for its first life.
+    pub(crate) async fn enter_with(
+        &mut self,
+        name: &str,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> usize {
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
         self.roles.push(Role { name: name.into(), args, life: 0, process: None });
         let place = self.roles.len() - 1;
-        self.revive(place).await;
+        self.revive_with(place, env).await;
         place
     }
 
@@ -203,20 +238,9 @@ impl Stage {
             .fetch_one(&mut self.connection().await)
             .await
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(120);
-        for role in self.roles.iter().filter(|role| role.name.starts_with("subscriber")) {
-            let file = self.histories.join(format!("{}.{}.jsonl", role.name, role.life));
-            loop {
-                let entries = history::read(&file);
-                let last = entries
-                    .iter()
-                    .rev()
-                    .find_map(|entry| entry["events"].as_array()?.last()?[0].as_i64());
-                if last == Some(head) || last.is_none() && self.saw_all_before(role, head) {
-                    break;
-                }
-                assert!(Instant::now() < deadline, "{} is at {last:?} of {head}", role.name);
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        for place in 0..self.roles.len() {
+            if self.roles[place].name.starts_with("subscriber") {
+                self.seen(place, head).await;
             }
         }
         for place in 0..self.roles.len() {
@@ -228,19 +252,33 @@ impl Stage {
         }
     }
 
-    fn saw_all_before(&self, role: &Role, head: i64) -> bool {
-        (1..role.life).any(|life| {
-            let file = self.histories.join(format!("{}.{life}.jsonl", role.name));
-            history::read(&file).iter().any(|entry| {
-                let events = entry["events"].as_array();
-                events.is_some_and(|all| all.last().is_some_and(|e| e[0].as_i64() == Some(head)))
-            })
-        })
+    /// Waits until a subscriber has seen this position, in this life or one before.
+    pub(crate) async fn seen(&self, place: usize, position: i64) {
+        let role = &self.roles[place];
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let last = (1..=role.life).filter_map(|life| {
+                let file = self.histories.join(format!("{}.{life}.jsonl", role.name));
+                let last = |entry: &Value| entry["events"].as_array()?.last()?[0].as_i64();
+                history::read(&file).iter().rev().find_map(last)
+            });
+            let last = last.max();
+            if last >= Some(position) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{} is at {last:?} of {position}", role.name);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// All promises held.
     pub(crate) async fn judge(&self) {
         let mut connection = self.connection().await;
+        // For the judge alone: the services have no use for it.
+        sqlx::raw_sql("create index on stepwell.event (task, no, position); analyze")
+            .execute(&mut connection)
+            .await
+            .unwrap();
         check(&mut connection).await;
         let verdict = violations(self.histories(), &mut connection).await;
         eprintln!("{:?}", verdict.counts);

@@ -38,9 +38,9 @@ impl History {
     }
 }
 
-/// The entries of one file, or of several; a last line that was cut is left out.
+/// The entries of one file; none if it is not there yet. A last line that was cut is left out.
 pub fn read(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = std::fs::read_to_string(path).unwrap_or_default();
     let mut lines = text.split('\n').collect::<Vec<_>>();
     lines.pop();
     lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()

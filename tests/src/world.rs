@@ -11,6 +11,18 @@ use tokio::{sync::Notify, task::JoinHandle};
 /// No wait in a test is longer.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// Terms of seconds, so that what takes minutes in production takes seconds in a test.
+pub fn short_terms() -> Vec<(String, String)> {
+    [
+        ("STEPWELL_NODE_LEASE", "2"),
+        ("STEPWELL_SESSION_GRACE", "2"),
+        ("STEPWELL_HEARTBEAT", "1"),
+        ("STEPWELL_DATABASE_TIMEOUT", "3"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
 /// A running suite.
 pub struct World {
     /// Its processes.
@@ -18,6 +30,7 @@ pub struct World {
     /// A client of all its services.
     pub client: Client,
     database: TestDatabase,
+    others: Vec<Suite>,
 }
 
 /// An executor that runs inside the test.
@@ -47,15 +60,52 @@ impl World {
 
     /// So many of each, with further arguments.
     pub async fn with(nodes: Nodes, args: &[&str]) -> Self {
+        Self::set_up(|options| {
+            options.nodes = nodes;
+            options.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        })
+        .await
+    }
+
+    /// So many of each, with terms of seconds where services have longer ones.
+    pub async fn hasty(nodes: Nodes) -> Self {
+        Self::set_up(|options| {
+            options.nodes = nodes;
+            options.env = short_terms();
+        })
+        .await
+    }
+
+    /// As the options say in the end. A database that is named there is the test's own, reached in
+    /// another way.
+    pub async fn set_up(change: impl FnOnce(&mut SuiteOptions)) -> Self {
         let database = stepwell_suite::test_database().await.unwrap();
+        Self::over(database, change).await
+    }
+
+    /// The same over a database that is there.
+    pub async fn over(database: TestDatabase, change: impl FnOnce(&mut SuiteOptions)) -> Self {
         let mut options = SuiteOptions::new(stepwell_suite::built_stepwell().unwrap());
         options.database_url = Some(database.url.clone());
-        options.nodes = nodes;
-        options.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        change(&mut options);
         let suite = Suite::start(options).await.unwrap();
         let stepwell_suite::Addresses { task, step, event } = suite.addresses();
         let client = Client::connect(Addresses { task, step, event }).unwrap();
-        Self { suite, client, database }
+        Self { suite, client, database, others: Vec::new() }
+    }
+
+    /// Starts one more step-service, which reaches the database directly; a client of the services
+    /// with that one in place of the others.
+    pub async fn another_step_service(&mut self) -> Client {
+        let mut options = SuiteOptions::new(stepwell_suite::built_stepwell().unwrap());
+        options.database_url = Some(self.database.url.clone());
+        options.nodes = Nodes { task: 0, step: 1, event: 0 };
+        options.env = short_terms();
+        let other = Suite::start(options).await.unwrap();
+        let stepwell_suite::Addresses { task, event, .. } = self.suite.addresses();
+        let step = other.addresses().step;
+        self.others.push(other);
+        Client::connect(Addresses { task, step, event }).unwrap()
     }
 
     /// Registers a definition.
@@ -75,7 +125,7 @@ impl World {
 
     /// A connection to its database.
     pub async fn connection(&self) -> PgConnection {
-        PgConnection::connect(&self.database.url).await.unwrap()
+        PgConnection::connect(self.suite.database_url()).await.unwrap()
     }
 
     /// A feed of everything recorded.

@@ -66,6 +66,8 @@ pub struct SuiteOptions {
     pub executable: PathBuf,
     /// A database that is there; none: a private Postgres.
     pub database_url: Option<String>,
+    /// Services that reach the same database by another URL.
+    pub detours: Vec<(Kind, String)>,
     /// How the private Postgres is set up.
     pub postgres: PostgresOptions,
     /// How many copies.
@@ -86,6 +88,7 @@ impl SuiteOptions {
         Self {
             executable: executable.into(),
             database_url: None,
+            detours: Vec::new(),
             postgres: PostgresOptions::default(),
             nodes: Nodes { task: 1, step: 1, event: 1 },
             ports: None,
@@ -183,8 +186,10 @@ impl Suite {
             .and_then(|address| address.strip_prefix("http://"))
             .map_or_else(|| format!("127.0.0.1:{port}"), str::to_owned);
         let mut args = vec!["serve".to_owned(), kind.word().to_owned()];
+        let detour = self.options.detours.iter().find(|(of, _)| *of == kind);
+        let database_url = detour.map_or(&self.database_url, |(_, url)| url);
         for (name, value) in [
-            ("--database-url", self.database_url.as_str()),
+            ("--database-url", database_url.as_str()),
             ("--listen", &listen),
             ("--address-file", &file.display().to_string()),
         ] {

@@ -69,7 +69,8 @@ enum Role {
 async fn main() {
     let actor = Actor::parse();
     let history = Arc::new(History::create(&actor.history));
-    let client = Client::connect(Addresses::from_env()).unwrap();
+    let limits = Limits { stream_silence: Duration::from_secs(5), ..Limits::default() };
+    let client = Client::connect(Addresses::from_env()).unwrap().with_limits(limits);
     match actor.role {
         Role::Executor { slots, work_ms } => {
             execute(&client, history, actor.seed, slots, work_ms).await;
@@ -235,11 +236,10 @@ impl CursorStore for Fragile {
 
     async fn save(&self, cursor: &str) -> std::io::Result<()> {
         // Dies here now and then, if a test says so: after the events, before the cursor.
-        if let Ok(every) = std::env::var("ACTOR_DIES_UNSAVED_EVERY") {
-            let n = dice(0, cursor) % every.parse::<u64>().unwrap();
-            if n == 0 && std::env::var("ACTOR_INCARNATION").as_deref() != Ok("last") {
-                std::process::abort();
-            }
+        if let Ok(every) = std::env::var("ACTOR_DIES_UNSAVED_EVERY")
+            && dice(0, cursor).is_multiple_of(every.parse().unwrap())
+        {
+            std::process::abort();
         }
         self.0.save(cursor).await
     }
@@ -251,8 +251,11 @@ async fn follow(client: Client, history: Arc<History>, cursor: PathBuf, rest: Du
         let saved = store.load().await.unwrap();
         history.record(json!({"what": "resumed", "cursor": saved}));
         let start = saved.map_or(Start::Earliest, Start::After);
-        let limits = Limits { call_timeout: Duration::from_secs(3600), ..Limits::default() };
-        let client = client.with_limits(limits);
+        let client = client.with_limits(Limits {
+            call_timeout: Duration::from_secs(3600),
+            stream_silence: Duration::from_secs(5),
+            ..Limits::default()
+        });
         let wanted = Subscription::new().names(["*"]).from(start);
         let mut feed = client.subscribe(wanted).await.unwrap();
         while let Some(delivery) = feed.next().await {
