@@ -6,6 +6,7 @@
 
 mod database;
 mod kills;
+mod load;
 mod partitions;
 mod points;
 mod stage;

@@ -232,8 +232,8 @@ impl Stage {
         self.until("at rest", within, sql).await;
     }
 
-    /// Waits until the subscribers have seen the whole log, then ends all clients in peace.
-    pub(crate) async fn close(&mut self) {
+    /// Waits until the subscribers have seen the whole log.
+    pub(crate) async fn close_feeds(&self) {
         let head: i64 = sqlx::query_scalar("select coalesce(max(position), 0) from stepwell.event")
             .fetch_one(&mut self.connection().await)
             .await
@@ -243,6 +243,11 @@ impl Stage {
                 self.seen(place, head).await;
             }
         }
+    }
+
+    /// Waits until the subscribers have seen the whole log, then ends all clients in peace.
+    pub(crate) async fn close(&mut self) {
+        self.close_feeds().await;
         for place in 0..self.roles.len() {
             let process = self.process(place).clone();
             if process.ended().is_none() {
