@@ -15,8 +15,9 @@ use sqlx::{Connection, PgConnection};
 use stepwell_client::{
     EventStream, Executor, HandlerError, Limits, Start, StepContext, v1::ErrorReason,
 };
-use stepwell_suite::{Kind, Nodes, PostgresOptions, Signal};
-use stepwell_tests::{Proxy, Running, SOON, Way, World, check, short_terms, until};
+use stepwell_store::{Options, Store};
+use stepwell_suite::{Guard, Kind, Nodes, Postgres, PostgresOptions, Signal, TestDatabase};
+use stepwell_tests::{Proxy, Running, SOON, Target, Way, World, check, short_terms, until};
 use tokio::time::{Instant, timeout};
 
 use crate::stage::number;
@@ -390,6 +391,62 @@ async fn a_step_service_that_is_cut_off_from_postgres_is_declared_dead_and_its_s
     let report = timeout(SOON, stuck.stop()).await.unwrap();
     assert_eq!(report.completed, 0, "{report:?}");
     other.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_refused_until_it_takes_over_and_then_everything_goes_on() {
+    let stepwell = stepwell_suite::built_stepwell().unwrap();
+    let guard = Guard::start(&stepwell).unwrap();
+    let options = PostgresOptions { fsync: false, ..PostgresOptions::default() };
+    let primary = Postgres::start(&guard, &options).await.unwrap();
+    primary.create_database("stepwell", None).await.unwrap();
+    stepwell_store::migrate(&primary.url("stepwell")).await.unwrap();
+    let standby = primary.standby(&guard).await.unwrap();
+    let refused = Store::connect(&Options::new(standby.url("stepwell")), "test").await.err();
+    assert!(refused.unwrap().to_string().contains("standby"), "named by mistake");
+    // From now on what is acknowledged is on both.
+    let mut connection = PgConnection::connect(&primary.url("stepwell")).await.unwrap();
+    for sql in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    drop(connection);
+    let (proxy, url) = Proxy::of_database(&primary.url("stepwell")).await;
+    let database = TestDatabase { url };
+    let mut world = World::over(database, |options| options.env = short_terms()).await;
+    world.define(TWO_STEPS).await;
+    let mut feed = world.feed(Start::Earliest).await;
+    let running = executor(&world);
+    let mut tasks = Vec::new();
+    for _ in 0..20 {
+        tasks.push(world.create("two", &json!({})).await.task_id);
+    }
+    completions(&mut feed, 1).await;
+    primary.process().kill(Signal::SIGKILL).await.unwrap();
+    let mut connection = PgConnection::connect(&standby.url("stepwell")).await.unwrap();
+    sqlx::raw_sql("select pg_promote()").execute(&mut connection).await.unwrap();
+    proxy.lead_to(Target::Unix(standby.socket()));
+    for task in &tasks {
+        assert_eq!(world.ended(task).await.state().word(), "complete");
+    }
+    for _ in 0..3 {
+        run_one(&world).await;
+    }
+    // Another timeline is another log: who reads on is told, and decides for himself.
+    let event = world.suite.process(Kind::Event, 0).unwrap().clone();
+    let ended = timeout(SOON, event.wait()).await.unwrap();
+    assert_eq!(ended.code, Some(1), "it does not go on with places of another log");
+    world.suite.restart(Kind::Event, 0).await.unwrap();
+    let refused = loop {
+        match feed.next().await.unwrap() {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.reason(), Some(ErrorReason::CursorAhead), "{refused}");
+    let mut again = world.feed(Start::Earliest).await;
+    completions(&mut again, tasks.len() + 3).await;
+    running.stop().await;
     check(&mut world.connection().await).await;
 }
 

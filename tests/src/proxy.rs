@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -58,6 +58,7 @@ pub struct Proxy {
 }
 
 struct Shared {
+    target: Mutex<Target>,
     rules: watch::Sender<Rules>,
     /// Bytes that went through, both ways, all connections.
     passed: AtomicU64,
@@ -71,11 +72,12 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
+            target: Mutex::new(target),
             rules: watch::Sender::new(Rules::default()),
             passed: AtomicU64::new(0),
             cut_at: AtomicU64::new(u64::MAX),
         });
-        let accepting = tokio::spawn(accept(listener, target, Arc::clone(&shared)));
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, accepting }
     }
 
@@ -131,6 +133,12 @@ impl Proxy {
         });
     }
 
+    /// Leads to another target from now on; connections to the former one are reset.
+    pub fn lead_to(&self, target: Target) {
+        *self.shared.target.lock().unwrap() = target;
+        self.reset();
+    }
+
     /// Resets all connections.
     pub fn reset(&self) {
         self.change(|rules| rules.generation += 1);
@@ -155,7 +163,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: Target, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         client.set_nodelay(true).ok();
@@ -163,7 +171,8 @@ async fn accept(listener: TcpListener, target: Target, shared: Arc<Shared>) {
             client.set_zero_linger().ok();
             continue;
         }
-        let (target, shared) = (target.clone(), Arc::clone(&shared));
+        let target = shared.target.lock().unwrap().clone();
+        let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             // Whoever cannot be reached is told so by a reset.
             match target {

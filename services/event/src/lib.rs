@@ -90,13 +90,19 @@ pub async fn run(
     let every = |bell, from, to| {
         service.ticker(bell, Duration::from_millis(from)..Duration::from_millis(to))
     };
-    let tail = Tail { store: store.clone(), ring: Arc::clone(&ring) };
+    let epoch = store.log_epoch().await?;
+    let tail = Tail { store: store.clone(), ring: Arc::clone(&ring), epoch };
     service.spawn_loop("tail", tail.run(every(look, 800, 1200)));
     let log = store.clone();
     let mut ticker = every(Arc::default(), 8000, 12_000);
     service.spawn_loop("log", async move {
         while ticker.next().await {
             match log.extend_log().await {
+                // While nobody subscribes the tail does not look.
+                Ok(()) if log.log_epoch().await.is_ok_and(|now| now != epoch) => {
+                    tracing::error!("the database has another log now");
+                    return;
+                }
                 Ok(()) => ticker.ok(),
                 Err(error) => ticker.back_off(&error),
             }

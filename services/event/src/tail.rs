@@ -14,26 +14,53 @@ const ROWS_MAX: i64 = 2000;
 /// What a row costs in memory beside its payload.
 const ROW_BYTES: usize = 512;
 
+/// What a look came to.
+enum Looked {
+    /// There may be more to read at once.
+    More,
+    All,
+    OtherLog,
+}
+
 /// The loop.
 pub(crate) struct Tail {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    /// Which log this process reads.
+    pub(crate) epoch: i64,
 }
 
 impl Tail {
-    /// Runs until shutdown begins.
+    /// Runs until shutdown begins, or until the log is another one: a standby took over. Places in
+    /// the former log mean nothing there, so the process begins anew.
     pub(crate) async fn run(self, mut ticker: Ticker) {
+        let mut in_doubt = false;
         while ticker.next().await {
-            match self.tick().await {
-                Ok(more) => {
-                    ticker.ok();
-                    if more {
-                        ticker.again();
-                    }
+            match self.look(in_doubt).await {
+                Ok(Looked::OtherLog) => {
+                    tracing::error!("the database has another log now");
+                    return;
                 }
-                Err(error) => ticker.back_off(&error),
+                Ok(Looked::More) => {
+                    ticker.ok();
+                    ticker.again();
+                }
+                Ok(Looked::All) => ticker.ok(),
+                Err(error) => {
+                    ticker.back_off(&error);
+                    in_doubt = true;
+                    continue;
+                }
             }
+            in_doubt = false;
         }
+    }
+
+    async fn look(&self, in_doubt: bool) -> Result<Looked, Error> {
+        if in_doubt && self.store.log_epoch().await? != self.epoch {
+            return Ok(Looked::OtherLog);
+        }
+        Ok(if self.tick().await? { Looked::More } else { Looked::All })
     }
 
     /// True when there may be more to read at once.

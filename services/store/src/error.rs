@@ -16,6 +16,9 @@ pub enum Error {
     /// There is no connection to the database; nothing was asked of it.
     #[error("the database cannot be reached")]
     Unreachable(#[source] sqlx::Error),
+    /// The database only follows another one.
+    #[error("the database is a standby: nothing can be written there; name the primary")]
+    Standby,
     /// The database failed or is away.
     #[error("the database refused or did not answer")]
     Database(#[from] sqlx::Error),
@@ -71,9 +74,15 @@ impl Error {
         }
     }
 
+    /// The database turned out to be a standby, or to be read-only: another connection may lead to
+    /// the one that took over.
+    fn is_read_only(&self) -> bool {
+        self.code_starts(&["25006"])
+    }
+
     /// Trying again may work.
     pub fn is_transient(&self) -> bool {
-        self.is_undone() || self.is_lost()
+        self.is_undone() || self.is_lost() || self.is_read_only()
     }
 }
 

@@ -96,18 +96,20 @@ impl Store {
         Ok(head.unwrap_or(0))
     }
 
-    /// Which log this is: a database that was restored or replaced has another.
+    /// Which log this is: a database that was restored or replaced, or a standby that took over, has
+    /// another.
     pub async fn log_epoch(&self) -> Result<i64, Error> {
-        let epoch = self.0.epoch.get_or_try_init(|| async {
-            sqlx::query_scalar!(
-                r#"select hashtextextended(s.system_identifier::text || ' ' || c.timeline_id::text
-                                           || ' ' || current_database(), 0) as "epoch!"
-                     from pg_control_system() s, pg_control_checkpoint() c"#
-            )
-            .fetch_one(self.reads())
-            .await
-        });
-        Ok(*epoch.await?)
+        // Not from pg_control_checkpoint(): after a promotion it tells the former timeline for a
+        // while.
+        let epoch = sqlx::query_scalar!(
+            r#"select hashtextextended(s.system_identifier::text
+                        || ' ' || ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::text
+                        || ' ' || current_database(), 0) as "epoch!"
+                 from pg_control_system() s"#
+        )
+        .fetch_one(self.reads())
+        .await?;
+        Ok(epoch)
     }
 
     /// A position before the first event of these tasks; none: none of them exists.

@@ -70,7 +70,6 @@ struct Inner {
     bell: Arc<Bell>,
     definitions: Definitions,
     keys: TaskKeys,
-    epoch: tokio::sync::OnceCell<i64>,
 }
 
 impl Store {
@@ -106,10 +105,18 @@ impl Store {
             bell: Arc::new(Bell::new()),
             definitions: Definitions::default(),
             keys: TaskKeys::default(),
-            epoch: tokio::sync::OnceCell::new(),
         }));
+        store.check_writable().await?;
         store.check_schema().await?;
         Ok(store)
+    }
+
+    /// Refuses a standby, where nothing can be written.
+    async fn check_writable(&self) -> Result<(), Error> {
+        let standby = sqlx::query_scalar!(r#"select pg_is_in_recovery() as "standby!""#)
+            .fetch_one(self.reads())
+            .await?;
+        if standby { Err(Error::Standby) } else { Ok(()) }
     }
 
     /// Answers when the database does.

@@ -133,6 +133,38 @@ impl Postgres {
         Error::Failed(format!("Postgres did not start: {failed}\n{log}"))
     }
 
+    /// Starts a standby that follows this one, in a folder of its own.
+    pub async fn standby(&self, guard: &Guard) -> Result<Self, Error> {
+        let place =
+            Place { guard, bin: binaries()?, owner: Owner::of_postgres()?, folder: PathBuf::new() };
+        let place = Place { folder: guard.folder(None, place.owner.ids()).await?, ..place };
+        let data = place.folder.join("data");
+        let args = ["-D", &data.display().to_string(), "-R", "-X", "stream", "-c", "fast", "-h"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([self.socket.display().to_string()])
+            .chain(["-p".to_owned(), PORT.to_string(), "-U".to_owned(), "stepwell".to_owned()]);
+        let copy = place.command("pg_basebackup", args.collect(), Kind::Ordinary);
+        if guard.spawn(copy).await?.wait().await.code != Some(0) {
+            return Err(Error::Failed(format!("pg_basebackup failed:\n{}", tail(&place.log()))));
+        }
+        let mut args = vec!["-D".to_owned(), data.display().to_string()];
+        for (name, value) in settings(&PostgresOptions::default(), &place.folder) {
+            args.extend(["-c".to_owned(), format!("{name}={value}")]);
+        }
+        let command = place.command("postgres", args, Kind::Postgres);
+        let process = guard.spawn(command.clone()).await?;
+        let (socket, log) = (place.folder.clone(), place.log());
+        let standby = Self { socket, data, log, command, process };
+        standby.up().await?;
+        Ok(standby)
+    }
+
+    /// The file of the socket that it is reached by.
+    pub fn socket(&self) -> PathBuf {
+        self.socket.join(format!(".s.PGSQL.{PORT}"))
+    }
+
     /// The URL of one of its databases.
     pub fn url(&self, database: &str) -> String {
         let host = percent_encoded(&self.socket.display().to_string());
