@@ -4,6 +4,7 @@
 //! `CHAOS_RUNS` make it longer (see CONTRIBUTING.md).
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod clocks;
 mod database;
 mod kills;
 mod load;

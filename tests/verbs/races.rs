@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use stepwell_store::{Ending, Error, LeaseRow, Settled};
+use stepwell_store::{Ending, Error, LeaseRow, Settled, Sweep};
 use stepwell_tests::{Rows, check, complete, report, slots};
 
 /// Holds the task's row until dropped into `release`.
@@ -237,7 +237,7 @@ async fn adopted_or_expired_but_never_both() {
         let adopt = async { adopter.adopt(&keys, rows.node).await.unwrap().len() };
         let expire = async {
             let expired = [report(&lease, Ending::Fail { wait_ms: None }, "{}")];
-            let sweep = stepwell_store::Sweep::Sessions(vec![stepwell_tests::SESSION]);
+            let sweep = Sweep::Sessions(vec![stepwell_tests::SESSION]);
             let none = stepwell_store::Slots::default();
             writer.settle(&expired, &none, rows.node, Some(&sweep)).await.unwrap().accepted[0]
         };
@@ -249,5 +249,67 @@ async fn adopted_or_expired_but_never_both() {
         };
         assert_eq!((adopted, expired), (usize::from(adopt_first), !adopt_first));
         check(&mut rows.connection().await).await;
+    }
+}
+
+#[tokio::test]
+async fn cancel_and_whatever_ends_or_frees_a_step_come_in_either_order_to_the_same_end() {
+    for cancel_first in [true, false] {
+        for rival in ["expiry", "hand-back", "take-over", "retry", "timer", "cancel"] {
+            let rows = Rows::new().await;
+            let definition = rows.define("a; b: a").await;
+            let task = rows.create(&definition).await;
+            let mut writer = rows.writer().await;
+            let lease = rows.claim(&mut writer, definition.queues[0], 1).await[0];
+            if rival == "timer" {
+                let back_off = report(&lease, Ending::Fail { wait_ms: Some(100) }, "{}");
+                rows.settle(&mut writer, &[back_off]).await;
+                let due = "select 1 from stepwell.timer, pg_sleep_until(due) where key > $1";
+                assert_eq!(rows.one::<i32>(due, 0).await, 1, "its time has come");
+            }
+            let uid = rows.one("select uid from stepwell.task where id = $1", task).await;
+            // A timer asks for no task's lock, only for the log's.
+            let latch =
+                if rival == "timer" { hold_log(&rows).await } else { hold(&rows, task).await };
+            let move_it = async {
+                let sessions = Sweep::Sessions(vec![stepwell_tests::SESSION]);
+                let (ending, sweep) = match rival {
+                    "expiry" => (Ending::Fail { wait_ms: None }, Some(sessions)),
+                    "hand-back" => (Ending::HandBack, Some(sessions)),
+                    "take-over" => (Ending::Fail { wait_ms: None }, Some(Sweep::Node(rows.node))),
+                    "retry" => (Ending::Fail { wait_ms: Some(0) }, None),
+                    "timer" => {
+                        writer.release_due(10).await.unwrap();
+                        return true;
+                    }
+                    _ => {
+                        rows.store.cancel_task(uid, "why", "another").await.unwrap();
+                        return true;
+                    }
+                };
+                let none = stepwell_store::Slots::default();
+                let ended = [report(&lease, ending, "{}")];
+                let settled = writer.settle(&ended, &none, rows.node, sweep.as_ref()).await;
+                settled.unwrap().accepted[0]
+            };
+            let cancel = async { rows.store.cancel_task(uid, "why", "who").await.unwrap() };
+            let moved = if cancel_first {
+                race(&rows, latch, cancel, move_it).await.1
+            } else {
+                race(&rows, latch, move_it, cancel).await.0
+            };
+            let counts = matches!(rival, "expiry" | "hand-back" | "take-over" | "retry");
+            assert_eq!(moved, !(counts && cancel_first), "{rival}");
+            let state = "select state from stepwell.task where id = $1";
+            assert_eq!(
+                rows.one::<i16>(state, task).await,
+                5,
+                "{rival}, cancel first: {cancel_first}"
+            );
+            assert!(rows.claim(&mut writer, definition.queues[0], 9).await.is_empty(), "{rival}");
+            let ends = "select count(*) from stepwell.event where task = $1 and type = 24";
+            assert_eq!(rows.one::<i64>(ends, task).await, 1, "{rival}");
+            check(&mut rows.connection().await).await;
+        }
     }
 }
