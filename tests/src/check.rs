@@ -57,9 +57,9 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "a complete task has only complete steps, one in error has one in error",
         "select t.id from stepwell.task t
-          where t.state = 3 and exists (select from stepwell.step s where s.key >> 14 = t.id and s.state not in (3, 6))
-             or t.state = 4 and not exists (select from stepwell.step s where s.key >> 14 = t.id and s.state = 4)
-             or t.state = 5 and exists (select from stepwell.step s where s.key >> 14 = t.id and s.state in (1, 2, 4))",
+          where t.state = 3 and exists (select from stepwell.step s where s.key between t.id << 14 and (t.id << 14) + 16383 and s.state not in (3, 6))
+             or t.state = 4 and not exists (select from stepwell.step s where s.key between t.id << 14 and (t.id << 14) + 16383 and s.state = 4)
+             or t.state = 5 and exists (select from stepwell.step s where s.key between t.id << 14 and (t.id << 14) + 16383 and s.state in (1, 2, 4))",
     ),
     (
         "each attempt is leased once, ended at most once, and attempts grow by one",
