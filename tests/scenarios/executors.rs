@@ -159,3 +159,44 @@ async fn a_definition_registered_later_reaches_executors_that_were_there_before(
     assert_eq!(world.ended(&task.task_id).await.state().word(), "complete");
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_executor_whose_node_is_gone_keeps_its_step_on_another_and_the_take_over_spares_it() {
+    let world = World::hasty(Nodes { task: 1, step: 2, event: 1 }).await;
+    world.define("{name: long, steps: [{name: a}]}").await;
+    let (started, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, finishes) = (Arc::clone(&started), Arc::clone(&finish));
+    let executor = Executor::new(&world.client, "e").handler("a", move |_| {
+        let (started, finish) = (Arc::clone(&starts), Arc::clone(&finishes));
+        async move {
+            started.notify_one();
+            finish.notified().await;
+            Ok::<_, HandlerError>("done")
+        }
+    });
+    let running = world.run(executor);
+    let task = world.create("long", &json!({})).await;
+    started.notified().await;
+    let holder = (0..2).find(|i| world.suite.log_of(Kind::Step, *i).contains("executor connected"));
+    let process = world.suite.process(Kind::Step, holder.unwrap()).unwrap().clone();
+    process.kill(Signal::SIGKILL).await.unwrap();
+    // The dead node is declared dead, its executors' grace passes, its leases are walked.
+    let mut connection = world.connection().await;
+    let deadline = tokio::time::Instant::now() + stepwell_tests::SOON;
+    loop {
+        let nodes: i64 = sqlx::query_scalar("select count(*) from stepwell.node")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        if nodes == 1 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{nodes} nodes");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    finish.notify_one();
+    let task = world.ended(&task.task_id).await;
+    assert_eq!((task.state().word(), task.steps[0].attempt), ("complete", 1));
+    assert_eq!(running.stop().await.completed, 1);
+    check(&mut connection).await;
+}

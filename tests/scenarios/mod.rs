@@ -4,6 +4,7 @@ mod bad_input;
 mod cancel;
 mod checkout;
 mod cli;
+mod docs;
 mod executors;
 mod feed;
 mod retries;
