@@ -8,10 +8,13 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt, future::Either};
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
-use tonic::{Code, Status, body::Body};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
+
+use crate::answer::{Answer, log_failure};
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 64;
@@ -62,40 +65,30 @@ where
             request_id = id.to_str().unwrap_or_default(),
             trace_id = trace_id(headers),
         );
-        let deadline = is_grpc(headers).then(|| timeout(headers)).flatten();
-        // Only up to the first answer: a stream may last longer than its caller waits for that.
+        let grpc = is_grpc(headers);
+        let deadline = grpc.then(|| timeout(headers)).flatten();
         let answer = self.inner.call(request);
+        // Only up to the first answer: a stream may last longer than its caller waits for that.
+        // It counts from now, not from when the future is first polled: the library around us has
+        // a timer of its own, started after this one, which answers CANCELLED and without our id.
+        let answer = match deadline {
+            None => Either::Left(answer.map(Ok)),
+            Some(deadline) => Either::Right(tokio::time::timeout(deadline, answer)),
+        };
+        let seen = span.clone();
         let answered = async move {
-            let mut response = match deadline {
-                None => answer.await?,
-                Some(deadline) => match tokio::time::timeout(deadline, answer).await {
-                    Ok(answered) => answered?,
-                    Err(_) => {
-                        Status::deadline_exceeded("the caller's deadline has passed").into_http()
-                    }
-                },
+            let mut response = match answer.await {
+                Ok(answered) => answered?,
+                Err(_) => Status::deadline_exceeded("the caller's deadline has passed").into_http(),
             };
             log_failure(response.headers());
+            if grpc {
+                response = response.map(|body| Answer::seen(body, seen));
+            }
             response.headers_mut().insert(REQUEST_ID, id);
             Ok(response)
         };
         Box::pin(answered.instrument(span))
-    }
-}
-
-/// A call that failed before its first message says so in its headers.
-fn log_failure(headers: &HeaderMap) {
-    let Some(code) = headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
-    else {
-        return;
-    };
-    match code {
-        Code::Ok => {}
-        // These are ours to look into.
-        Code::Unknown | Code::Internal | Code::DataLoss | Code::Unavailable => {
-            tracing::warn!(?code, "failed");
-        }
-        _ => tracing::info!(?code, "refused"),
     }
 }
 
@@ -159,6 +152,26 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(name, HeaderValue::from_str(value).unwrap());
         headers
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_counts_from_the_call_and_not_from_the_first_look_at_it() {
+        let silent = tower::service_fn(|_: Request<()>| {
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let mut seen = SeenLayer { service: "test" }.layer(silent);
+        let request = Request::post("/stepwell.test.Silent/Call")
+            .header(CONTENT_TYPE, "application/grpc")
+            .header("grpc-timeout", "50m")
+            .body(())
+            .unwrap();
+        let called = tokio::time::Instant::now();
+        let answer = seen.call(request);
+        tokio::time::advance(Duration::from_millis(40)).await;
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4", "DEADLINE_EXCEEDED");
+        let waited = called.elapsed();
+        assert!(waited <= Duration::from_millis(51), "{waited:?}");
     }
 
     #[test]

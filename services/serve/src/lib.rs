@@ -4,6 +4,7 @@
 //! `spawn_loop` run the loops, `serve` answers requests until the service is told to stop and the
 //! loops have ended, or the grace is over.
 
+mod answer;
 mod incoming;
 mod layer;
 mod limits;

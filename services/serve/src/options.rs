@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
 /// How lines of the log look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -22,24 +22,29 @@ pub struct Options {
     #[arg(long, env = "STEPWELL_LISTEN")]
     pub listen: Option<SocketAddr>,
     /// Listen on an address that others can reach, although requests are not authenticated.
+    /// Default: only loopback. In the environment: true or false.
     #[arg(long, env = "STEPWELL_INSECURE")]
     pub insecure: bool,
-    /// How lines of the log look.
+    /// How lines of the log look, on standard error. Default: human.
     #[arg(long, env = "STEPWELL_LOG", value_enum, default_value_t)]
     pub log: LogFormat,
     /// Which lines are logged: `error`, `warn`, `info`, `debug`, or a list such as
-    /// `info,stepwell_step=debug`.
+    /// `info,stepwell_step=debug`. Default: info.
     #[arg(long, env = "STEPWELL_LOG_FILTER", default_value = "info")]
     pub log_filter: String,
-    /// After this long a shutdown no longer waits for anybody. Seconds, 0 to 300.
+    /// After this long a shutdown no longer waits for anybody. Seconds, 0 to 300; default 10.
     #[arg(long, env = "STEPWELL_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub grace: u64,
-    /// Threads that run the service. 1 to 64.
-    #[arg(long, env = "STEPWELL_WORKER_THREADS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub worker_threads: u16,
+    /// Threads that run the service. 1 to 64; default 2.
+    #[arg(long, env = "STEPWELL_WORKER_THREADS", default_value_t = 2, value_parser = threads())]
+    pub worker_threads: usize,
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
+}
+
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=64)
 }
 
 impl Default for Options {
@@ -57,9 +62,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The address to listen on; refused when others could reach it and nobody said so.
+    /// The address to listen on: loopback and the service's own port unless told otherwise.
+    pub fn listen_or(&self, default_port: u16) -> SocketAddr {
+        self.listen.unwrap_or_else(|| ([127, 0, 0, 1], default_port).into())
+    }
+
+    /// The same, refused when others could reach it and nobody said so.
     pub(crate) fn address(&self, default_port: u16) -> anyhow::Result<SocketAddr> {
-        let address = self.listen.unwrap_or_else(|| ([127, 0, 0, 1], default_port).into());
+        let address = self.listen_or(default_port);
         if !address.ip().is_loopback() && !self.insecure {
             anyhow::bail!(
                 "{address} can be reached by others, and requests are not authenticated: \
@@ -73,6 +83,33 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Told {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn told(words: &[&str]) -> Result<Options, clap::Error> {
+        let words = [&["service"], words].concat();
+        clap::Parser::try_parse_from(words).map(|told: Told| told.options)
+    }
+
+    #[test]
+    fn what_is_out_of_bounds_is_refused_and_named() {
+        let within = told(&["--worker-threads", "64", "--grace", "0", "--log", "json"]).unwrap();
+        assert_eq!((within.worker_threads, within.grace, within.log), (64, 0, LogFormat::Json));
+        for (option, value) in [
+            ("--worker-threads", "0"),
+            ("--worker-threads", "65"),
+            ("--grace", "301"),
+            ("--log", "xml"),
+            ("--listen", "localhost"),
+        ] {
+            let refused = told(&[option, value]).unwrap_err().to_string();
+            assert!(refused.contains(option) && refused.contains(value), "{refused}");
+        }
+    }
 
     #[test]
     fn an_address_that_others_can_reach_needs_a_word() {

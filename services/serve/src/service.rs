@@ -236,7 +236,7 @@ where
     F: Future<Output = anyhow::Result<ExitCode>>,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(usize::from(options.worker_threads))
+        .worker_threads(options.worker_threads)
         .enable_all()
         .build();
     let runtime = match runtime {

@@ -121,3 +121,30 @@ async fn a_launcher_finds_the_address_in_a_file() {
     std::fs::remove_dir_all(&folder).unwrap();
     assert_code(running.stop().await, ExitCode::SUCCESS);
 }
+
+#[test]
+fn a_thread_that_is_stuck_does_not_hold_up_the_exit() {
+    let begun = Instant::now();
+    let (free, stuck) = std::sync::mpsc::channel::<()>();
+    let code = stepwell_serve::run(&Options::default(), || async move {
+        let (started, running) = tokio::sync::oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            started.send(()).unwrap();
+            // Until the test is over.
+            stuck.recv().unwrap_err();
+        });
+        running.await?;
+        Ok(ExitCode::SUCCESS)
+    });
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_code(code, ExitCode::SUCCESS);
+    drop(free);
+}
+
+#[test]
+fn a_main_that_fails_is_a_failure() {
+    let code = stepwell_serve::run(&Options::default(), || async {
+        Err(anyhow::anyhow!("no such host").context("the database does not answer"))
+    });
+    assert_code(code, ExitCode::FAILURE);
+}

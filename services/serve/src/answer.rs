@@ -1,0 +1,195 @@
+//! The body of an answer to a gRPC call, seen until its end: it is made within the span of its
+//! request, and a call that fails after its first message is logged as one that fails before it.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use tonic::{Code, Status, body::Body};
+use tracing::Span;
+
+/// Logs the code of a call that failed, once: it stands in the headers if nothing was answered
+/// before, else in the trailers. Callers cause most failures, so those are quiet.
+pub(crate) fn log_failure(said: &HeaderMap) {
+    let Some(code) = said.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes())) else {
+        return;
+    };
+    match code {
+        Code::Ok => {}
+        // These are ours to look into.
+        Code::Unknown | Code::Internal | Code::DataLoss | Code::Unavailable => {
+            tracing::warn!(?code, "failed");
+        }
+        _ => tracing::debug!(?code, "refused"),
+    }
+}
+
+/// A body with the span of its request.
+pub(crate) struct Answer {
+    body: Body,
+    span: Span,
+}
+
+impl Answer {
+    /// What ends with its headers stays as it is: there is nothing more to see.
+    pub(crate) fn seen(body: Body, span: Span) -> Body {
+        if http_body::Body::is_end_stream(&body) {
+            return body;
+        }
+        Body::new(Self { body, span })
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
+        let answer = &mut *self;
+        let _within = answer.span.enter();
+        let frame = Pin::new(&mut answer.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            log_failure(trailers);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        convert::Infallible,
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use axum::body::Bytes;
+    use http::{HeaderValue, Request, Response};
+    use tower::{Layer, ServiceExt};
+
+    use super::*;
+    use crate::layer::SeenLayer;
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Frames that are there already.
+    struct Frames(VecDeque<Frame<Bytes>>);
+
+    impl http_body::Body for Frames {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            tracing::info!("made");
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+    }
+
+    fn status(code: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static(code))])
+    }
+
+    /// The lines that a call leaves which answers with these headers and frames.
+    async fn lines(headers: HeaderMap, frames: Vec<Frame<Bytes>>) -> Vec<String> {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let mut answer = Response::new(Body::new(Frames(frames.into())));
+        *answer.headers_mut() = headers;
+        let mut answer = Some(answer);
+        let service = tower::service_fn(move |_: Request<&str>| {
+            std::future::ready(Ok::<_, Infallible>(answer.take().unwrap()))
+        });
+        let request = Request::post("/stepwell.test.Feed/Read")
+            .header("content-type", "application/grpc")
+            .header("x-request-id", "order-17")
+            .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+            .body("secret")
+            .unwrap();
+        let seen = SeenLayer { service: "test" }.layer(service);
+        let mut body = seen.oneshot(request).await.unwrap().into_body();
+        while let Some(frame) =
+            std::future::poll_fn(|c| http_body::Body::poll_frame(Pin::new(&mut body), c)).await
+        {
+            frame.unwrap();
+        }
+        let written = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        written.lines().map(str::to_owned).collect()
+    }
+
+    fn about<'a>(lines: &'a [String], word: &str) -> Vec<&'a String> {
+        lines.iter().filter(|line| line.contains(word)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_fails_after_messages_is_logged_once_with_what_finds_it_again() {
+        let message = Frame::data(Bytes::from_static(b"secret"));
+        let lines = lines(HeaderMap::new(), vec![message, Frame::trailers(status("13"))]).await;
+        let failed = about(&lines, "failed");
+        assert_eq!(failed.len(), 1, "{lines:?}");
+        for word in [
+            "WARN",
+            "Internal",
+            "order-17",
+            "4bf92f3577b34da6a3ce929d0e0e4736",
+            "/stepwell.test.Feed/Read",
+        ] {
+            assert!(failed[0].contains(word), "{word}: {lines:?}");
+        }
+        let made = about(&lines, "made");
+        assert!(!made.is_empty() && made.iter().all(|line| line.contains("order-17")), "{made:?}");
+        assert!(about(&lines, "secret").is_empty(), "no payloads: {lines:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_logged_once_and_quietly() {
+        let lines = lines(status("5"), Vec::new()).await;
+        let refused = about(&lines, "refused");
+        assert_eq!(refused.len(), 1, "{lines:?}");
+        assert!(refused[0].contains("DEBUG") && refused[0].contains("NotFound"), "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn what_went_well_is_not_logged() {
+        let lines = lines(HeaderMap::new(), vec![Frame::trailers(status("0"))]).await;
+        assert!(about(&lines, "failed").is_empty() && about(&lines, "refused").is_empty());
+        assert!(!about(&lines, "made").is_empty(), "the log is heard at all");
+    }
+}
