@@ -1,6 +1,6 @@
 //! A first figure: tasks of three steps, driven through a separate executor process over gRPC, with
 //! everything on this machine. `cargo bench --package stepwell-tests -- [--in-flight N]
-//! [--seconds N] [--warm-up N] [--slots N]`
+//! [--seconds N] [--warm-up N] [--slots N] [--executable PATH]`; the last one to measure another build.
 //!
 //! It prints steps per second, hand-over (one step's report to the next step's lease, as the executor
 //! sees it), whole tasks, and statements and commits per step. It is a benchmark, not a test: it
@@ -133,7 +133,10 @@ async fn load(args: &[String]) {
     let seconds = Duration::from_secs(option(args, "--seconds", 10));
     let warm_up = Duration::from_secs(option(args, "--warm-up", 3));
     let slots = option(args, "--slots", 256);
-    let mut options = SuiteOptions::new(stepwell_suite::built_stepwell().unwrap());
+    let given = args.iter().position(|arg| arg == "--executable").map(|at| args[at + 1].clone());
+    let executable = given.map(std::path::PathBuf::from);
+    let executable = executable.unwrap_or_else(|| stepwell_suite::stepwell_for_use().unwrap());
+    let mut options = SuiteOptions::new(executable);
     let set = [
         ("shared_preload_libraries", "pg_stat_statements"),
         ("pg_stat_statements.track", "top"),

@@ -271,7 +271,10 @@ impl Stage {
             if last >= Some(position) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{} is at {last:?} of {position}", role.name);
+            if Instant::now() > deadline {
+                let ended = self.process(place).ended();
+                self.fail(&format!("{} ({ended:?}) is at {last:?} of {position}", role.name));
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -288,17 +291,17 @@ impl Stage {
         let verdict = violations(self.histories(), &mut connection).await;
         eprintln!("{:?}", verdict.counts);
         if !verdict.violations.is_empty() {
-            let kept = std::env::temp_dir().join(format!("chaos-{}", self.seed));
-            std::fs::create_dir_all(&kept).unwrap();
-            for file in std::fs::read_dir(self.histories()).unwrap().flatten() {
-                std::fs::copy(file.path(), kept.join(file.file_name())).unwrap();
-            }
-            panic!(
-                "broken, histories in {}:\n{}\n{}",
-                kept.display(),
-                verdict.violations.join("\n"),
-                self.logs()
-            );
+            self.fail(&verdict.violations.join("\n"));
         }
+    }
+
+    /// Keeps the histories and says what was wrong.
+    fn fail(&self, what: &str) -> ! {
+        let kept = std::env::temp_dir().join(format!("chaos-{}", self.seed));
+        std::fs::create_dir_all(&kept).unwrap();
+        for file in std::fs::read_dir(&self.histories).unwrap().flatten() {
+            std::fs::copy(file.path(), kept.join(file.file_name())).unwrap();
+        }
+        panic!("{what}\nhistories: {}\n{}", kept.display(), self.logs());
     }
 }

@@ -1,11 +1,14 @@
 //! Processes are stopped (SIGSTOP) for longer than anybody waits for them, and wake up believing
 //! that nothing happened.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use serde_json::json;
 use sqlx::Row;
-use stepwell_suite::{Kind, Signal};
-use stepwell_tests::history;
+use stepwell_client::{Executor, HandlerError, StepContext};
+use stepwell_suite::{Kind, Nodes, Signal};
+use stepwell_tests::{World, check, history};
+use tokio::sync::Notify;
 
 use crate::stage::{Stage, number, seed};
 
@@ -76,6 +79,58 @@ async fn others_finish_the_work_of_a_stopped_step_service_and_the_woken_one_take
     let log = stage.suite.log_of(Kind::Step, 0);
     assert!(log.contains("goes on under a new id"), "{log}");
     stage.finish(&cast, Duration::from_secs(120)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_wakes_within_the_grace_keeps_the_steps_of_its_executors() {
+    let world = World::set_up(|options| {
+        options.nodes = Nodes { task: 1, step: 2, event: 1 };
+        let terms = [("NODE_LEASE", "1"), ("SESSION_GRACE", "10"), ("HEARTBEAT", "20")];
+        let terms = terms.map(|(name, value)| (format!("STEPWELL_{name}"), value.to_owned()));
+        options.env = terms.into();
+    })
+    .await;
+    world.define("{name: long, steps: [{name: a}]}").await;
+    let (started, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, finishes) = (Arc::clone(&started), Arc::clone(&finish));
+    let running =
+        world.run(Executor::new(&world.client, "e").handler("a", move |step: StepContext| {
+            let (started, finish) = (Arc::clone(&starts), Arc::clone(&finishes));
+            async move {
+                started.notify_one();
+                finish.notified().await;
+                Ok::<_, HandlerError>(step.attempt())
+            }
+        }));
+    let task = world.create("long", &json!({})).await;
+    started.notified().await;
+    let holder = (0..2).find(|i| world.suite.log_of(Kind::Step, *i).contains("executor connected"));
+    let process = world.suite.process(Kind::Step, holder.unwrap()).unwrap().clone();
+    process.kill(Signal::SIGSTOP).await.unwrap();
+    let mut connection = world.connection().await;
+    let mut until = async |what: &str, sql: &'static str| {
+        let deadline = tokio::time::Instant::now() + UNDER_WAY;
+        while !sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut connection).await.unwrap() {
+            assert!(tokio::time::Instant::now() < deadline, "not {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let dead = "select exists (select from stepwell.node where retired_at is not null)";
+    until("declared dead", dead).await;
+    process.kill(Signal::SIGCONT).await.unwrap();
+    // Both have walked what was left: the woken one, and the one that had taken over.
+    let walked = "select count(*) = 2 and not exists (select from stepwell.node where retired_at is not null)
+        from stepwell.node";
+    until("walked", walked).await;
+    let moved = "select exists (select from stepwell.step s join stepwell.node n on n.id = s.node
+        where s.state = 2 and n.retired_at is null)";
+    until("moved to the new id", moved).await;
+    finish.notify_one();
+    let task = world.ended(&task.task_id).await;
+    assert_eq!((task.state().word(), task.steps[0].result.as_str()), ("complete", "1"));
+    let report = running.stop().await;
+    assert_eq!((report.sessions, report.completed), (1, 1), "its stream was never cut");
+    check(&mut world.connection().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

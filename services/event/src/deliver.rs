@@ -78,11 +78,14 @@ impl Delivery {
         loop {
             changes.mark_unchanged();
             let sent = match self.ring.after(self.place) {
-                Found::Page(page) => self.send(&page).await,
+                Found::Page(page) => {
+                    let pages = self.gather(page);
+                    self.send(&pages).await
+                }
                 Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
                     Ok(Some(page)) => {
                         wait = CATCH_UP_AGAIN;
-                        self.send(&page).await
+                        self.send(&[Arc::new(page)]).await
                     }
                     Ok(None) => {
                         tokio::time::sleep(CATCH_UP_AGAIN).await;
@@ -129,17 +132,34 @@ impl Delivery {
         self.out.send(Ok(response)).await.map_err(|_| Gone)
     }
 
-    /// Sends what is wanted of a page; the place moves behind it. True: something was sent.
-    async fn send(&mut self, page: &Page) -> Result<bool, Gone> {
+    /// The page with those after it, as far as they fill a frame: a reader that is slow gets much at
+    /// once, however small the commits are.
+    fn gather(&self, first: Arc<Page>) -> Vec<Arc<Page>> {
+        let (mut events, mut bytes) = (first.events.len(), first.bytes());
+        let mut pages = vec![first];
+        while events < FRAME_EVENTS_MAX && bytes < FRAME_BYTES_MAX {
+            let Some(last) = pages.last().map(|page| page.last) else { break };
+            let Found::Page(next) = self.ring.after(last) else { break };
+            events += next.events.len();
+            bytes += next.bytes();
+            pages.push(next);
+        }
+        pages
+    }
+
+    /// Sends what is wanted of consecutive pages; the place moves behind them. True: something was
+    /// sent.
+    async fn send(&mut self, pages: &[Arc<Page>]) -> Result<bool, Gone> {
+        let Some(last) = pages.last().map(|page| page.last) else { return Ok(false) };
         let mut any = false;
-        let wanted = wanted(page, self.place, &self.filter);
-        for (events, end) in frames(wanted, page.last) {
+        let wanted = pages.iter().flat_map(|page| wanted(page, self.place, &self.filter)).collect();
+        for (events, end) in frames(wanted, last) {
             any = true;
             let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
             let kind = Some(Kind::Events(EventBatch { events }));
             self.out.send(Ok(SubscribeResponse { cursor, kind })).await.map_err(|_| Gone)?;
         }
-        self.place = page.last;
+        self.place = last;
         Ok(any)
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.events.iter().map(|e| e.bytes).sum()
     }
 }

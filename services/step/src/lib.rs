@@ -9,7 +9,11 @@
 macro_rules! fault_point {
     ($name:literal) => {
         #[cfg(feature = "failpoints")]
-        fail::fail_point!($name, |_| std::process::abort());
+        fail::fail_point!($name, |_| {
+            // Whatever was said before is heard: a promise that came too early would show.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::process::abort()
+        });
     };
 }
 

@@ -45,13 +45,18 @@ async fn start() -> Result<Cluster, Error> {
 }
 
 /// The `stepwell` program in the profile of the running test, built if it is not: testing a package
-/// does not build the programs of others.
+/// does not build the programs of others. It can be told to die at points.
 pub fn built_stepwell() -> Result<PathBuf, Error> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(build).clone().map_err(Error::Failed)
+    BUILT.get_or_init(|| build(&["--features", "failpoints"])).clone().map_err(Error::Failed)
 }
 
-fn build() -> Result<PathBuf, String> {
+/// The same as its users have it, for benches.
+pub fn stepwell_for_use() -> Result<PathBuf, Error> {
+    build(&[]).map_err(Error::Failed)
+}
+
+fn build(features: &[&str]) -> Result<PathBuf, String> {
     // <target>/<profile>/deps/<test>
     let test = std::env::current_exe().map_err(|error| error.to_string())?;
     let profile = test.parent().and_then(Path::parent).ok_or("the test has no target folder")?;
@@ -59,10 +64,8 @@ fn build() -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut build = Command::new(cargo);
     // Cargo's own lock keeps tests that run side by side apart.
-    build
-        .args(["build", "--quiet", "--package", "stepwell-cli", "--features", "failpoints"])
-        .args(["--target-dir"])
-        .arg(target);
+    build.args(["build", "--quiet", "--package", "stepwell-cli"]).args(features);
+    build.arg("--target-dir").arg(target);
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
     // What cargo tells a test of its package would be taken for a changed environment by the build
     // scripts of others, and half the workspace would be built anew.

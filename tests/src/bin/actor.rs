@@ -5,7 +5,10 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -226,27 +229,31 @@ async fn run_task(client: &Client, history: &History, shape: &str, i: u64) {
 
 // ── subscriber ──────────────────────────────────────────────────────────────────────────────────
 
-/// Saves the cursor, unless it is killed before.
-struct Fragile(FileCursor);
+/// Saves the cursor, unless it dies before: a test says at which time.
+struct Fragile {
+    file: FileCursor,
+    dies_at: Option<u64>,
+    saves: AtomicU64,
+}
 
 impl CursorStore for Fragile {
     async fn load(&self) -> std::io::Result<Option<String>> {
-        self.0.load().await
+        self.file.load().await
     }
 
     async fn save(&self, cursor: &str) -> std::io::Result<()> {
-        // Dies here now and then, if a test says so: after the events, before the cursor.
-        if let Ok(every) = std::env::var("ACTOR_DIES_UNSAVED_EVERY")
-            && dice(0, cursor).is_multiple_of(every.parse().unwrap())
-        {
+        // After the events, before the cursor.
+        if Some(self.saves.fetch_add(1, Ordering::Relaxed) + 1) == self.dies_at {
             std::process::abort();
         }
-        self.0.save(cursor).await
+        self.file.save(cursor).await
     }
 }
 
 async fn follow(client: Client, history: Arc<History>, cursor: PathBuf, rest: Duration) {
-    let store = Fragile(FileCursor::new(cursor));
+    let dies_at = std::env::var("ACTOR_DIES_AT_SAVE").ok().map(|n| n.parse().unwrap());
+    let saves = AtomicU64::new(0);
+    let store = Fragile { file: FileCursor::new(cursor), dies_at, saves };
     let following = async {
         let saved = store.load().await.unwrap();
         history.record(json!({"what": "resumed", "cursor": saved}));

@@ -106,6 +106,11 @@ impl Ledger {
         }
     }
 
+    /// True if its handler has ended, and the outcome waits to be acknowledged.
+    pub(super) fn has_outcome(&self, lease_id: &str) -> bool {
+        matches!(self.held.get(lease_id), Some(Held::Finished { .. }))
+    }
+
     /// An outcome is to be sent again later.
     pub(super) fn postpone(&mut self, lease_id: &str) {
         if let Some(Held::Finished { sent, .. }) = self.held.get_mut(lease_id) {

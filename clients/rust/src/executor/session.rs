@@ -164,8 +164,12 @@ impl Session {
         );
         self.report.sessions += 1;
         self.leaving = None;
+        // An outcome that is lost in name may have been taken on the stream before: it is reported
+        // again, and the answer to that says which.
         for lease_id in &welcome.lost_leases {
-            self.void(lease_id);
+            if !self.ledger.has_outcome(lease_id) {
+                self.void(lease_id);
+            }
         }
         // Whatever was sent on an earlier stream may not have arrived.
         let mut outcomes = self.ledger.unsent(true);
