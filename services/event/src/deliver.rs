@@ -79,7 +79,7 @@ impl Delivery {
             changes.mark_unchanged();
             let sent = match self.ring.after(self.place) {
                 Found::Page(page) => {
-                    let pages = self.gather(page);
+                    let pages = gather(&self.ring, page);
                     self.send(&pages).await
                 }
                 Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
@@ -132,21 +132,6 @@ impl Delivery {
         self.out.send(Ok(response)).await.map_err(|_| Gone)
     }
 
-    /// The page with those after it, as far as they fill a frame: a reader that is slow gets much at
-    /// once, however small the commits are.
-    fn gather(&self, first: Arc<Page>) -> Vec<Arc<Page>> {
-        let (mut events, mut bytes) = (first.events.len(), first.bytes());
-        let mut pages = vec![first];
-        while events < FRAME_EVENTS_MAX && bytes < FRAME_BYTES_MAX {
-            let Some(last) = pages.last().map(|page| page.last) else { break };
-            let Found::Page(next) = self.ring.after(last) else { break };
-            events += next.events.len();
-            bytes += next.bytes();
-            pages.push(next);
-        }
-        pages
-    }
-
     /// Sends what is wanted of consecutive pages; the place moves behind them. True: something was
     /// sent.
     async fn send(&mut self, pages: &[Arc<Page>]) -> Result<bool, Gone> {
@@ -162,6 +147,21 @@ impl Delivery {
         self.place = last;
         Ok(any)
     }
+}
+
+/// The page with those after it, as far as they fill a frame: a reader that is slow gets much at once,
+/// however small the commits are.
+fn gather(ring: &Ring, first: Arc<Page>) -> Vec<Arc<Page>> {
+    let (mut events, mut bytes) = (first.events.len(), first.bytes());
+    let mut pages = vec![first];
+    while events < FRAME_EVENTS_MAX && bytes < FRAME_BYTES_MAX {
+        let Some(last) = pages.last().map(|page| page.last) else { break };
+        let Found::Page(next) = ring.after(last) else { break };
+        events += next.events.len();
+        bytes += next.bytes();
+        pages.push(next);
+    }
+    pages
 }
 
 /// The events of a page after a place that the filter wants, each with its commit.
@@ -218,7 +218,10 @@ fn frames(wanted: Vec<(i64, Event)>, last: i64) -> Vec<(Vec<Event>, Option<i64>)
 
 #[cfg(test)]
 mod tests {
+    use stepwell_store::StoredDefinition;
+
     use super::*;
+    use crate::ring::Recorded;
 
     fn events(batches: &[(i64, usize)], bytes: usize) -> Vec<(i64, Event)> {
         let mut events = Vec::new();
@@ -230,6 +233,31 @@ mod tests {
             }
         }
         events
+    }
+
+    #[test]
+    fn a_slow_reader_gets_a_frame_full_of_commits_at_once() {
+        let ring = Ring::new(1 << 20);
+        ring.wake(0);
+        for position in 1..=300 {
+            let definition = Arc::new(StoredDefinition {
+                id: 1,
+                version: [1, 0, 0],
+                definition: stepwell_proto::v1::Definition::default(),
+                queues: Vec::new(),
+                parents: Vec::new(),
+                children: Vec::new(),
+            });
+            let event = Event { position, ..Event::default() };
+            let recorded = Recorded { event, batch: position, definition, bytes: 100 };
+            ring.push(Page { after: position - 1, last: position, events: vec![recorded] });
+        }
+        let Found::Page(first) = ring.after(0) else { panic!("it is there") };
+        let pages = gather(&ring, first);
+        assert_eq!(pages.len(), FRAME_EVENTS_MAX);
+        assert_eq!(pages.last().unwrap().last, 256);
+        let Found::Page(next) = ring.after(256) else { panic!("it is there") };
+        assert_eq!(gather(&ring, next).len(), 44, "what there is, without a wait");
     }
 
     #[test]
