@@ -73,7 +73,7 @@ pub struct Options {
     #[arg(long, env = "STEPWELL_SESSION_GRACE", default_value_t = 15, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub session_grace: u64,
     /// Without a word to the database for so long this process is taken for dead, and another one
-    /// takes its leases over. Seconds, 1 to 300.
+    /// takes its leases over. Longer than the database time-out. Seconds, 1 to 300.
     #[arg(long, env = "STEPWELL_NODE_LEASE", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=300))]
     pub node_lease: u64,
     /// Streams say something at least this often; one that is silent for three times as long is

@@ -44,9 +44,28 @@ pub(crate) struct Walks {
     adopter: Arc<tokio::sync::Mutex<Option<Writer>>>,
 }
 
-/// Since when the node was extended without a fault: whoever was away for a while does not know
-/// whether others could extend theirs.
-struct Steady(Option<Instant>);
+/// How long the node was extended without a gap: whoever was away for a while does not know whether
+/// others could extend theirs.
+#[derive(Default)]
+struct Steady {
+    /// The first and the last time.
+    span: Option<(Instant, Instant)>,
+}
+
+impl Steady {
+    /// The node was extended. Answers how long it was so without a gap of a whole lease.
+    fn extended(&mut self, lease: Duration) -> Duration {
+        let now = Instant::now();
+        let span = self.span.filter(|(_, last)| now.duration_since(*last) < lease);
+        let first = span.map_or(now, |(first, _)| first);
+        self.span = Some((first, now));
+        now.duration_since(first)
+    }
+
+    fn failed(&mut self) {
+        self.span = None;
+    }
+}
 
 impl Walks {
     pub(crate) fn new(sweeps: Sweeps, grace: Duration) -> Self {
@@ -58,7 +77,7 @@ impl Walks {
     /// Extends the node's lease until it is told to stop, and takes over from the dead.
     pub(crate) async fn run_lease(self, stop: CancellationToken) {
         let node = Arc::clone(self.sweeps.dispatch.node());
-        let (mut writer, mut steady) = (None, Steady(Some(Instant::now())));
+        let (mut writer, mut steady) = (None, Steady::default());
         let mut wait = Duration::ZERO;
         loop {
             tokio::select! {
@@ -72,7 +91,7 @@ impl Walks {
                     error = &error as &dyn std::error::Error,
                     "the node's lease was not extended"
                 );
-                steady.0 = None;
+                steady.failed();
                 writer = None;
                 wait = AGAIN_AFTER.min(wait);
             }
@@ -88,11 +107,11 @@ impl Walks {
         if !writer.extend_node(id, lease).await? {
             tracing::warn!(node = id, "this node was declared dead");
             node.give_up(id);
-            steady.0 = None;
+            steady.failed();
             return Ok(());
         }
-        let since = *steady.0.get_or_insert_with(Instant::now);
-        let taken = writer.take_over(id, lease, self.grace, since.elapsed() >= lease).await?;
+        let may_declare = steady.extended(lease) >= lease;
+        let taken = writer.take_over(id, lease, self.grace, may_declare).await?;
         for over in taken {
             if self.walking.lock().unwrap_or_else(PoisonError::into_inner).insert(over.node) {
                 let walks = self.clone();
@@ -324,4 +343,26 @@ fn walking_again(error: &Error, node: i32) {
 
 fn lease_of(row: &LeaseRow) -> LeaseId {
     LeaseId { step: row.step, token: row.token, attempt: row.attempt }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_away_for_a_lease_declares_nobody_dead_for_another() {
+        let lease = Duration::from_secs(15);
+        let mut steady = Steady::default();
+        for seconds in [0, 5, 10, 15, 20] {
+            assert_eq!(steady.extended(lease), Duration::from_secs(seconds));
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        // Stopped, or the machine slept: the next extension works, and says nothing of others.
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(steady.extended(lease), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(steady.extended(lease), Duration::from_secs(5));
+        steady.failed();
+        assert_eq!(steady.extended(lease), Duration::ZERO);
+    }
 }
