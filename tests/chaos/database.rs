@@ -17,7 +17,7 @@ use stepwell_client::{
 };
 use stepwell_store::{Options, Store};
 use stepwell_suite::{Guard, Kind, Nodes, Postgres, PostgresOptions, Signal, TestDatabase};
-use stepwell_tests::{Proxy, Running, SOON, Target, Way, World, check, short_terms, until};
+use stepwell_tests::{Gate, Proxy, Running, SOON, Target, Way, World, check, short_terms, until};
 use tokio::time::{Instant, timeout};
 
 use crate::stage::number;
@@ -182,23 +182,13 @@ async fn without_bells_everything_goes_on_by_itself_and_bells_come_back() {
 async fn when_postgres_takes_no_more_connections_callers_are_told_and_running_steps_are_kept() {
     let world = own_postgres(&[("max_connections", "50")]).await;
     world.define(TWO_STEPS).await;
-    let finish = Arc::new(tokio::sync::Notify::new());
-    let started = Arc::new(tokio::sync::Notify::new());
-    let (finishes, starts) = (Arc::clone(&finish), Arc::clone(&started));
+    let gate = Gate::default();
+    let executor = gate.guard(Executor::new(&world.client, "e"));
     let running = world.run(
-        Executor::new(&world.client, "e")
-            .handler("a", move |step: StepContext| {
-                let (finish, started) = (Arc::clone(&finishes), Arc::clone(&starts));
-                async move {
-                    started.notify_one();
-                    finish.notified().await;
-                    Ok::<_, HandlerError>(step.attempt())
-                }
-            })
-            .handler("b", async |step: StepContext| Ok::<_, HandlerError>(step.attempt())),
+        executor.handler("b", async |step: StepContext| Ok::<_, HandlerError>(step.attempt())),
     );
     let task = world.create("two", &json!({})).await;
-    started.notified().await;
+    gate.started().await;
     // Every connection there is, taken again as soon as a service lets go of one.
     let url = world.suite.database_url().to_owned();
     let mut hog = world.connection().await;
@@ -217,10 +207,10 @@ async fn when_postgres_takes_no_more_connections_callers_are_told_and_running_st
     let refused = impatient.task("two").context(&json!({})).create().await.unwrap_err();
     assert_eq!(refused.reason(), Some(ErrorReason::DatabaseUnavailable), "{refused}");
     taken.clear();
-    finish.notify_one();
+    gate.open();
     let ended = world.ended(&task.task_id).await;
     assert_eq!((ended.state().word(), ended.steps[0].result.as_str()), ("complete", "1"));
-    finish.notify_one();
+    gate.open();
     timeout(Duration::from_secs(10), run_one(&world)).await.unwrap();
     running.stop().await;
     check(&mut world.connection().await).await;

@@ -1,14 +1,13 @@
 //! Processes are stopped (SIGSTOP) for longer than anybody waits for them, and wake up believing
 //! that nothing happened.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
 use sqlx::Row;
-use stepwell_client::{Executor, HandlerError, StepContext};
+use stepwell_client::Executor;
 use stepwell_suite::{Kind, Nodes, Signal};
-use stepwell_tests::{World, check, history};
-use tokio::sync::Notify;
+use stepwell_tests::{Gate, World, check, history};
 
 use crate::stage::{Stage, number, seed};
 
@@ -91,19 +90,10 @@ async fn a_node_that_wakes_within_the_grace_keeps_the_steps_of_its_executors() {
     })
     .await;
     world.define("{name: long, steps: [{name: a}]}").await;
-    let (started, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (starts, finishes) = (Arc::clone(&started), Arc::clone(&finish));
-    let running =
-        world.run(Executor::new(&world.client, "e").handler("a", move |step: StepContext| {
-            let (started, finish) = (Arc::clone(&starts), Arc::clone(&finishes));
-            async move {
-                started.notify_one();
-                finish.notified().await;
-                Ok::<_, HandlerError>(step.attempt())
-            }
-        }));
+    let gate = Gate::default();
+    let running = world.run(gate.guard(Executor::new(&world.client, "e")));
     let task = world.create("long", &json!({})).await;
-    started.notified().await;
+    gate.started().await;
     let holder = (0..2).find(|i| world.suite.log_of(Kind::Step, *i).contains("executor connected"));
     let process = world.suite.process(Kind::Step, holder.unwrap()).unwrap().clone();
     process.kill(Signal::SIGSTOP).await.unwrap();
@@ -125,7 +115,7 @@ async fn a_node_that_wakes_within_the_grace_keeps_the_steps_of_its_executors() {
     let moved = "select exists (select from stepwell.step s join stepwell.node n on n.id = s.node
         where s.state = 2 and n.retired_at is null)";
     until("moved to the new id", moved).await;
-    finish.notify_one();
+    gate.open();
     let task = world.ended(&task.task_id).await;
     assert_eq!((task.state().word(), task.steps[0].result.as_str()), ("complete", "1"));
     let report = running.stop().await;

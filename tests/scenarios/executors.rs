@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use stepwell_client::{Executor, HandlerError, Start, StepContext};
 use stepwell_suite::{Kind, Nodes, Signal};
-use stepwell_tests::{World, check, until};
+use stepwell_tests::{Gate, World, check, until};
 use tokio::sync::Notify;
 
 const DIAMOND: &str = "
@@ -98,23 +98,14 @@ async fn a_three_step_task_costs_at_most_three_and_a_half_events_a_step() {
 async fn an_executor_keeps_its_running_steps_over_a_restart_of_the_service() {
     let mut world = World::start().await;
     world.define("{name: long, steps: [{name: a}]}").await;
-    let (started, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (starts, finishes) = (Arc::clone(&started), Arc::clone(&finish));
-    let executor = Executor::new(&world.client, "e").handler("a", move |_| {
-        let (started, finish) = (Arc::clone(&starts), Arc::clone(&finishes));
-        async move {
-            started.notify_one();
-            finish.notified().await;
-            Ok::<_, HandlerError>("done")
-        }
-    });
-    let running = world.run(executor);
+    let gate = Gate::default();
+    let running = world.run(gate.guard(Executor::new(&world.client, "e")));
     let task = world.create("long", &json!({})).await;
-    started.notified().await;
+    gate.started().await;
     let process = world.suite.process(Kind::Step, 0).unwrap().clone();
     process.kill(Signal::SIGKILL).await.unwrap();
     world.suite.restart(Kind::Step, 0).await.unwrap();
-    finish.notify_one();
+    gate.open();
     let task = world.ended(&task.task_id).await;
     assert_eq!((task.state().word(), task.steps[0].attempt), ("complete", 1));
     assert_eq!(running.stop().await.completed, 1);
@@ -164,19 +155,10 @@ async fn a_definition_registered_later_reaches_executors_that_were_there_before(
 async fn an_executor_whose_node_is_gone_keeps_its_step_on_another_and_the_take_over_spares_it() {
     let world = World::hasty(Nodes { task: 1, step: 2, event: 1 }).await;
     world.define("{name: long, steps: [{name: a}]}").await;
-    let (started, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (starts, finishes) = (Arc::clone(&started), Arc::clone(&finish));
-    let executor = Executor::new(&world.client, "e").handler("a", move |_| {
-        let (started, finish) = (Arc::clone(&starts), Arc::clone(&finishes));
-        async move {
-            started.notify_one();
-            finish.notified().await;
-            Ok::<_, HandlerError>("done")
-        }
-    });
-    let running = world.run(executor);
+    let gate = Gate::default();
+    let running = world.run(gate.guard(Executor::new(&world.client, "e")));
     let task = world.create("long", &json!({})).await;
-    started.notified().await;
+    gate.started().await;
     let holder = (0..2).find(|i| world.suite.log_of(Kind::Step, *i).contains("executor connected"));
     let process = world.suite.process(Kind::Step, holder.unwrap()).unwrap().clone();
     process.kill(Signal::SIGKILL).await.unwrap();
@@ -194,7 +176,7 @@ async fn an_executor_whose_node_is_gone_keeps_its_step_on_another_and_the_take_o
         assert!(tokio::time::Instant::now() < deadline, "{nodes} nodes");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    finish.notify_one();
+    gate.open();
     let task = world.ended(&task.task_id).await;
     assert_eq!((task.state().word(), task.steps[0].attempt), ("complete", 1));
     assert_eq!(running.stop().await.completed, 1);

@@ -22,7 +22,7 @@ use uuid::Uuid;
 pub use check::check;
 pub use checker::{Verdict, violations};
 pub use proxy::{Proxy, Target, Way};
-pub use world::{Running, SOON, World, short_terms, until};
+pub use world::{Gate, Running, SOON, World, short_terms, until};
 
 /// One database, migrated, of this test alone.
 pub struct Rows {

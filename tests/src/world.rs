@@ -4,7 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use sqlx::{Connection, PgConnection};
-use stepwell_client::{Addresses, Client, EventStream, Executor, Report, Start, Subscription, v1};
+use stepwell_client::{
+    Addresses, Client, EventStream, Executor, HandlerError, Report, Start, StepContext,
+    Subscription, v1,
+};
 use stepwell_suite::{Nodes, Suite, SuiteOptions, TestDatabase};
 use tokio::{sync::Notify, task::JoinHandle};
 
@@ -161,6 +164,38 @@ impl World {
         .fetch_one(&mut self.connection().await)
         .await
         .unwrap()
+    }
+}
+
+/// Holds a handler: it says when it has started, and goes on when it is told.
+#[derive(Clone, Debug, Default)]
+pub struct Gate {
+    started: Arc<Notify>,
+    finish: Arc<Notify>,
+}
+
+impl Gate {
+    /// Runs the handler `a` behind this gate; it returns the number of its attempt.
+    pub fn guard(&self, executor: Executor) -> Executor {
+        let gate = self.clone();
+        executor.handler("a", move |step: StepContext| {
+            let gate = gate.clone();
+            async move {
+                gate.started.notify_one();
+                gate.finish.notified().await;
+                Ok::<_, HandlerError>(step.attempt())
+            }
+        })
+    }
+
+    /// Waits until a handler has started.
+    pub async fn started(&self) {
+        tokio::time::timeout(SOON, self.started.notified()).await.unwrap();
+    }
+
+    /// Lets one go on.
+    pub fn open(&self) {
+        self.finish.notify_one();
     }
 }
 
