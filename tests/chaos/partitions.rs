@@ -179,24 +179,21 @@ fn stride() -> u64 {
     number("CHAOS_STRIDE").unwrap_or(97)
 }
 
+/// Who runs tasks through a proxy that is cut: several at once, since each cut is waited out.
+struct Lane {
+    proxy: Proxy,
+    client: Client,
+    namespace: String,
+}
+
 /// Runs a task again and again, each time cut after some more bytes, until it is through before the
-/// cut comes.
-async fn cut_everywhere(world: &World, proxy: &Proxy, client: &Client) {
-    let mut n = 0;
-    loop {
-        let from = proxy.passed();
-        proxy.cut_at(from + n);
-        let created = client.task("chain").context(&json!({"n": n})).create().await.unwrap();
-        let task = world.ended(&created.task_id).await;
-        assert_eq!(task.state().word(), "complete", "cut after {n} bytes");
-        assert_eq!(task.steps[2].result, "3", "cut after {n} bytes");
-        if proxy.passed() < from + n {
-            // What is said while nothing happens may be cut as well; that is another test.
-            break;
-        }
-        n += stride();
-    }
-    assert!(n > 3 * stride(), "something went through it");
+/// cut comes. Lanes take turns at the places.
+async fn cut_everywhere(world: &World, lanes: &[Lane]) {
+    let step = stride() * lanes.len() as u64;
+    let lanes = lanes.iter().zip((0..).map(|lane| lane * stride()));
+    let runs = lanes.map(|(lane, first)| cut_lane(world, lane, first, step));
+    let farthest = futures::future::join_all(runs).await.into_iter().max();
+    assert!(farthest > Some(3 * step), "something went through it");
     let doubled: i64 =
         sqlx::query_scalar("select count(*) - count(distinct uid) from stepwell.task")
             .fetch_one(&mut world.connection().await)
@@ -205,14 +202,40 @@ async fn cut_everywhere(world: &World, proxy: &Proxy, client: &Client) {
     assert_eq!(doubled, 0);
 }
 
+async fn cut_lane(world: &World, lane: &Lane, first: u64, step: u64) -> u64 {
+    let Lane { proxy, client, namespace } = lane;
+    let mut n = first;
+    loop {
+        let from = proxy.passed();
+        proxy.cut_at(from + n);
+        let task = client.task("chain").namespace(namespace).context(&json!({"n": n}));
+        let task = world.ended(&task.create().await.unwrap().task_id).await;
+        assert_eq!(task.state().word(), "complete", "cut after {n} bytes");
+        assert_eq!(task.steps[2].result, "3", "cut after {n} bytes");
+        if proxy.passed() < from + n {
+            // What is said while nothing happens may be cut as well; that is another test.
+            return n;
+        }
+        n += step;
+    }
+}
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_executor_s_connection_may_be_cut_after_any_byte() {
     let world = World::hasty(ONE).await;
     world.define(CHAIN).await;
-    let proxy = Proxy::of_service(&world.suite.addresses().step[0]).await;
-    let running = world.run(chain(&through(&world, None, Some(&proxy), None), &Arc::default()));
-    cut_everywhere(&world, &proxy, &world.client).await;
-    running.stop().await;
+    let (mut lanes, mut running) = (Vec::new(), Vec::new());
+    for n in 0..number("CHAOS_LANES").unwrap_or(4) {
+        let proxy = Proxy::of_service(&world.suite.addresses().step[0]).await;
+        let namespace = format!("lane{n}");
+        world.define(&format!("namespace: {namespace}{CHAIN}")).await;
+        let executor = chain(&through(&world, None, Some(&proxy), None), &Arc::default());
+        running.push(world.run(executor.namespace(&namespace)));
+        lanes.push(Lane { proxy, client: world.client.clone(), namespace });
+    }
+    cut_everywhere(&world, &lanes).await;
+    for executor in running {
+        executor.stop().await;
+    }
     check(&mut world.connection().await).await;
 }
 
@@ -224,7 +247,7 @@ async fn a_caller_s_connection_may_be_cut_after_any_byte_and_makes_each_task_onc
     let running = world.run(chain(&world.client, &runs));
     let proxy = Proxy::of_service(&world.suite.addresses().task[0]).await;
     let client = through(&world, Some(&proxy), None, None);
-    cut_everywhere(&world, &proxy, &client).await;
+    cut_everywhere(&world, &[Lane { proxy, client, namespace: "default".into() }]).await;
     let tasks: i64 = sqlx::query_scalar("select count(*) from stepwell.task")
         .fetch_one(&mut world.connection().await)
         .await
@@ -246,7 +269,8 @@ async fn database_cut_everywhere(kind: Kind) {
     .await;
     world.define(CHAIN).await;
     let running = world.run(chain(&world.client, &Arc::default()));
-    cut_everywhere(&world, &proxy, &world.client).await;
+    let (client, namespace) = (world.client.clone(), "default".into());
+    cut_everywhere(&world, &[Lane { proxy, client, namespace }]).await;
     running.stop().await;
     check(&mut world.connection().await).await;
 }
