@@ -100,11 +100,13 @@ async fn a_herd_that_loses_its_services_comes_back_and_all_that_falls_due_at_onc
     })
     .await;
     // The first attempts of all fail at about one time, and all wait for the same while.
+    // Long enough for all to have failed before the first falls due.
+    let wait = 5.max(due / 400);
     world
-        .define(
-            "{name: d, defaults: {retry: {max_attempts: 2, initial_backoff: 5s, jitter: 0}},
-              steps: [{name: a}]}",
-        )
+        .define(&format!(
+            "{{name: d, defaults: {{retry: {{max_attempts: 2, initial_backoff: {wait}s, jitter: 0}}}},
+               steps: [{{name: a}}]}}"
+        ))
         .await;
     let runs = Arc::new(AtomicUsize::new(0));
     let mut executors = Vec::new();
@@ -140,7 +142,8 @@ async fn a_herd_that_loses_its_services_comes_back_and_all_that_falls_due_at_onc
         });
     }
     create_many(&world, "d", due).await;
-    none(&world, "select count(*) from stepwell.step where state <> 1 or attempt = 0", SOON).await;
+    none(&world, "select count(*) from stepwell.step where state <> 1 or attempt = 0", SOON * 5)
+        .await;
     // All wait for their time. Meanwhile the herd loses its services.
     for kind in [Kind::Step, Kind::Event] {
         world.suite.process(kind, 0).unwrap().kill(Signal::SIGKILL).await.unwrap();
@@ -160,7 +163,7 @@ async fn a_herd_that_loses_its_services_comes_back_and_all_that_falls_due_at_onc
         }
     };
     let finishing = async {
-        none(&world, OPEN, SOON * 3).await;
+        none(&world, OPEN, SOON * 10).await;
         while let Some(seen) = subscribers.join_next().await {
             assert_eq!(seen.unwrap(), due);
         }
