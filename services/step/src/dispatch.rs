@@ -56,7 +56,7 @@ struct Filling {
 
 impl Filling {
     fn id(&self) -> LeaseId {
-        LeaseId { step: self.row.step, token: self.row.token, attempt: self.row.attempt }
+        self.row.id()
     }
 
     /// The keys of the step's parents.
@@ -149,16 +149,7 @@ impl Dispatch {
     }
 
     fn hand_back(&self, row: &LeaseRow, reason: &str) {
-        let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
-        let ended = Ended {
-            session: row.session,
-            lease,
-            queue: row.queue,
-            max_attempts: row.max_attempts,
-            ending: Ending::HandBack,
-            text: reason.to_owned(),
-            is_swept: true,
-        };
+        let ended = Ended::unsent(row, reason);
         // Not awaited here: the settling loop itself may be the caller.
         let settler = self.settler.clone();
         self.returns.spawn(async move { settler.push(ended).await });

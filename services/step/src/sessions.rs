@@ -269,7 +269,7 @@ impl Sessions {
 
     /// A session holds this lease from now on. False: there is no such session any more.
     pub(crate) fn hold(&self, row: &LeaseRow, timeout: Duration) -> bool {
-        let lease = LeaseId { step: row.step, token: row.token, attempt: row.attempt };
+        let lease = row.id();
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
         let Some(session) = inner.sessions.get_mut(&row.session) else { return false };

@@ -10,7 +10,7 @@ use stepwell_proto::{
     v1::{Ack, ErrorReason},
 };
 use stepwell_store::{
-    Ending, Error, Report, Settled, Slots, Store, StoredFailure, Sweep, Topic, Writer,
+    Ending, Error, LeaseRow, Report, Settled, Slots, Store, StoredFailure, Sweep, Topic, Writer,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,21 @@ pub(crate) struct Ended {
     pub(crate) text: String,
     /// We end it, if the session still holds it, and not the executor.
     pub(crate) is_swept: bool,
+}
+
+impl Ended {
+    /// A lease that was never sent: it goes back, uncounted.
+    pub(crate) fn unsent(row: &LeaseRow, reason: &str) -> Self {
+        Self {
+            session: row.session,
+            lease: row.id(),
+            queue: row.queue,
+            max_attempts: row.max_attempts,
+            ending: Ending::HandBack,
+            text: reason.to_owned(),
+            is_swept: true,
+        }
+    }
 }
 
 /// Where ended leases go.

@@ -51,12 +51,7 @@ impl Sweeps {
 
     async fn fail(&self, owned: Owned, class: &str, message: &str) {
         let Owned { session, lease, held } = owned;
-        let failure = Failure {
-            error_class: class.into(),
-            message: message.into(),
-            retryable: true,
-            ..Failure::default()
-        };
+        let failure = lost(class, message);
         let (ending, text) = self.judge(lease, held.queue, held.max_attempts, &failure);
         let (queue, max_attempts) = (held.queue, held.max_attempts);
         let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept: true };
@@ -172,6 +167,16 @@ impl Sweeps {
             }
         }
         Ok(())
+    }
+}
+
+/// The failure of an attempt that we end: it may be tried again.
+pub(crate) fn lost(class: &str, message: &str) -> Failure {
+    Failure {
+        error_class: class.into(),
+        message: message.into(),
+        retryable: true,
+        ..Failure::default()
     }
 }
 

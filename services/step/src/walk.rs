@@ -9,13 +9,8 @@ use std::{
     time::Duration,
 };
 
-use stepwell_proto::{
-    id::{LeaseId, number_of},
-    v1::Failure,
-};
-use stepwell_store::{
-    Adopted, Ending, Error, LeaseRow, Report, Slots, Sweep, TakenOver, Topic, Writer,
-};
+use stepwell_proto::id::{LeaseId, number_of};
+use stepwell_store::{Adopted, Error, LeaseRow, Report, Slots, Sweep, TakenOver, Topic, Writer};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -24,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     settle::Ended,
-    sweep::{Sweeps, connected},
+    sweep::{Sweeps, connected, lost},
 };
 
 /// Open tasks looked at by one statement.
@@ -180,14 +175,8 @@ impl Walks {
     }
 
     fn expired(&self, row: &LeaseRow) -> Report {
-        let failure = Failure {
-            error_class: "LeaseExpired".into(),
-            message: "the executor and its node were lost".into(),
-            retryable: true,
-            ..Failure::default()
-        };
-        let lease = lease_of(row);
-        let (ending, text) = self.sweeps.judge(lease, row.queue, row.max_attempts, &failure);
+        let failure = lost("LeaseExpired", "the executor and its node were lost");
+        let (ending, text) = self.sweeps.judge(row.id(), row.queue, row.max_attempts, &failure);
         Report { step: row.step, token: row.token, ending, text }
     }
 
@@ -226,20 +215,10 @@ impl Walks {
                 connected(store, writer).await?.leases_of(node, after, CHUNK).await?;
             left += leases.len();
             for row in leases {
-                let lease = lease_of(&row);
-                if sessions.knows(lease) {
-                    continue;
+                if !sessions.knows(row.id()) {
+                    let reason = "the node lost track of it before it was sent";
+                    settler.push(Ended::unsent(&row, reason)).await;
                 }
-                let ended = Ended {
-                    session: row.session,
-                    lease,
-                    queue: row.queue,
-                    max_attempts: row.max_attempts,
-                    ending: Ending::HandBack,
-                    text: "the node lost track of it before it was sent".into(),
-                    is_swept: true,
-                };
-                settler.push(ended).await;
             }
             match next {
                 Some(next) => after = next,
@@ -263,7 +242,7 @@ impl Walks {
             let keys: Vec<_> =
                 part.iter().map(|(l, session)| (l.step, l.token, *session)).collect();
             let kept = self.call_adopt(&mut writer, &keys, acting.id()).await?;
-            let kept: HashSet<LeaseId> = kept.iter().map(|kept| lease_of(&kept.lease)).collect();
+            let kept: HashSet<LeaseId> = kept.iter().map(|kept| kept.lease.id()).collect();
             for (lease, session) in part.iter().filter(|(lease, _)| !kept.contains(lease)) {
                 sessions.cancel(*session, *lease, "the lease was lost");
             }
@@ -311,7 +290,7 @@ impl Walks {
             let age = Duration::from_millis(u64::try_from(*age_ms).unwrap_or(0));
             sessions.hold(row, timeout.unwrap_or_default().saturating_sub(age));
         }
-        let adopted: Vec<LeaseId> = rows.iter().map(lease_of).collect();
+        let adopted: Vec<LeaseId> = rows.iter().map(LeaseRow::id).collect();
         sessions.forget(&adopted, session);
         Ok(adopted)
     }
@@ -339,10 +318,6 @@ impl Walks {
 
 fn walking_again(error: &Error, node: i32) {
     tracing::warn!(error = error as &dyn std::error::Error, node, "walking again");
-}
-
-fn lease_of(row: &LeaseRow) -> LeaseId {
-    LeaseId { step: row.step, token: row.token, attempt: row.attempt }
 }
 
 #[cfg(test)]

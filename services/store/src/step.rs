@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use sqlx::types::Uuid;
-use stepwell_proto::id::task_of;
+use stepwell_proto::id::{LeaseId, task_of};
 
 use crate::{Error, Store, StoredDefinition, Writer};
 
@@ -118,6 +118,13 @@ pub struct LeaseRow {
     pub queue: i32,
     /// The session whose slot it takes.
     pub session: i64,
+}
+
+impl LeaseRow {
+    /// As it is known outside.
+    pub fn id(&self) -> LeaseId {
+        LeaseId { step: self.step, token: self.token, attempt: self.attempt }
+    }
 }
 
 /// What settling did.
