@@ -55,6 +55,17 @@ impl Running {
     }
 }
 
+/// A test that fails shows what its services had to say.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for suite in std::iter::once(&self.suite).chain(&self.others) {
+                eprintln!("{}", suite.last_words());
+            }
+        }
+    }
+}
+
 impl World {
     /// One of each service.
     pub async fn start() -> Self {

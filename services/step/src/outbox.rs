@@ -143,11 +143,11 @@ impl Outbox {
 }
 
 fn take_frame(waiting: &mut Waiting) -> WorkResponse {
-    let mut frame = WorkResponse {
-        welcome: waiting.welcome.take(),
-        drain: waiting.drain.take(),
-        ..WorkResponse::default()
-    };
+    // By itself: whoever reads the first message for its welcome alone misses nothing.
+    if let welcome @ Some(_) = waiting.welcome.take() {
+        return WorkResponse { welcome, ..WorkResponse::default() };
+    }
+    let mut frame = WorkResponse { drain: waiting.drain.take(), ..WorkResponse::default() };
     let (mut items, mut bytes) = (0, 0);
     let mut fits = |size: usize| {
         let fits = items == 0 || (items < FRAME_ITEMS_MAX && bytes + size <= FRAME_BYTES_MAX);
@@ -208,6 +208,19 @@ mod tests {
         assert_eq!(outbox.next(SOON).await.unwrap().leases[0].lease_id, "2");
         assert!(!outbox.cancel(cancel("2")));
         assert_eq!(outbox.next(SOON).await.unwrap().cancels.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_welcome_comes_first_and_alone_however_early_an_outcome_was_answered() {
+        let outbox = Outbox::default();
+        outbox.push(vec![lease(1, 1)], vec![Ack::default()]);
+        outbox.drain(SOON);
+        outbox.welcome(Welcome::default());
+        let first = outbox.next(SOON).await.unwrap();
+        let alone = WorkResponse { welcome: Some(Welcome::default()), ..WorkResponse::default() };
+        assert_eq!(first, alone);
+        let second = outbox.next(SOON).await.unwrap();
+        assert_eq!((second.acks.len(), second.leases.len(), second.drain.is_some()), (1, 1, true));
     }
 
     #[tokio::test]

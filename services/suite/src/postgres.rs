@@ -21,7 +21,7 @@ use crate::{
 };
 
 const UP_WITHIN: Duration = Duration::from_secs(60);
-const LOG_LINES: usize = 15;
+const LOG_LINES: usize = 30;
 /// Names the socket; nothing listens on a port.
 const PORT: u16 = 5432;
 

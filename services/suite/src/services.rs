@@ -260,6 +260,18 @@ impl Suite {
         log.and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default()
     }
 
+    /// The last lines of each service's log, for whoever looks for what went wrong.
+    pub fn last_words(&self) -> String {
+        let mut words = String::new();
+        for node in &self.nodes {
+            let (kind, index) = (node.kind, node.index);
+            if let Some(log) = self.log(kind, index) {
+                words.push_str(&format!("── {}-service {index}\n{}\n", kind.word(), tail(&log)));
+            }
+        }
+        words
+    }
+
     /// Waits until some service or the private Postgres ends; its name.
     pub fn any_ended(&self) -> impl Future<Output = String> + use<> {
         let mut watched: Vec<(String, Process)> = self
