@@ -17,6 +17,10 @@ use clap::{Parser, Subcommand};
 
 use crate::fault::Fault;
 
+/// Services allocate and free much, in threads that hand it to each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Durable tasks made of steps, and the events of their lives.
 #[derive(Parser)]
 #[command(name = "stepwell", version)]
