@@ -1,6 +1,7 @@
 //! Stories over real processes, a real Postgres and real sockets.
 
 mod bad_input;
+mod bench;
 mod cancel;
 mod checkout;
 mod cli;
