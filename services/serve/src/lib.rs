@@ -5,10 +5,12 @@
 //! loops have ended, or the grace is over.
 
 mod answer;
+mod bounded;
 mod incoming;
 mod layer;
 mod limits;
 mod options;
+mod room;
 mod server;
 mod service;
 mod shutdown;

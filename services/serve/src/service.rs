@@ -56,6 +56,7 @@ impl Check {
 pub struct Service {
     name: &'static str,
     grace: Duration,
+    options: Arc<Options>,
     shutdown: Shutdown,
     tracker: TaskTracker,
     checks: Arc<Mutex<Vec<Check>>>,
@@ -69,6 +70,7 @@ impl Service {
         Ok(Self {
             name,
             grace: Duration::from_secs(options.grace),
+            options: Arc::new(options.clone()),
             shutdown: Shutdown::default(),
             tracker: TaskTracker::new(),
             checks: Arc::default(),
@@ -83,6 +85,11 @@ impl Service {
     /// How long a shutdown waits at most.
     pub fn grace(&self) -> Duration {
         self.grace
+    }
+
+    /// What it was told.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Whether it goes down.
