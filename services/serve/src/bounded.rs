@@ -20,12 +20,7 @@ use tokio::{sync::oneshot, time::Sleep};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::{
-    incoming::Line,
-    layer::is_grpc,
-    limits,
-    room::NowAndThen,
-};
+use crate::{incoming::Line, layer::is_grpc, limits, room::NowAndThen};
 
 /// The head of a message: a flag, and its length in four bytes.
 const HEAD_BYTES: usize = 5;
@@ -69,7 +64,7 @@ where
             return Box::pin(self.inner.call(request));
         }
         let budget = Arc::clone(&self.budget);
-        let line = request.extensions().get::<Arc<Line>>().cloned();
+        let line = Line::of(request.extensions());
         let request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&budget))));
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -126,8 +121,9 @@ impl Budget {
                 tracing::warn!(bytes, "too many large messages are under way; more are refused");
             }
             let what = "too many large messages are under way";
-            return Err(Refusal::new(ErrorReason::Overloaded, what)
-                .retry_after(limits::CROWDED_AGAIN));
+            return Err(
+                Refusal::new(ErrorReason::Overloaded, what).retry_after(limits::CROWDED_AGAIN)
+            );
         }
         Ok(Held { budget: Arc::clone(self), bytes })
     }
@@ -226,6 +222,11 @@ impl http_body::Body for Arriving {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let arriving = &mut *self;
         let frame = Pin::new(&mut arriving.body).poll_frame(context);
+        if let Poll::Ready(Some(Err(_))) = &frame {
+            // The peer is gone, or took the call back: nobody hears what is said, and the log is
+            // not for it.
+            return Poll::Ready(Some(Err(Status::cancelled("the request was cut"))));
+        }
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(bytes) = frame.data_ref()
             && let Err(refusal) = arriving.follow(bytes)

@@ -36,6 +36,7 @@ pub(crate) fn incoming(
         listener,
         room: Room::new(options),
         age_max: Duration::from_secs(options.connection_age) + limits::AGE_GRACE,
+        patience: Duration::from_secs(options.keepalive).mul_f64(1.5),
         failing: NowAndThen::default(),
         full: NowAndThen::default(),
         crowding: NowAndThen::default(),
@@ -51,6 +52,7 @@ struct Door {
     listener: TcpListener,
     room: Arc<Room>,
     age_max: Duration,
+    patience: Duration,
     failing: NowAndThen,
     full: NowAndThen,
     crowding: NowAndThen,
@@ -68,7 +70,9 @@ impl Door {
         loop {
             let (stream, peer) = self.accept().await;
             match self.room.enter(peer.ip(), &mut place) {
-                Some(seat) => return Some(Connection::new(stream, seat, self.age_max)),
+                Some(seat) => {
+                    return Some(Connection::new(stream, seat, self.age_max, self.patience));
+                }
                 None if self.crowding.is_due() => {
                     tracing::warn!(address = %peer.ip(), "too many connections; more are closed");
                 }
@@ -99,14 +103,19 @@ impl Door {
 
 /// How a call reaches the connection that it came on.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
+pub struct Line {
     is_cut: AtomicBool,
     reader: AtomicWaker,
 }
 
 impl Line {
-    /// Closes the connection.
-    pub(crate) fn cut(&self) {
+    /// The line of a call; none if it did not come on a connection of ours.
+    pub fn of(extensions: &http::Extensions) -> Option<Arc<Self>> {
+        extensions.get::<Arc<Self>>().cloned()
+    }
+
+    /// Closes the connection, with all calls on it: for peers that do not read what they asked for.
+    pub fn cut(&self) {
         self.is_cut.store(true, Ordering::Release);
         self.reader.wake();
     }
@@ -127,19 +136,43 @@ pub(crate) struct Connection {
     /// When it is closed: at first if it does not begin, then because it is too old.
     deadline: Pin<Box<Sleep>>,
     closed_at: Instant,
+    /// How long a peer may take no byte of what is written to it, and until when it may now.
+    patience: Duration,
+    unwritten: Option<Pin<Box<Sleep>>>,
     _seat: Seat,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, seat: Seat, age_max: Duration) -> Self {
+    fn new(stream: TcpStream, seat: Seat, age_max: Duration, patience: Duration) -> Self {
         Self {
             stream,
             line: Arc::default(),
             missing: limits::OPENING_BYTES,
             deadline: Box::pin(tokio::time::sleep(limits::OPENED_WITHIN)),
             closed_at: Instant::now() + age_max,
+            patience,
+            unwritten: None,
             _seat: seat,
         }
+    }
+}
+
+impl Connection {
+    /// A peer that takes no byte for so long is given up. The library would try to tell it so, and
+    /// wait for ever for it to take that.
+    fn within_patience(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.unwritten = None;
+            return written;
+        }
+        let patience = self.patience;
+        let unwritten =
+            self.unwritten.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        unwritten.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -183,7 +216,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, buffer)
+        let written = Pin::new(&mut self.stream).poll_write(context, buffer);
+        self.within_patience(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -199,7 +233,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        self.within_patience(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

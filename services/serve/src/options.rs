@@ -14,6 +14,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// How old connections become.
+#[derive(Clone, Copy, Debug)]
+pub struct Age(pub(crate) Duration);
+
+impl Age {
+    /// When a stream that begins now is old: before its connection is, and not all at once.
+    pub fn of_a_stream(self) -> Duration {
+        self.0.mul_f64(rand::random_range(0.8..0.95))
+    }
+}
+
 /// Options that all services share.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -47,7 +58,8 @@ pub struct Options {
     #[arg(long, env = "STEPWELL_CONNECTIONS_PER_ADDRESS_MAX", default_value_t = CONNECTIONS_PER_ADDRESS_MAX, value_parser = connections())]
     pub connections_per_address_max: usize,
     /// A silent peer is asked this often whether it is still there, and given up if it does not
-    /// answer for half as long. Seconds, 1 to 3,600; default 20.
+    /// answer for half as long; also one that reads nothing for both together. Seconds, 1 to 3,600;
+    /// default 20.
     #[arg(long, env = "STEPWELL_KEEPALIVE", default_value_t = KEEPALIVE, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub keepalive: u64,
     /// A connection that has become so old takes no new calls, and its streams are asked to go on
@@ -91,9 +103,9 @@ impl Default for Options {
 }
 
 impl Options {
-    /// When a stream that begins now is old: before its connection is, and not all at once.
-    pub fn stream_age(&self) -> Duration {
-        Duration::from_secs(self.connection_age).mul_f64(rand::random_range(0.8..0.95))
+    /// How old connections become.
+    pub fn age(&self) -> Age {
+        Age(Duration::from_secs(self.connection_age))
     }
 
     /// The address to listen on: loopback and the service's own port unless told otherwise.

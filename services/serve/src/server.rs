@@ -12,7 +12,10 @@ use tonic::{
     transport::Server,
 };
 
-use crate::{Options, Service, bounded::BoundedLayer, incoming::incoming, layer::SeenLayer, limits};
+use crate::{
+    Options, Service, bounded::BoundedLayer, incoming::incoming, layer::SeenLayer, limits,
+    quiet::tell_left_out,
+};
 
 impl Service {
     /// Serves until the service is told to stop and its tasks have ended, or its grace is over.
@@ -46,6 +49,7 @@ impl Service {
                 reporter.clear_service_status(name).await;
             }
         };
+        self.spawn_beside("left out", tell_left_out());
         let options = self.options();
         let served = server(options)
             .layer(SeenLayer { service: self.name() })

@@ -20,9 +20,9 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN};
+use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN, quiet::Quiet};
 
 /// One thing that must work for the service to be ready.
 #[derive(Clone)]
@@ -231,8 +231,12 @@ fn set_up_log(options: &Options) -> anyhow::Result<()> {
         .with_writer(std::io::stderr);
     // Set already: several services share this process.
     let _ = match options.log {
-        LogFormat::Human => log.with_target(false).compact().try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Human => {
+            log.with_target(false).compact().finish().with(Quiet::default()).try_init()
+        }
+        LogFormat::Json => {
+            log.json().flatten_event(true).finish().with(Quiet::default()).try_init()
+        }
     };
     Ok(())
 }
