@@ -18,6 +18,7 @@ pub mod stepwell {
 pub use stepwell::v1;
 
 pub mod catalog;
+pub mod codec;
 pub mod id;
 pub mod json;
 pub mod refusal;

@@ -4,9 +4,10 @@
 //! as refusals.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -14,7 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
 use tokio::{sync::oneshot, time::Sleep};
 use tonic::{Code, Status, body::Body};
@@ -26,6 +29,27 @@ use crate::{incoming::Line, layer::is_grpc, limits, room::NowAndThen};
 const HEAD_BYTES: usize = 5;
 /// Smaller messages do not count: a stream itself costs as much.
 const SMALL_BYTES: usize = 4 << 10;
+
+/// Methods whose callers send more than one message.
+static STREAMS_OF_REQUESTS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let described = [
+        stepwell_proto::CONTRACT,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let files = described
+        .into_iter()
+        .flat_map(|set| FileDescriptorSet::decode(set).map(|set| set.file).unwrap_or_default());
+    let mut methods = HashSet::new();
+    for file in files {
+        for service in &file.service {
+            let streams = service.method.iter().filter(|method| method.client_streaming());
+            let path = |name: &str| format!("/{}.{}/{name}", file.package(), service.name());
+            methods.extend(streams.map(|method| path(method.name())));
+        }
+    }
+    methods
+});
 
 /// Adds `Bounded` around a service, with one budget for all.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +89,9 @@ where
         }
         let budget = Arc::clone(&self.budget);
         let line = Line::of(request.extensions());
-        let request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&budget))));
+        let is_one = !STREAMS_OF_REQUESTS.contains(request.uri().path());
+        let arriving = |body| Arriving::new(body, Arc::clone(&budget), is_one);
+        let request = request.map(|body| Body::new(arriving(body)));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
@@ -146,6 +172,10 @@ impl Drop for Held {
 struct Arriving {
     body: Body,
     budget: Arc<Budget>,
+    /// The call has one message. It is handed on only once the caller has said his last word: the
+    /// library would decode it and then wait for that.
+    is_one: bool,
+    kept: Option<Frame<Bytes>>,
     head: [u8; HEAD_BYTES],
     head_bytes: usize,
     /// Bytes that are missing of the message.
@@ -156,10 +186,12 @@ struct Arriving {
 }
 
 impl Arriving {
-    fn new(body: Body, budget: Arc<Budget>) -> Self {
+    fn new(body: Body, budget: Arc<Budget>, is_one: bool) -> Self {
         Self {
             body,
             budget,
+            is_one,
+            kept: None,
             head: [0; HEAD_BYTES],
             head_bytes: 0,
             missing: 0,
@@ -189,15 +221,29 @@ impl Arriving {
             bytes = &bytes[n..];
             if self.missing == 0 {
                 self.head_bytes = 0;
+                if self.is_one {
+                    return if bytes.is_empty() { Ok(()) } else { Err(one_too_many()) };
+                }
                 self.held = None;
             }
         }
-        if self.head_bytes == 0 {
+        Ok(())
+    }
+
+    /// A message that has begun must be there in time, and the end of a call that has one message.
+    fn time(&mut self) {
+        if self.head_bytes == 0 && self.kept.is_none() {
             self.deadline = None;
         } else if self.deadline.is_none() {
             self.deadline = Some(Box::pin(tokio::time::sleep(limits::MESSAGE_WITHIN)));
         }
-        Ok(())
+    }
+
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Refusal> {
+        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
+        let within = limits::MESSAGE_WITHIN;
+        let late = |()| Refusal::field("", format!("the message was not there within {within:?}"));
+        deadline.as_mut().poll(context).map(late)
     }
 
     fn length(&self) -> Result<usize, Refusal> {
@@ -212,6 +258,10 @@ impl Arriving {
     }
 }
 
+fn one_too_many() -> Refusal {
+    Refusal::field("", "one message is wanted")
+}
+
 impl http_body::Body for Arriving {
     type Data = Bytes;
     type Error = Status;
@@ -221,35 +271,44 @@ impl http_body::Body for Arriving {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let arriving = &mut *self;
-        let frame = Pin::new(&mut arriving.body).poll_frame(context);
-        if let Poll::Ready(Some(Err(_))) = &frame {
-            // The peer is gone, or took the call back: nobody hears what is said, and the log is
-            // not for it.
-            return Poll::Ready(Some(Err(Status::cancelled("the request was cut"))));
+        loop {
+            let frame = match Pin::new(&mut arriving.body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                // The peer is gone, or took the call back: nobody hears what is said, and the log
+                // is not for it.
+                Poll::Ready(Some(Err(_))) => {
+                    return Poll::Ready(Some(Err(Status::cancelled("the request was cut"))));
+                }
+                Poll::Ready(None) => return Poll::Ready(arriving.kept.take().map(Ok)),
+                Poll::Pending => {
+                    return arriving.poll_late(context).map(|late| Some(Err(late.into())));
+                }
+            };
+            let Some(bytes) = frame.data_ref() else {
+                // Trailers, of which gRPC has none in requests.
+                let kept = arriving.kept.take();
+                return Poll::Ready(Some(Ok(kept.unwrap_or(frame))));
+            };
+            if arriving.kept.is_some() && !bytes.is_empty() {
+                return Poll::Ready(Some(Err(one_too_many().into())));
+            }
+            let begun = arriving.head_bytes > 0 || !bytes.is_empty();
+            if let Err(refusal) = arriving.follow(bytes) {
+                return Poll::Ready(Some(Err(refusal.into())));
+            }
+            let whole = begun && arriving.head_bytes == 0;
+            if arriving.is_one && whole && !http_body::Body::is_end_stream(&arriving.body) {
+                arriving.kept.get_or_insert(frame);
+                arriving.time();
+            } else {
+                arriving.time();
+                return Poll::Ready(Some(Ok(frame)));
+            }
         }
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(bytes) = frame.data_ref()
-            && let Err(refusal) = arriving.follow(bytes)
-        {
-            return Poll::Ready(Some(Err(refusal.into())));
-        }
-        if frame.is_pending()
-            && let Some(deadline) = &mut arriving.deadline
-            && deadline.as_mut().poll(context).is_ready()
-        {
-            let within = limits::MESSAGE_WITHIN;
-            let late = Refusal::field("", format!("the message was not there within {within:?}"));
-            return Poll::Ready(Some(Err(late.into())));
-        }
-        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.kept.is_none() && self.body.is_end_stream()
     }
 }
 

@@ -104,7 +104,8 @@ async fn what_is_no_message_is_the_caller_s_fault_and_is_refused_with_a_reason()
 #[tokio::test(start_paused = true)]
 async fn a_message_that_is_begun_and_never_ended_is_refused() {
     let running = Running::start().await;
-    for begun in [&message(&[0; 10_000])[..9000], &message(&[0; 10])[..5], &[0, 0]] {
+    // The last one lacks only the end of the call.
+    for begun in [&message(&[0; 10_000])[..9000], &message(&[0; 10])[..5], &[0, 0], &message(&[])] {
         let since = Instant::now();
         let said = answer(&running.address, CHECK, begun.to_vec(), false).await;
         let status = Status::from_header_map(&said).unwrap();
