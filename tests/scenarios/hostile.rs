@@ -238,6 +238,31 @@ async fn send_bombs(target: Target) {
     }
 }
 
+/// Sends messages that are small on the wire and huge in memory, and never ends the calls.
+async fn send_seeds(target: Target) {
+    // Two million empty requests.
+    let seeds = Bytes::from([&[0, 0, 61, 9, 0][..], &[0x0a, 0].repeat(2_000_000)].concat());
+    loop {
+        let Some(mut sender) = connect(&target.task, 10, true).await else { continue };
+        let mut held = Vec::new();
+        for _ in 0..30 {
+            let Ok(ready) = sender.ready().await else { break };
+            sender = ready;
+            let path = "/stepwell.v1.TaskService/BatchCreateTasks";
+            let Ok(mut call) = sender.send_request(post(&target.task, path), false) else { break };
+            call.1.send_data(seeds.clone(), false).ok();
+            held.push(call);
+            target.hit();
+        }
+        for (n, (answer, mut stream)) in held.into_iter().enumerate() {
+            if n % 2 == 0 {
+                stream.send_data(Bytes::new(), true).ok();
+            }
+            answer.await.ok();
+        }
+    }
+}
+
 /// Subscribes to everything and reads nothing.
 async fn read_no_events(target: Target) {
     let start = Some(subscribe_request::Start::Earliest(Default::default()));
@@ -360,6 +385,7 @@ async fn whatever_hostile_peers_do_at_once_ordinary_tasks_end_and_memory_and_log
     attack("half send", |t| Box::pin(half_send(t)));
     attack("take no answers", |t| Box::pin(take_no_answers(t)));
     attack("send bombs", |t| Box::pin(send_bombs(t)));
+    attack("send seeds", |t| Box::pin(send_seeds(t)));
     attack("read no events", |t| Box::pin(read_no_events(t)));
     attack("hoard leases", |t| Box::pin(hoard_leases(t)));
     attack("come and go", |t| Box::pin(come_and_go(t)));
