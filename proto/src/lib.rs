@@ -22,6 +22,7 @@ pub mod codec;
 pub mod id;
 pub mod json;
 pub mod refusal;
+pub mod time;
 
 /// The contract's descriptors, custom options included: for reflection and JSON.
 pub static CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contract.bin"));

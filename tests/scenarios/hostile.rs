@@ -133,7 +133,7 @@ async fn hold_connections(target: Target) {
                     held.push(stream);
                 } else {
                     // Over its share, or cut off for saying nothing.
-                    stream.read(&mut [0; 1]).await.ok();
+                    stream.read_exact(&mut [0; 1]).await.ok();
                     held.clear();
                 }
                 target.hit();

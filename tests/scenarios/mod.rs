@@ -8,5 +8,6 @@ mod docs;
 mod executors;
 mod feed;
 mod hostile;
+mod limits;
 mod retries;
 mod schema;
