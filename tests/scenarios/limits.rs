@@ -7,12 +7,13 @@ use stepwell_client::{Executor, Start, StepContext, v1};
 use stepwell_proto::{
     refusal::Refusal,
     v1::{
-        Completion, ErrorReason, HandlerOffer, Hello, Outcome, WorkRequest, outcome,
-        step_service_client::StepServiceClient, task_service_client::TaskServiceClient,
+        Completion, ErrorReason, HandlerOffer, Hello, Outcome, WorkRequest,
+        event_service_client::EventServiceClient, outcome, step_service_client::StepServiceClient,
+        task_service_client::TaskServiceClient,
     },
 };
 use stepwell_suite::Nodes;
-use stepwell_tests::{World, check, until};
+use stepwell_tests::{SOON, World, check, until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -52,14 +53,58 @@ async fn old_connections_and_streams_make_room_for_new_ones_and_nobody_notices()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_executor_that_says_what_it_may_not_is_told_why_its_stream_ends() {
-    let world = World::start().await;
-    let address = world.suite.addresses().step[0].clone();
-    let hello = || Hello {
+async fn executors_and_subscribers_beyond_the_limit_are_refused_until_others_go() {
+    let world = World::set_up(|options| {
+        let limits = [("STEPWELL_SESSIONS_MAX", "2"), ("STEPWELL_SUBSCRIPTIONS_MAX", "2")];
+        options.env = limits.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    })
+    .await;
+    let stepwell_suite::Addresses { step, event, .. } = world.suite.addresses();
+    let subscribe = || async {
+        let mut service = EventServiceClient::connect(event[0].clone()).await.unwrap();
+        service.subscribe(v1::SubscribeRequest::default()).await
+    };
+    let work = || async {
+        let mut service = StepServiceClient::connect(step[0].clone()).await.unwrap();
+        let (send, requests) = tokio::sync::mpsc::channel(1);
+        send.send(WorkRequest { hello: Some(hello()), ..WorkRequest::default() }).await.unwrap();
+        let answers = service.work(ReceiverStream::new(requests)).await?;
+        Ok((send, answers))
+    };
+    beyond_two(subscribe).await;
+    beyond_two(work).await;
+}
+
+/// Opens two streams; a third one is refused until one of them is gone.
+async fn beyond_two<T, F: Future<Output = Result<T, Status>>>(open: impl Fn() -> F) {
+    let (first, second) = (open().await.unwrap(), open().await.unwrap());
+    let refusal = refused(&open().await.err().unwrap());
+    assert_eq!(refusal.reason, ErrorReason::Overloaded);
+    assert!(refusal.retry_after.is_some());
+    drop(first);
+    let third = async {
+        loop {
+            match open().await {
+                Ok(third) => return third,
+                Err(status) => assert_eq!(refused(&status).reason, ErrorReason::Overloaded),
+            }
+        }
+    };
+    drop((tokio::time::timeout(SOON, third).await.unwrap(), second));
+}
+
+fn hello() -> Hello {
+    Hello {
         handlers: vec![HandlerOffer { name: "a".into(), ..Default::default() }],
         slots: 1,
         ..Hello::default()
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_executor_that_says_what_it_may_not_is_told_why_its_stream_ends() {
+    let world = World::start().await;
+    let address = world.suite.addresses().step[0].clone();
     let outcome = |result: String| Outcome {
         lease_id: "none".into(),
         kind: Some(outcome::Kind::Complete(Completion { result })),
