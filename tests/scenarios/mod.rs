@@ -8,5 +8,7 @@ mod cli;
 mod docs;
 mod executors;
 mod feed;
+mod hostile;
+mod limits;
 mod retries;
 mod schema;

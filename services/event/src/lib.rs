@@ -120,6 +120,7 @@ pub async fn run(
         begun,
         shutdown: service.shutdown().clone(),
         subscriptions_max: size(options.subscriptions_max),
+        age: options.serve.age(),
         open: Arc::default(),
     };
     let server = EventServiceServer::new(feed)

@@ -16,7 +16,7 @@ use stepwell_proto::{
         subscribe_request::Start,
     },
 };
-use stepwell_serve::Shutdown;
+use stepwell_serve::{Age, Shutdown};
 use stepwell_store::Store;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,6 +35,7 @@ pub(crate) struct Feed {
     pub(crate) begun: Arc<Notify>,
     pub(crate) shutdown: Shutdown,
     pub(crate) subscriptions_max: usize,
+    pub(crate) age: Age,
     pub(crate) open: Arc<AtomicUsize>,
 }
 
@@ -114,6 +115,7 @@ impl event_service_server::EventService for Feed {
             filter,
             epoch,
             place,
+            age: self.age,
             out,
         };
         tokio::spawn(async move {

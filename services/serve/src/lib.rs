@@ -5,17 +5,21 @@
 //! loops have ended, or the grace is over.
 
 mod answer;
+mod bounded;
 mod incoming;
 mod layer;
 mod limits;
 mod options;
+mod quiet;
+mod room;
 mod server;
 mod service;
 mod shutdown;
 mod ticker;
 
+pub use incoming::Line;
 pub use limits::MESSAGE_BYTES_MAX;
-pub use options::{LogFormat, Options};
+pub use options::{Age, LogFormat, Options};
 pub use service::{Service, run};
 pub use shutdown::Shutdown;
 pub use ticker::Ticker;
