@@ -8,6 +8,7 @@ mod answer;
 mod incoming;
 mod layer;
 mod limits;
+mod metrics;
 mod options;
 mod server;
 mod service;

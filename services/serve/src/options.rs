@@ -38,6 +38,10 @@ pub struct Options {
     /// Threads that run the service. 1 to 64; default 2.
     #[arg(long, env = "STEPWELL_WORKER_THREADS", default_value_t = 2, value_parser = threads())]
     pub worker_threads: usize,
+    /// A collector of metrics to push to, by OTLP over gRPC: `http://host:4317`, or `https://…`.
+    /// Default: nothing is pushed; `/metrics` is there in any case.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
@@ -56,6 +60,7 @@ impl Default for Options {
             log_filter: "info".into(),
             grace: 10,
             worker_threads: 2,
+            otlp_endpoint: None,
             address_file: None,
         }
     }
