@@ -69,8 +69,7 @@ impl Metrics {
             errors.add(0, &[KeyValue::new("kind", kind)]);
         }
         let of = |whose| [KeyValue::new("connection", whose)];
-        let statement =
-            Statement { seconds, pool_wait, errors, pool: of("pool"), own: of("own") };
+        let statement = Statement { seconds, pool_wait, errors, pool: of("pool"), own: of("own") };
         Self { statement: Some(statement) }
     }
 

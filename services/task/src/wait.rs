@@ -58,6 +58,11 @@ impl Waiters {
         Ok(Waiting { waiters: self, uid, bell })
     }
 
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().n
+    }
+
     fn uids(&self) -> Vec<Uuid> {
         self.lock().tasks.keys().copied().collect()
     }
