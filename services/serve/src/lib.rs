@@ -15,7 +15,7 @@ mod service;
 mod shutdown;
 mod ticker;
 
-pub use limits::MESSAGE_BYTES_MAX;
+pub use limits::{LABELS_MAX, MESSAGE_BYTES_MAX};
 pub use options::{LogFormat, Options};
 pub use service::{Service, run};
 pub use shutdown::Shutdown;
