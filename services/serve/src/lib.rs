@@ -16,6 +16,7 @@ mod shutdown;
 mod ticker;
 
 pub use limits::{LABELS_MAX, MESSAGE_BYTES_MAX};
+pub use metrics::SECONDS;
 pub use options::{LogFormat, Options};
 pub use service::{Service, run};
 pub use shutdown::Shutdown;

@@ -25,7 +25,7 @@ use prometheus::{Registry, TextEncoder};
 
 /// Bounds of the buckets of everything measured in seconds: a tenth of a millisecond to a quarter of
 /// an hour, so that one set fits a statement as well as a task.
-const SECONDS: [f64; 22] = [
+pub const SECONDS: [f64; 22] = [
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0,
 ];
