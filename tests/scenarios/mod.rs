@@ -7,5 +7,6 @@ mod cli;
 mod docs;
 mod executors;
 mod feed;
+mod metrics;
 mod retries;
 mod schema;

@@ -57,27 +57,33 @@ impl Metrics {
         let metrics = Self {
             tasks: counter(
                 "stepwell_task_transitions_total",
-                "Transitions of tasks in the log since this process began, whoever made them; every event-service counts all",
+                "Transitions of tasks in the log since this process began, whoever made them; \
+                 every event-service counts all",
             ),
             steps: counter(
                 "stepwell_step_transitions_total",
-                "Transitions of steps in the log since this process began, whoever made them, and whether it was the step's last; every event-service counts all",
+                "Transitions of steps in the log since this process began, whoever made them, \
+                 and whether it was the step's last; every event-service counts all",
             ),
             task_start: seconds(
                 "stepwell_task_start_seconds",
-                "From a task's creation to the lease of its first step; every event-service counts all",
+                "From a task's creation to the lease of its first step; every event-service \
+                 counts all",
             ),
             task_end: seconds(
                 "stepwell_task_end_to_end_seconds",
-                "From a task's creation to its end, by how it ended; every event-service counts all",
+                "From a task's creation to its end, by how it ended; every event-service counts \
+                 all",
             ),
             step_run: seconds(
                 "stepwell_step_run_seconds",
-                "From a lease to its end, by how the attempt ended; every event-service counts all",
+                "From a lease to its end, by how the attempt ended; every event-service counts \
+                 all",
             ),
             tail_lag: seconds(
                 "stepwell_tail_lag_seconds",
-                "From the oldest event of a read of the log's end to that read, by the clock of the database",
+                "From the oldest event of a read of the log's end to that read, by the clock of \
+                 the database",
             ),
             tail_batch: meter
                 .u64_histogram("stepwell_tail_batch_events")
@@ -246,7 +252,8 @@ fn watch_survey(meter: &Meter, surveyed: &Arc<Mutex<Option<Surveyed>>>) {
     );
     gauge(
         "stepwell_cluster_oldest_transaction_seconds",
-        "Age of the oldest transaction in the cluster, prepared ones included, that the service's role may see",
+        "Age of the oldest transaction in the cluster, prepared ones included, that the \
+         service's role may see",
         "s",
         |s| s.survey.oldest_transaction,
     );
@@ -263,7 +270,10 @@ fn watch_ready(meter: &Meter, surveyed: &Arc<Mutex<Option<Surveyed>>>) {
     let looked_at = Arc::clone(surveyed);
     meter
         .f64_observable_gauge("stepwell_queue_ready_steps")
-        .with_description("Steps of a handler that are ready and have no slot, those left over from cancelled tasks included; of each definition up to 10,000; past 200 handlers, other")
+        .with_description(
+            "Steps of a handler that are ready and have no slot, those left over from cancelled \
+             tasks included; of each definition up to 10,000; past 200 handlers, other",
+        )
         .with_callback(move |seen| {
             observe_ready(&looked_at, seen, |ready| whole(ready.steps), |sum, next| sum + next);
         })
@@ -271,7 +281,10 @@ fn watch_ready(meter: &Meter, surveyed: &Arc<Mutex<Option<Surveyed>>>) {
     let looked_at = Arc::clone(surveyed);
     meter
         .f64_observable_gauge("stepwell_queue_oldest_ready_seconds")
-        .with_description("How long the oldest ready step of a handler has waited for a slot; past 200 handlers, other")
+        .with_description(
+            "How long the oldest ready step of a handler has waited for a slot; past 200 \
+             handlers, other",
+        )
         .with_unit("s")
         .with_callback(move |seen| observe_ready(&looked_at, seen, |ready| ready.oldest, f64::max))
         .build();
@@ -374,13 +387,19 @@ pub(crate) fn watch_feed(meter: &Meter, seats: &Arc<Seats>, ring: &Arc<Ring>) {
     let looked_at = Arc::clone(seats);
     meter
         .u64_observable_gauge("stepwell_subscriber_behind")
-        .with_description("Subscriptions of this node that read the table, because what comes next for them has fallen out of memory")
+        .with_description(
+            "Subscriptions of this node that read the table, because what comes next for them \
+             has fallen out of memory",
+        )
         .with_callback(move |seen| seen.observe(count(looked_at.figures().1), &[]))
         .build();
     let (looked_at, end) = (Arc::clone(seats), Arc::clone(ring));
     meter
         .u64_observable_gauge("stepwell_subscriber_lag_events")
-        .with_description("Positions in the log that the slowest subscription of this node has still to be sent, wanted or not")
+        .with_description(
+            "Positions in the log that the slowest subscription of this node has still to be \
+             sent, wanted or not",
+        )
         .with_callback(move |seen| {
             let lag = end.end().zip(looked_at.figures().2).map_or(0, |(end, at)| end - at);
             seen.observe(u64::try_from(lag).unwrap_or(0), &[]);

@@ -95,11 +95,13 @@ impl Metrics {
             ),
             handover: seconds(
                 "stepwell_step_handover_seconds",
-                "From a parent's outcome coming in to its child's lease in an executor's outbox, of children that got a slot in the same commit",
+                "From a parent's outcome coming in to its child's lease in an executor's outbox, \
+                 of children that got a slot in the same commit",
             ),
             timer_late: seconds(
                 "stepwell_timer_late_seconds",
-                "From the time the next retry was known to be due to its release, once per look that released some",
+                "From the time the next retry was known to be due to its release, once per look \
+                 that released some",
             ),
             timers: from_zero(
                 "stepwell_timer_released_total",
@@ -112,7 +114,8 @@ impl Metrics {
             given_by: ["claim", "settle"].map(|by| [KeyValue::new("by", by)]),
             ended: of(
                 "stepwell_lease_ended_total",
-                "Leases that ended, by what became of the step and by who ended it: the executor's report or this service",
+                "Leases that ended, by what became of the step and by who ended it: the \
+                 executor's report or this service",
             ),
             ended_by: ["executor", "service"].map(|by| {
                 ["complete", "retry", "error", "hand_back"]
@@ -124,7 +127,9 @@ impl Metrics {
             ),
             expired: of(
                 "stepwell_lease_expired_total",
-                "Leases that this service failed, by cause: the attempt's time-out; an executor that did not come back within the grace; one that was lost together with its node",
+                "Leases that this service failed, by cause: the attempt's time-out; an executor \
+                 that did not come back within the grace; one that was lost together with its \
+                 node",
             ),
             expired_by: ["time_out", "executor_lost", "node_lost"]
                 .map(|c| [KeyValue::new("cause", c)]),
@@ -134,7 +139,8 @@ impl Metrics {
             ),
             given_up: from_zero(
                 "stepwell_node_given_up_total",
-                "Node ids this process gave up: it was declared dead, or lost the answer of a verb that leases",
+                "Node ids this process gave up: it was declared dead, or lost the answer of a \
+                 verb that leases",
             ),
             taken_over: from_zero(
                 "stepwell_node_taken_over_total",
@@ -279,17 +285,23 @@ pub(crate) fn watch_sessions(meter: &Meter, sessions: &Arc<Sessions>) {
     let looked_at = Arc::clone(sessions);
     meter
         .u64_observable_gauge("stepwell_queue_executors")
-        .with_description("Executors of this node that take steps of a handler, in some version; past 200 handlers, other")
+        .with_description(
+            "Executors of this node that take steps of a handler, in some version; past 200 \
+             handlers, other",
+        )
         .with_callback(move |seen| {
             let mut executors = BTreeMap::new();
             for offer in looked_at.serving() {
                 for handler in offer.handlers() {
-                    *executors.entry((offer.namespace.clone(), handler.to_owned())).or_insert(0u64) += 1;
+                    *executors
+                        .entry((offer.namespace.clone(), handler.to_owned()))
+                        .or_insert(0u64) += 1;
                 }
             }
             let rest: u64 = executors.values().skip(LABELS_MAX).sum();
             for ((namespace, handler), n) in executors.into_iter().take(LABELS_MAX) {
-                let labels = [KeyValue::new("namespace", namespace), KeyValue::new("handler", handler)];
+                let labels =
+                    [KeyValue::new("namespace", namespace), KeyValue::new("handler", handler)];
                 seen.observe(n, &labels);
             }
             if rest > 0 {

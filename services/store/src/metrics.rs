@@ -53,7 +53,10 @@ impl Metrics {
             .build();
         let seconds = meter
             .f64_histogram("stepwell_database_statement_seconds")
-            .with_description("From sending a statement to its answer or error, by whose connection it took: the pool's or a loop's own")
+            .with_description(
+                "From sending a statement to its answer or error, by whose connection it took: \
+                 the pool's or a loop's own",
+            )
             .with_unit("s")
             .build();
         let pool_wait = meter

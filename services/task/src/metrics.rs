@@ -46,7 +46,11 @@ impl Metrics {
     pub(crate) fn new(meter: &Meter) -> Self {
         let answers = meter
             .u64_counter("stepwell_task_create_answers_total")
-            .with_description("Tasks that were asked for and passed their checks, by the answer: new; existing: the same request came before; reused: another request had the id; failed: the database was away or refused it")
+            .with_description(
+                "Tasks that were asked for and passed their checks, by the answer: new; \
+                 existing: the same request came before; reused: another request had the id; \
+                 failed: the database was away or refused it",
+            )
             .build();
         let labels = ["new", "existing", "reused", "failed"].map(|a| [KeyValue::new("answer", a)]);
         for label in &labels {
@@ -64,7 +68,10 @@ impl Metrics {
                 .build(),
             wait: meter
                 .f64_histogram("stepwell_task_create_wait_seconds")
-                .with_description("From a caller's checked tasks joining the line to their being durable, or given up")
+                .with_description(
+                    "From a caller's checked tasks joining the line to their being durable, or \
+                     given up",
+                )
                 .with_unit("s")
                 .build(),
             answers,
@@ -99,9 +106,13 @@ pub(crate) fn watch_line<T: Send + 'static>(
 ) {
     meter
         .u64_observable_gauge("stepwell_task_create_waiting_items")
-        .with_description("Callers' tasks, in parts of one call each, that wait for the creating loop; at most 1,024")
+        .with_description(
+            "Callers' tasks, in parts of one call each, that wait for the creating loop; at most \
+             1,024",
+        )
         .with_callback(move |seen| {
-            let waiting = queue.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity());
+            let waiting =
+                queue.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity());
             seen.observe(u64::try_from(waiting).unwrap_or(u64::MAX), &[]);
         })
         .build();
