@@ -5,8 +5,9 @@ mod pushed;
 
 use serde_json::{Value, json};
 use stepwell_client::{Executor, HandlerError, Start, StepContext, v1};
-use stepwell_suite::Nodes;
-use stepwell_tests::{SOON, Scrape, World, check, short_terms, until};
+use stepwell_suite::{Kind, Nodes, Signal};
+use stepwell_tests::{Gate, SOON, Scrape, World, check, short_terms, until};
+use tokio::time::Instant;
 
 /// One of each service, which surveys every second.
 async fn world() -> World {
@@ -200,4 +201,66 @@ async fn handlers_beyond_two_hundred_share_one_label() {
     assert_eq!(served.of_name("stepwell_queue_executors", &[]).count(), 201);
     assert_eq!(served.sum("stepwell_queue_executors", &[("handler", "other")]), 10.0);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_executors_and_nodes_took_with_them_are_told_by_cause() {
+    let world = World::hasty(Nodes { task: 1, step: 2, event: 1 }).await;
+    world.define("{name: d, steps: [{name: a, retry: {initial_backoff: 10ms}}]}").await;
+    let gate = Gate::default();
+    let task = world.create("d", &json!({})).await;
+    let executor = || gate.guard(Executor::new(&world.client, "e"));
+
+    // It dies alone: its node ends the lease after the grace.
+    let vanishing = world.run(executor());
+    gate.started().await;
+    let nodes = world.suite.addresses().step;
+    let node = holder(&nodes).await;
+    vanishing.vanish();
+    let lost = [("cause", "executor_lost")];
+    Scrape::until(&nodes[node], |s| s.sum("stepwell_lease_expired_total", &lost) == 1.0).await;
+
+    // It dies with its node: the other one walks what is left.
+    let vanishing = world.run(executor());
+    gate.started().await;
+    let node = holder(&nodes).await;
+    world.suite.process(Kind::Step, node).unwrap().kill(Signal::SIGKILL).await.unwrap();
+    vanishing.vanish();
+    let lost = [("cause", "node_lost")];
+    let other = &nodes[1 - node];
+    let survivor =
+        Scrape::until(other, |s| s.sum("stepwell_lease_expired_total", &lost) == 1.0).await;
+    assert_eq!(survivor.sum("stepwell_node_taken_over_total", &[]), 1.0);
+
+    let running = world.run(executor());
+    gate.started().await;
+    gate.open();
+    assert_eq!(world.ended(&task.task_id).await.steps[0].attempt, 3);
+    running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+/// Which of the nodes has the lease.
+async fn holder(nodes: &[String]) -> usize {
+    for (i, node) in nodes.iter().enumerate() {
+        if Scrape::of(node).await.sum("stepwell_lease_held", &[]) == 1.0 {
+            return i;
+        }
+    }
+    panic!("no node holds it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_event_service_sends_two_statements_a_second_at_most() {
+    let world = world().await;
+    let _feed = world.feed(Start::Latest).await;
+    let event = &world.suite.addresses().event[0];
+    let surveys = |scrape: &Scrape| scrape.sum("stepwell_survey_seconds_count", &[]);
+    let statements = |s: &Scrape| s.sum("stepwell_database_statement_seconds_count", &[]);
+    let first = Scrape::until(event, |scrape| surveys(scrape) > 1.0).await;
+    let began = Instant::now();
+    let last = Scrape::until(event, |scrape| surveys(scrape) > surveys(&first) + 5.0).await;
+    // One survey a second is fifteen times as many as there are usually.
+    let sent = statements(&last) - statements(&first) - (surveys(&last) - surveys(&first));
+    assert!(sent <= 2.0 * began.elapsed().as_secs_f64() + 1.0, "{sent} in {:?}", began.elapsed());
 }

@@ -14,7 +14,7 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 use stepwell_proto::{
-    catalog::{EVENTS, EventType, event_type_by_number},
+    catalog::{EVENTS, event_type_by_number},
     v1::{Entity, Event, State},
 };
 use stepwell_serve::LABELS_MAX;
@@ -36,8 +36,7 @@ pub(crate) struct Metrics {
     surveyed: Arc<Mutex<Option<Surveyed>>>,
     /// What the clock of the database is ahead of ours. Microseconds.
     ahead: AtomicI64,
-    /// Steps in error more than were told to be tried again, of counts that were cut in between.
-    failed: AtomicI64,
+    failed: Mutex<i64>,
 }
 
 /// The last survey.
@@ -96,7 +95,7 @@ impl Metrics {
             ),
             surveyed: Arc::default(),
             ahead: AtomicI64::new(0),
-            failed: AtomicI64::new(0),
+            failed: Mutex::default(),
         };
         metrics.delivered.add(0, &[]);
         metrics.begin_at_zero();
@@ -134,33 +133,15 @@ impl Metrics {
 
     /// Transitions were counted.
     pub(crate) fn counted(&self, counts: &[Count]) {
-        let mut failed = self.failed.load(Ordering::Relaxed);
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        for Move { of, from, to, is_final, n } in moves(counts, &mut failed) {
+            self.add(of, from, to, is_final, n);
+        }
         for count in counts {
-            let of = u32::try_from(count.r#type).ok().and_then(event_type_by_number);
-            let Some((EventType { edge: Some(edge), .. }, n)) = of.zip(count.n.try_into().ok())
-            else {
-                continue;
-            };
-            let from = count.from_state.and_then(|from| State::try_from(i32::from(from)).ok());
-            let from = from.unwrap_or(State::Unspecified);
-            match (edge.entity, from, edge.to) {
-                // Which failures were a step's last stands between the lines: those after which it
-                // was not told to be tried again, in the same commit.
-                (Entity::Step, _, State::Error) => failed += count.n,
-                (Entity::Step, State::Error, State::Pending) => {
-                    failed -= count.n;
-                    self.add(Entity::Step, State::InProgress, State::Error, false, n);
-                    self.add(Entity::Step, from, edge.to, false, n);
-                }
-                (of, from, to) => self.add(of, from, to, to.is_final(), n),
-            }
-            if let Some(seconds) = count.seconds {
-                self.took(edge.entity, edge.to, seconds, n);
+            if let (Some(seconds), Some((of, to))) = (count.seconds, edge_of(count)) {
+                self.took(of, to, seconds, u64::try_from(count.n).unwrap_or(0));
             }
         }
-        let last = u64::try_from(failed).unwrap_or(0);
-        self.add(Entity::Step, State::InProgress, State::Error, true, last);
-        self.failed.store(failed.min(0), Ordering::Relaxed);
     }
 
     fn took(&self, of: Entity, to: State, seconds: f64, n: u64) {
@@ -311,6 +292,49 @@ fn observe_ready(
     }
 }
 
+/// So many transitions of one kind.
+#[derive(Debug, PartialEq)]
+struct Move {
+    of: Entity,
+    from: State,
+    to: State,
+    is_final: bool,
+    n: u64,
+}
+
+fn edge_of(count: &Count) -> Option<(Entity, State)> {
+    let of = event_type_by_number(u32::try_from(count.r#type).ok()?)?;
+    of.edge.as_ref().map(|edge| (edge.entity, edge.to))
+}
+
+/// What the counts come to. Which failures were a step's last stands between the lines: those after
+/// which it was not told to be tried again, in the same commit. Counts may be cut within a commit:
+/// `failed` is what a cut has left over, failures that were taken for the last and were not.
+fn moves(counts: &[Count], failed: &mut i64) -> Vec<Move> {
+    let mut moves = Vec::with_capacity(counts.len() + 1);
+    for count in counts {
+        let (Some((of, to)), Ok(n)) = (edge_of(count), u64::try_from(count.n)) else { continue };
+        let from = count.from_state.and_then(|from| State::try_from(i32::from(from)).ok());
+        let from = from.unwrap_or(State::Unspecified);
+        if (of, to) == (Entity::Step, State::Error) {
+            *failed += count.n;
+            continue;
+        }
+        if (of, from, to) == (Entity::Step, State::Error, State::Pending) {
+            *failed -= count.n;
+            let (from, to) = (State::InProgress, State::Error);
+            moves.push(Move { of, from, to, is_final: false, n });
+        }
+        moves.push(Move { of, from, to, is_final: to.is_final(), n });
+    }
+    if let Ok(n @ 1..) = u64::try_from(*failed) {
+        let (of, from, to) = (Entity::Step, State::InProgress, State::Error);
+        moves.push(Move { of, from, to, is_final: true, n });
+        *failed = 0;
+    }
+    moves
+}
+
 // ── subscribers ─────────────────────────────────────────────────────────────────────────────────
 
 /// Where each subscription is.
@@ -432,6 +456,39 @@ fn micros(at: SystemTime) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn count(r#type: i16, from: i16, to: i16, n: i64) -> Count {
+        Count { r#type, from_state: Some(from), to_state: to, n, seconds: None }
+    }
+
+    fn failures(moves: &[Move], is_final: bool) -> u64 {
+        let failed = moves.iter().filter(|m| m.to == State::Error && m.is_final == is_final);
+        failed.map(|m| m.n).sum()
+    }
+
+    #[test]
+    fn a_failure_that_is_not_tried_again_is_the_step_s_last() {
+        let mut left = 0;
+        let moves = moves(&[count(42, 2, 4, 5), count(43, 4, 1, 3), count(41, 2, 3, 9)], &mut left);
+        assert_eq!((failures(&moves, true), failures(&moves, false), left), (2, 3, 0));
+        assert!(moves.contains(&Move {
+            of: Entity::Step,
+            from: State::InProgress,
+            to: State::Complete,
+            is_final: true,
+            n: 9
+        }));
+    }
+
+    #[test]
+    fn a_count_that_was_cut_within_a_commit_is_made_good_by_the_next() {
+        let mut left = 0;
+        // Five failures, four of which are tried again, as the second part of the commit says.
+        let first = moves(&[count(42, 2, 4, 5)], &mut left);
+        let second = moves(&[count(43, 4, 1, 4), count(42, 2, 4, 6)], &mut left);
+        let sum = |is_final| failures(&first, is_final) + failures(&second, is_final);
+        assert_eq!((sum(true), sum(false), left), (7, 4, 0));
+    }
 
     #[test]
     fn a_seat_is_free_again_when_its_subscription_ends() {
