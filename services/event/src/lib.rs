@@ -2,7 +2,7 @@
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
 //! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream.
+//! stream. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod deliver;
 mod filter;

@@ -18,7 +18,7 @@ use stepwell_proto::{
     v1::{Entity, Event, State},
 };
 use stepwell_serve::LABELS_MAX;
-use stepwell_store::{Count, Ready, Survey};
+use stepwell_store::{Count, READY_COUNTED_MAX, Ready, Survey};
 
 use crate::ring::Ring;
 
@@ -251,10 +251,11 @@ fn watch_ready(meter: &Meter, surveyed: &Arc<Mutex<Option<Surveyed>>>) {
     let looked_at = Arc::clone(surveyed);
     meter
         .f64_observable_gauge("stepwell_queue_ready_steps")
-        .with_description(
+        .with_description(format!(
             "Steps of a handler that are ready and have no slot, those left over from cancelled \
-             tasks included; of each definition up to 10,000; past 200 handlers, other",
-        )
+             tasks included; of each definition up to {READY_COUNTED_MAX}; past {LABELS_MAX} \
+             handlers, other"
+        ))
         .with_callback(move |seen| {
             observe_ready(&looked_at, seen, |ready| whole(ready.steps), |sum, next| sum + next);
         })
@@ -262,10 +263,10 @@ fn watch_ready(meter: &Meter, surveyed: &Arc<Mutex<Option<Surveyed>>>) {
     let looked_at = Arc::clone(surveyed);
     meter
         .f64_observable_gauge("stepwell_queue_oldest_ready_seconds")
-        .with_description(
-            "How long the oldest ready step of a handler has waited for a slot; past 200 \
-             handlers, other",
-        )
+        .with_description(format!(
+            "How long the oldest ready step of a handler has waited for a slot; past \
+             {LABELS_MAX} handlers, other"
+        ))
         .with_unit("s")
         .with_callback(move |seen| observe_ready(&looked_at, seen, |ready| ready.oldest, f64::max))
         .build();

@@ -64,7 +64,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Sets up the log and says that the service starts.
+    /// Sets up the log and the meter, and says that the service starts.
     pub fn start(name: &'static str, options: &Options) -> anyhow::Result<Self> {
         set_up_log(options)?;
         tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");

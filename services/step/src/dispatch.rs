@@ -30,7 +30,7 @@ pub(crate) const RESULT_BYTES_MAX: i32 = 64 << 10;
 /// All parents' results of a lease together.
 const RESULTS_BYTES_MAX: i32 = 2 << 20;
 /// Batches of leases whose inputs are still to be read.
-const FILLS_MAX: usize = 64;
+pub(crate) const FILLS_MAX: usize = 64;
 
 /// Cheap to clone.
 #[derive(Clone)]

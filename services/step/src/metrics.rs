@@ -16,6 +16,7 @@ use stepwell_store::Ending;
 use tokio::sync::mpsc;
 
 use crate::{
+    dispatch::FILLS_MAX,
     sessions::Sessions,
     settle::{Ended, QUEUE_MAX},
 };
@@ -285,10 +286,10 @@ pub(crate) fn watch_sessions(meter: &Meter, sessions: &Arc<Sessions>) {
     let looked_at = Arc::clone(sessions);
     meter
         .u64_observable_gauge("stepwell_queue_executors")
-        .with_description(
-            "Executors of this node that take steps of a handler, in some version; past 200 \
-             handlers, other",
-        )
+        .with_description(format!(
+            "Executors of this node that take steps of a handler, in some version; past \
+             {LABELS_MAX} handlers, other"
+        ))
         .with_callback(move |seen| {
             let mut executors = BTreeMap::new();
             for offer in looked_at.serving() {
@@ -318,19 +319,19 @@ pub(crate) fn watch_lines<T: Send + 'static>(
     outcomes: mpsc::WeakSender<Ended>,
     fills: mpsc::WeakSender<T>,
 ) {
-    debug_assert_eq!(QUEUE_MAX, 4096, "the description says so");
     meter
         .u64_observable_gauge("stepwell_step_settle_waiting_outcomes")
-        .with_description(
-            "Outcomes that wait for the settling loop; at 4,096 the streams are read no further",
-        )
+        .with_description(format!(
+            "Outcomes that wait for the settling loop; at {QUEUE_MAX} the streams are read no \
+             further"
+        ))
         .with_callback(move |seen| seen.observe(waiting(&outcomes), &[]))
         .build();
     meter
         .u64_observable_gauge("stepwell_step_dispatch_waiting_batches")
-        .with_description(
-            "Batches of leases whose inputs are still to be read; at 64 the verbs wait",
-        )
+        .with_description(format!(
+            "Batches of leases whose inputs are still to be read; at {FILLS_MAX} the verbs wait"
+        ))
         .with_callback(move |seen| seen.observe(waiting(&fills), &[]))
         .build();
 }

@@ -288,3 +288,32 @@ pub(crate) fn lost(lease_id: &str) -> Refusal {
     Refusal::new(ErrorReason::LeaseLost, "the lease is over; drop the outcome")
         .with("lease_id", lease_id)
 }
+
+#[cfg(test)]
+mod tests {
+    use stepwell_proto::id::step_key;
+
+    use super::*;
+
+    #[test]
+    fn a_step_was_released_when_the_last_outcome_of_its_task_came_in() {
+        let began = Instant::now();
+        let ended = |task, no, ending, after| {
+            let (step, token) = (step_key(task, no), 1);
+            let row = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
+            let since = began + Duration::from_secs(after);
+            Ended { ending, since, is_swept: false, ..Ended::unsent(&row, "") }
+        };
+        let failed = Ending::Fail { wait_ms: None };
+        let batch = [
+            ended(1, 0, Ending::Complete, 1),
+            ended(2, 0, Ending::Complete, 5),
+            ended(2, 1, Ending::Complete, 3),
+            ended(2, 2, failed, 8),
+            ended(3, 0, Ending::Complete, 2),
+        ];
+        let (step, token) = (step_key(2, 3), 1);
+        let child = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
+        assert_eq!(released_at(&batch, &child), began + Duration::from_secs(5));
+    }
+}

@@ -125,6 +125,7 @@ async fn send(
     bell: &Bell,
 ) -> Result<(), sqlx::Error> {
     let connection = within(patience, PgConnection::connect_with(options)).await?;
+    // Bells are no work: they are not measured with the statements that are.
     let mut connection = Patient { connection, patience, metrics: Arc::default() };
     loop {
         let channels: Vec<String> =

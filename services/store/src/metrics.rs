@@ -1,4 +1,5 @@
-//! What is measured of the database's use: each statement, and the pool.
+//! What is measured of the database's use: each statement, and the pool. Which verb a statement calls
+//! is measured by its caller.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ impl Metrics {
         let connections = pool.clone();
         meter
             .u64_observable_gauge("stepwell_database_pool_connections")
-            .with_description("Connections of the pool for reads, by whether a statement has them")
+            .with_description("Connections of the pool for reads, by whether they are in use")
             .with_callback(move |seen| {
                 let idle = u64::try_from(connections.num_idle()).unwrap_or(0);
                 let used = u64::from(connections.size()).saturating_sub(idle);

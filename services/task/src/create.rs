@@ -21,7 +21,7 @@ const BYTES_MAX: usize = 4 << 20;
 /// Most steps of one call, unless a single task has more: it must end well within its time-out.
 const STEPS_MAX: usize = 20_000;
 /// Most items that wait.
-const WAITING_MAX: usize = 1024;
+pub(crate) const WAITING_MAX: usize = 1024;
 /// Most bytes that wait.
 const WAITING_BYTES_MAX: usize = 64 << 20;
 /// A task is tried for so long, from the moment it was given here.

@@ -12,7 +12,10 @@ use opentelemetry::{
 use stepwell_store::Created;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::{create::Answer, wait::Waiters};
+use crate::{
+    create::{Answer, WAITING_MAX},
+    wait::{self, Waiters},
+};
 
 /// The instruments of the creating loop.
 pub(crate) struct Metrics {
@@ -106,10 +109,10 @@ pub(crate) fn watch_line<T: Send + 'static>(
 ) {
     meter
         .u64_observable_gauge("stepwell_task_create_waiting_items")
-        .with_description(
+        .with_description(format!(
             "Callers' tasks, in parts of one call each, that wait for the creating loop; at most \
-             1,024",
-        )
+             {WAITING_MAX}"
+        ))
         .with_callback(move |seen| {
             let waiting =
                 queue.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity());
@@ -118,7 +121,10 @@ pub(crate) fn watch_line<T: Send + 'static>(
         .build();
     meter
         .u64_observable_gauge("stepwell_task_create_waiting_bytes")
-        .with_description("Bytes of the tasks that wait or are being created; at most 64 MiB")
+        .with_description(format!(
+            "Bytes of the tasks that wait or are being created; at most {} MiB",
+            bytes_max >> 20
+        ))
         .with_unit("By")
         .with_callback(move |seen| {
             let taken = room.upgrade().map_or(0, |room| bytes_max - room.available_permits());
@@ -132,7 +138,10 @@ pub(crate) fn watch_waiters(meter: &Meter, waiters: &Arc<Waiters>) {
     let waiters = Arc::downgrade(waiters);
     meter
         .u64_observable_gauge("stepwell_task_waiters")
-        .with_description("Callers that wait for a task to end; at most 10,000")
+        .with_description(format!(
+            "Callers that wait for a task to end; at most {}",
+            wait::WAITING_MAX
+        ))
         .with_callback(move |seen| {
             let waiting = waiters.upgrade().map_or(0, |waiters| waiters.waiting());
             seen.observe(u64::try_from(waiting).unwrap_or(u64::MAX), &[]);
