@@ -26,7 +26,7 @@ async fn rush() -> (Stage, crate::stage::Cast) {
     Stage::rush(seed(), tasks, 100_000).await
 }
 
-const UNDER_WAY: Duration = Duration::from_secs(30);
+const UNDER_WAY: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zombie_executor_s_steps_are_done_by_others_and_what_it_says_late_is_refused() {

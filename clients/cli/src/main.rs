@@ -1,5 +1,6 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
+mod bench;
 mod connect;
 mod definition;
 mod demo;
@@ -15,6 +16,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::fault::Fault;
+
+/// Services allocate and free much, in threads that hand it to each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Durable tasks made of steps, and the events of their lives.
 #[derive(Parser)]
@@ -44,11 +49,17 @@ enum Command {
     Serve(server::Serve),
     /// Bring a database's schema up to date.
     Migrate(server::Migrate),
+    /// Measure how much of what a suite does, and how fast.
+    Bench(bench::Bench),
     /// The parts of the example, one by one.
     #[command(subcommand)]
     Example(example::Command),
     #[command(name = "__guard", hide = true)]
     Guard,
+    #[command(name = "__bench-executor", hide = true)]
+    BenchExecutor(bench::ExecutorProcess),
+    #[command(name = "__bench-subscriber", hide = true)]
+    BenchSubscriber(bench::SubscriberProcess),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +74,9 @@ fn main() -> ExitCode {
         Command::Task(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),
+        Command::Bench(bench) => run(bench.run()),
+        Command::BenchExecutor(executor) => run(executor.run()),
+        Command::BenchSubscriber(subscriber) => run(subscriber.run()),
         Command::Example(command) => run(command.run()),
     }
 }

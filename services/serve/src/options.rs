@@ -35,8 +35,9 @@ pub struct Options {
     /// After this long a shutdown no longer waits for anybody. Seconds, 0 to 300; default 10.
     #[arg(long, env = "STEPWELL_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub grace: u64,
-    /// Threads that run the service. 1 to 64; default 2.
-    #[arg(long, env = "STEPWELL_WORKER_THREADS", default_value_t = 2, value_parser = threads())]
+    /// Threads that run the service. 1 to 64. Default: one for two processors, since Postgres needs
+    /// the others.
+    #[arg(long, env = "STEPWELL_WORKER_THREADS", default_value_t = threads_here(), value_parser = threads())]
     pub worker_threads: usize,
     /// A collector of metrics to push to, by OTLP over gRPC: `http://host:4317`, or `https://…`.
     /// Default: nothing is pushed; `/metrics` is there in any case.
@@ -51,6 +52,10 @@ fn threads() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=64)
 }
 
+fn threads_here() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 64))
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -59,7 +64,7 @@ impl Default for Options {
             log: LogFormat::Human,
             log_filter: "info".into(),
             grace: 10,
-            worker_threads: 2,
+            worker_threads: threads_here(),
             otlp_endpoint: None,
             address_file: None,
         }

@@ -3,6 +3,7 @@
 //! undoes all of it when its parent ends, however that ends.
 
 mod binaries;
+mod counters;
 mod folder;
 mod guard;
 mod postgres;
@@ -11,6 +12,7 @@ mod services;
 mod tests;
 mod undo;
 
+pub use counters::{Counters, Counting, ServerSetup, StatementCount};
 pub use guard::{Exit, Guard, Process};
 pub use nix::sys::signal::Signal;
 pub use postgres::{Postgres, PostgresOptions, default_data_dir};
