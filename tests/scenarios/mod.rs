@@ -10,5 +10,6 @@ mod executors;
 mod feed;
 mod hostile;
 mod limits;
+mod metrics;
 mod retries;
 mod schema;

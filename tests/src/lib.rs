@@ -6,6 +6,7 @@ mod check;
 mod checker;
 pub mod history;
 mod proxy;
+mod scrape;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use uuid::Uuid;
 pub use check::check;
 pub use checker::{Verdict, violations};
 pub use proxy::{Proxy, Target, Way};
+pub use scrape::{Sample, Scrape, metric_of};
 pub use world::{Gate, Running, SOON, World, short_terms, until};
 
 /// One database, migrated, of this test alone.

@@ -7,3 +7,4 @@ mod moves;
 mod nodes;
 mod plans;
 mod races;
+mod survey;

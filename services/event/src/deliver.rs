@@ -19,6 +19,7 @@ use tonic::Status;
 
 use crate::{
     filter::Filter,
+    metrics::{Metrics, Seat},
     ring::{Found, Page, Ring},
     tail::read_page,
 };
@@ -47,6 +48,8 @@ pub(crate) struct Delivery {
     /// When it is old.
     pub(crate) age: Age,
     pub(crate) out: mpsc::Sender<Result<SubscribeResponse, Status>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) seat: Seat,
 }
 
 /// The reader has gone.
@@ -82,7 +85,9 @@ impl Delivery {
         let mut wait = CATCH_UP_AGAIN;
         loop {
             changes.mark_unchanged();
-            let sent = match self.ring.after(self.place) {
+            let found = self.ring.after(self.place);
+            self.seat.behind(matches!(found, Found::Behind));
+            let sent = match found {
                 Found::Page(page) => {
                     let pages = gather(&self.ring, page);
                     self.send(&pages).await
@@ -145,11 +150,13 @@ impl Delivery {
         let wanted = pages.iter().flat_map(|page| wanted(page, self.place, &self.filter)).collect();
         for (events, end) in frames(wanted, last) {
             any = true;
+            self.metrics.delivered(events.len());
             let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
             let kind = Some(Kind::Events(EventBatch { events }));
             self.out.send(Ok(SubscribeResponse { cursor, kind })).await.map_err(|_| Gone)?;
         }
         self.place = last;
+        self.seat.at(last);
         Ok(any)
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
 //! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream.
+//! stream. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod deliver;
 mod filter;
+mod metrics;
 mod ring;
 mod service;
+mod survey;
 mod tail;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
@@ -20,7 +22,13 @@ use stepwell_store::{Store, Topic};
 use tokio::{net::TcpListener, sync::Notify};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
-use crate::{ring::Ring, service::Feed, tail::Tail};
+use crate::{
+    metrics::{Metrics, Seats},
+    ring::Ring,
+    service::Feed,
+    survey::Surveying,
+    tail::Tail,
+};
 
 /// Where it listens unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7103;
@@ -45,6 +53,10 @@ pub struct Options {
     /// More subscriptions are refused. 1 to 100,000.
     #[arg(long, env = "STEPWELL_SUBSCRIPTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub subscriptions_max: u32,
+    /// How often the whole is surveyed for `/metrics`: what is ready, what is late, what the log has
+    /// had. Seconds, 1 to 3,600, or 0: never.
+    #[arg(long, env = "STEPWELL_SURVEY_INTERVAL", default_value_t = 15, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub survey_interval: u64,
 }
 
 /// Runs the service until it is told to stop.
@@ -55,6 +67,7 @@ pub fn main(options: Options) -> ExitCode {
         service.handle_signals();
         let store = stepwell_store::Options {
             timeout: Duration::from_secs(options.database_timeout),
+            meter: service.meter(),
             ..stepwell_store::Options::new(&options.database_url)
         };
         let store = Store::connect(&store, "event").await.context("event-service cannot start")?;
@@ -73,6 +86,9 @@ pub async fn run(
     let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     let ring = Arc::new(Ring::new(size(options.ring_mib) << 20));
     let begun = Arc::new(Notify::new());
+    let metrics = Arc::new(Metrics::new(&service.meter()));
+    let seats = Arc::new(Seats::default());
+    metrics::watch_feed(&service.meter(), &seats, &ring);
 
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
@@ -91,8 +107,22 @@ pub async fn run(
         service.ticker(bell, Duration::from_millis(from)..Duration::from_millis(to))
     };
     let epoch = store.log_epoch().await?;
-    let tail = Tail { store: store.clone(), ring: Arc::clone(&ring), epoch };
+    let tail = Tail {
+        store: store.clone(),
+        ring: Arc::clone(&ring),
+        epoch,
+        metrics: Arc::clone(&metrics),
+    };
     service.spawn_loop("tail", tail.run(every(look, 800, 1200)));
+    if options.survey_interval > 0 {
+        let surveying =
+            Surveying::new(store.clone(), Arc::clone(&metrics), service.shutdown().clone());
+        let interval = options.survey_interval * 1000;
+        service.spawn_loop(
+            "survey",
+            surveying.run(every(Arc::default(), interval, interval + interval / 10 + 1)),
+        );
+    }
     let log = store.clone();
     let mut ticker = every(Arc::default(), 8000, 12_000);
     service.spawn_loop("log", async move {
@@ -122,6 +152,8 @@ pub async fn run(
         subscriptions_max: size(options.subscriptions_max),
         age: options.serve.age(),
         open: Arc::default(),
+        metrics,
+        seats,
     };
     let server = EventServiceServer::new(feed)
         .accept_compressed(CompressionEncoding::Gzip)

@@ -83,6 +83,11 @@ impl Ring {
         self.head.receiver_count()
     }
 
+    /// About how many bytes its pages hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
     /// The place after the last page; none: the tail sleeps.
     pub(crate) fn end(&self) -> Option<i64> {
         let inner = self.lock();

@@ -22,7 +22,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use crate::{deliver::Delivery, filter::Filter, ring::Ring};
+use crate::{
+    deliver::Delivery,
+    filter::Filter,
+    metrics::{Metrics, Seats},
+    ring::Ring,
+};
 
 /// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
 const RESPONSES_WAITING_MAX: usize = 4;
@@ -37,6 +42,8 @@ pub(crate) struct Feed {
     pub(crate) subscriptions_max: usize,
     pub(crate) age: Age,
     pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) seats: Arc<Seats>,
 }
 
 impl Feed {
@@ -117,6 +124,8 @@ impl event_service_server::EventService for Feed {
             place,
             age: self.age,
             out,
+            metrics: Arc::clone(&self.metrics),
+            seat: self.seats.take(place),
         };
         tokio::spawn(async move {
             let _open = open;

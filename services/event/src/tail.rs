@@ -7,7 +7,10 @@ use prost::Message;
 use stepwell_serve::Ticker;
 use stepwell_store::{Error, EventRow, Store, event};
 
-use crate::ring::{Page, Recorded, Ring};
+use crate::{
+    metrics::Metrics,
+    ring::{Page, Recorded, Ring},
+};
 
 /// Rows of one read, about.
 const ROWS_MAX: i64 = 2000;
@@ -28,6 +31,7 @@ pub(crate) struct Tail {
     pub(crate) ring: Arc<Ring>,
     /// Which log this process reads.
     pub(crate) epoch: i64,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Tail {
@@ -75,6 +79,7 @@ impl Tail {
         };
         let Some(page) = read_page(&self.store, end, ROWS_MAX).await? else { return Ok(false) };
         let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);
+        self.metrics.tailed(page.events.len(), page.events.first().map(|first| &first.event));
         self.ring.push(page);
         Ok(full)
     }

@@ -9,6 +9,7 @@ mod bounded;
 mod incoming;
 mod layer;
 mod limits;
+mod metrics;
 mod options;
 mod quiet;
 mod room;
@@ -18,7 +19,8 @@ mod shutdown;
 mod ticker;
 
 pub use incoming::Line;
-pub use limits::MESSAGE_BYTES_MAX;
+pub use limits::{LABELS_MAX, MESSAGE_BYTES_MAX};
+pub use metrics::SECONDS;
 pub use options::{Age, LogFormat, Options};
 pub use service::{Service, run};
 pub use shutdown::Shutdown;

@@ -5,6 +5,10 @@ use std::time::Duration;
 /// No message is larger, in either direction. Bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
+/// Handlers, or other things that users name, that may be labels of one metric; what is beyond counts
+/// as `other`. Whoever stores metrics pays for each.
+pub const LABELS_MAX: usize = 200;
+
 /// Streams of one connection at once.
 pub(crate) const STREAMS_MAX: u32 = 1024;
 /// File descriptors that connections leave to everything else: the database, the log, the listener.

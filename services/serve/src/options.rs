@@ -67,6 +67,10 @@ pub struct Options {
     /// elsewhere, so that clients spread over all copies. Seconds, 1 to 604,800; default 1,800.
     #[arg(long, env = "STEPWELL_CONNECTION_AGE", default_value_t = CONNECTION_AGE, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub connection_age: u64,
+    /// A collector of metrics to push to, by OTLP over gRPC: `http://host:4317`, or `https://…`.
+    /// Default: nothing is pushed; `/metrics` is there in any case.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
@@ -102,6 +106,7 @@ impl Default for Options {
             connections_per_address_max: CONNECTIONS_PER_ADDRESS_MAX,
             keepalive: KEEPALIVE,
             connection_age: CONNECTION_AGE,
+            otlp_endpoint: None,
             address_file: None,
         }
     }

@@ -1,10 +1,10 @@
-//! The one port of a service: gRPC with health and reflection, and `/livez` and `/readyz` for plain
-//! HTTP.
+//! The one port of a service: gRPC with health and reflection, and `/livez`, `/readyz` and `/metrics`
+//! for plain HTTP.
 
 use std::{process::ExitCode, time::Duration};
 
 use axum::{Router, routing::get};
-use http::StatusCode;
+use http::{StatusCode, header::CONTENT_TYPE};
 use tokio::net::TcpListener;
 use tonic::{
     codec::CompressionEncoding::{Gzip, Zstd},
@@ -62,6 +62,7 @@ impl Service {
                 self.shutdown().fail();
             }
             self.tasks_ended().await;
+            self.metrics().end().await;
         };
         let grace = self.grace();
         let deadline = async {
@@ -103,10 +104,19 @@ impl Service {
                 }
             }
         };
+        let metrics = self.metrics().clone();
+        let measured = move || async move {
+            let text = metrics.text().map_err(|error| {
+                tracing::warn!(%error, "metrics cannot be told");
+                StatusCode::INTERNAL_SERVER_ERROR
+            })?;
+            Ok::<_, StatusCode>(([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text))
+        };
         Ok(routes
             .into_axum_router()
             .route("/livez", get(|| async { "alive\n" }))
-            .route("/readyz", get(ready)))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(measured)))
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::Context;
 use futures::{FutureExt, future::BoxFuture};
+use opentelemetry::metrics::Meter;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -22,7 +23,9 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN, quiet::Quiet};
+use crate::{
+    LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN, metrics::Metrics, quiet::Quiet,
+};
 
 /// One thing that must work for the service to be ready.
 #[derive(Clone)]
@@ -60,10 +63,11 @@ pub struct Service {
     shutdown: Shutdown,
     tracker: TaskTracker,
     checks: Arc<Mutex<Vec<Check>>>,
+    metrics: Metrics,
 }
 
 impl Service {
-    /// Sets up the log and says that the service starts.
+    /// Sets up the log and the meter, and says that the service starts.
     pub fn start(name: &'static str, options: &Options) -> anyhow::Result<Self> {
         set_up_log(options)?;
         tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");
@@ -74,12 +78,22 @@ impl Service {
             shutdown: Shutdown::default(),
             tracker: TaskTracker::new(),
             checks: Arc::default(),
+            metrics: Metrics::start(name, options.otlp_endpoint.as_deref())?,
         })
     }
 
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Where it declares what it measures.
+    pub fn meter(&self) -> Meter {
+        self.metrics.meter()
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// How long a shutdown waits at most.
@@ -224,7 +238,9 @@ impl Service {
 }
 
 fn set_up_log(options: &Options) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&options.log_filter).context("--log-filter cannot be read")?;
+    // What that library has to say is said by us, once; a filter that names it hears it all the same.
+    let filter = format!("opentelemetry=off,{}", options.log_filter);
+    let filter = EnvFilter::try_new(filter).context("--log-filter cannot be read")?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -12,7 +12,8 @@ use stepwell_serve::Ticker;
 use stepwell_store::{Claimed, Error, Slots, Store, Topic, Writer};
 
 use crate::{
-    dispatch::Dispatch,
+    dispatch::{Began, Dispatch},
+    metrics::Way,
     node::Acting,
     sessions::{SLOTS_PER_CALL_MAX, Sessions},
 };
@@ -77,6 +78,7 @@ impl Claiming {
         if slots.is_empty() {
             return Ok(false);
         }
+        let since = Instant::now();
         let claimed = self.claim(&slots).await;
         if let Ok((claimed, _)) = &claimed {
             for queue in &queues {
@@ -90,7 +92,8 @@ impl Claiming {
             Ok((claimed, acting)) if !claimed.leases.is_empty() => {
                 fault_point!("claim::unsent");
                 self.store.bell().ring(Topic::Event);
-                self.dispatch.send(&claimed.leases, acting, &[], Vec::new()).await;
+                let began = Began { way: Way::Claimed, since: vec![since; claimed.leases.len()] };
+                self.dispatch.send(&claimed.leases, acting, &[], Vec::new(), began).await;
                 Ok(full)
             }
             Ok(_) => Ok(full),
@@ -107,7 +110,11 @@ impl Claiming {
         };
         let node = self.dispatch.node();
         let acting = node.act(&self.store).await?;
-        match writer.claim(slots, &self.places, acting.id()).await {
+        let since = Instant::now();
+        let claimed = writer.claim(slots, &self.places, acting.id()).await;
+        let leases = claimed.as_ref().map_or(0, |claimed| claimed.leases.len());
+        self.dispatch.metrics().claimed(leases, since);
+        match claimed {
             Ok(claimed) => Ok((claimed, acting)),
             Err(error) => {
                 node.judge(acting.id(), &error);

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stepwell_proto::{
@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     contexts::Contexts,
+    metrics::{Metrics, Way},
     node::{Acting, Node},
     sessions::{Held, Sessions},
     settle::{Ended, Settler, next},
@@ -29,7 +30,7 @@ pub(crate) const RESULT_BYTES_MAX: i32 = 64 << 10;
 /// All parents' results of a lease together.
 const RESULTS_BYTES_MAX: i32 = 2 << 20;
 /// Batches of leases whose inputs are still to be read.
-const FILLS_MAX: usize = 64;
+pub(crate) const FILLS_MAX: usize = 64;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -38,6 +39,7 @@ pub(crate) struct Dispatch {
     sessions: Arc<Sessions>,
     settler: Settler,
     node: Arc<Node>,
+    metrics: Arc<Metrics>,
     contexts: Arc<Mutex<Contexts>>,
     queues: Arc<RwLock<HashMap<i32, Arc<StoredDefinition>>>>,
     fills: mpsc::Sender<Vec<Filling>>,
@@ -47,11 +49,20 @@ pub(crate) struct Dispatch {
     pub(crate) timers: Arc<Notify>,
 }
 
+/// How the leases of one commit came to be, and for each when what led to it began: the call that
+/// claimed it, or the outcome that released its step.
+pub(crate) struct Began {
+    pub(crate) way: Way,
+    pub(crate) since: Vec<Instant>,
+}
+
 /// A lease on its way to its session.
 #[derive(Clone)]
-struct Filling {
+pub(crate) struct Filling {
     row: LeaseRow,
     definition: Arc<StoredDefinition>,
+    way: Way,
+    since: Instant,
 }
 
 impl Filling {
@@ -77,6 +88,7 @@ impl Dispatch {
         sessions: Arc<Sessions>,
         settler: Settler,
         node: Arc<Node>,
+        metrics: Arc<Metrics>,
     ) -> (Self, Fills) {
         let (fills, receiver) = mpsc::channel(FILLS_MAX);
         let dispatch = Self {
@@ -84,6 +96,7 @@ impl Dispatch {
             sessions,
             settler,
             node,
+            metrics,
             contexts: Arc::default(),
             queues: Arc::default(),
             fills,
@@ -112,22 +125,27 @@ impl Dispatch {
         acting: Acting,
         settled: &[Report],
         acks: Vec<(i64, Ack)>,
+        Began { way, since }: Began,
     ) {
         let mut outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)> = HashMap::new();
         for (session, ack) in acks {
             outgoing.entry(session).or_default().1.push(ack);
         }
-        let mut unfilled = Vec::new();
+        let (mut filled, mut unfilled) = (Vec::with_capacity(leases.len()), Vec::new());
         let results = completed(settled);
-        for row in leases {
-            let Some(filling) = self.hold(*row) else { continue };
+        for (row, since) in leases.iter().zip(since) {
+            let Some(filling) = self.hold(*row, way, since) else { continue };
             match self.fill_at_hand(&filling, &results) {
-                Some(lease) => outgoing.entry(row.session).or_default().0.push(lease),
+                Some(lease) => {
+                    outgoing.entry(row.session).or_default().0.push(lease);
+                    filled.push(since);
+                }
                 None => unfilled.push(filling),
             }
         }
         drop(acting);
         self.push(outgoing);
+        self.metrics.sent(way, filled);
         if !unfilled.is_empty() {
             // The loop runs as long as anybody can send.
             let _ = self.fills.send(unfilled).await;
@@ -135,12 +153,12 @@ impl Dispatch {
     }
 
     /// Lets the session hold the lease; if it is gone, the lease goes back.
-    fn hold(&self, row: LeaseRow) -> Option<Filling> {
+    fn hold(&self, row: LeaseRow, way: Way, since: Instant) -> Option<Filling> {
         let definition = self.definition_of(row.queue);
         let timeout = definition.as_ref().map(|d| d.timeout(number_of(row.step)));
         let held = timeout.is_some_and(|timeout| self.sessions.hold(&row, timeout));
         match definition {
-            Some(definition) if held => Some(Filling { row, definition }),
+            Some(definition) if held => Some(Filling { row, definition, way, since }),
             _ => {
                 self.hand_back(&row, "the executor is gone");
                 None
@@ -248,6 +266,19 @@ impl Dispatch {
             outgoing.entry(filling.row.session).or_default().0.push(lease);
         }
         self.push(outgoing);
+        for filling in batch {
+            self.metrics.sent(filling.way, [filling.since]);
+        }
+    }
+
+    /// What is measured.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The line of leases whose inputs are to be read.
+    pub(crate) fn line(&self) -> mpsc::WeakSender<Vec<Filling>> {
+        self.fills.downgrade()
     }
 
     /// The store, for reads.
@@ -277,7 +308,7 @@ fn lease(
     context: &str,
     mut result: impl FnMut(i64) -> Option<String>,
 ) -> Lease {
-    let Filling { row, definition } = filling;
+    let Filling { row, definition, .. } = filling;
     let number = number_of(row.step);
     let template = definition.step(number);
     let task_id = task.to_string();

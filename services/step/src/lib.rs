@@ -20,6 +20,7 @@ macro_rules! fault_point {
 mod claim;
 mod contexts;
 mod dispatch;
+mod metrics;
 mod node;
 mod offer;
 mod outbox;
@@ -44,6 +45,7 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use crate::{
     claim::Claiming,
     dispatch::Dispatch,
+    metrics::Metrics,
     node::Node,
     service::{Bounds, Steps},
     sessions::Sessions,
@@ -96,6 +98,7 @@ pub fn main(options: Options) -> ExitCode {
         service.handle_signals();
         let store = stepwell_store::Options {
             timeout: Duration::from_secs(options.database_timeout),
+            meter: service.meter(),
             ..stepwell_store::Options::new(&options.database_url)
         };
         let store = Store::connect(&store, "step").await.context("step-service cannot start")?;
@@ -116,8 +119,16 @@ pub async fn run(
     let node = Arc::new(node);
     let sessions = Arc::new(Sessions::default());
     let (settler, queue) = Settler::new(Arc::clone(&sessions));
-    let (dispatch, fills) =
-        Dispatch::new(store.clone(), Arc::clone(&sessions), settler.clone(), Arc::clone(&node));
+    let metrics = Arc::new(Metrics::new(&service.meter()));
+    metrics::watch_sessions(&service.meter(), &sessions);
+    let (dispatch, fills) = Dispatch::new(
+        store.clone(),
+        Arc::clone(&sessions),
+        settler.clone(),
+        Arc::clone(&node),
+        metrics,
+    );
+    metrics::watch_lines(&service.meter(), settler.line(), dispatch.line());
     let sweeps = Sweeps {
         store: store.clone(),
         sessions: Arc::clone(&sessions),

@@ -70,6 +70,11 @@ impl Offer {
         Ok(Self { name: hello.name.clone(), namespace: namespace.to_owned(), handlers })
     }
 
+    /// The names of its handlers.
+    pub(crate) fn handlers(&self) -> impl Iterator<Item = &str> {
+        self.handlers.iter().map(|(name, _)| name.as_str())
+    }
+
     /// The queues it serves.
     pub(crate) fn queues(&self, all: &[QueueRow]) -> HashSet<i32> {
         all.iter().filter(|q| self.handlers.iter().any(|h| serves(h, q))).map(|q| q.id).collect()

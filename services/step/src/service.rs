@@ -313,7 +313,9 @@ impl Session {
         let (ending, text) = self.judge(kind, lease, held);
         let Held { queue, max_attempts, .. } = held;
         let session = self.id;
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept: false };
+        let since = std::time::Instant::now();
+        let is_swept = false;
+        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept, since };
         sweeps.settler.push(ended).await;
     }
 
@@ -369,6 +371,8 @@ impl Session {
             }
             tokio::time::sleep(STRANGE_AGAIN).await;
         };
+        let lost_n = known.iter().filter(|known| !**known).count();
+        self.steps.0.sweeps.dispatch.metrics().lost(u64::try_from(lost_n).unwrap_or(u64::MAX));
         let acks = strange.iter().zip(known).map(|((lease, _), known)| {
             let lease_id = lease.encode();
             let refusal = (!known).then(|| lost(&lease_id).into());

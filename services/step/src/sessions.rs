@@ -74,6 +74,16 @@ pub(crate) struct Held {
     pub(crate) deadline: Instant,
 }
 
+/// All sessions in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) connected: usize,
+    pub(crate) lost: usize,
+    /// Slots.
+    pub(crate) free: usize,
+    pub(crate) leases: usize,
+}
+
 /// A lease with whose it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owned {
@@ -147,6 +157,28 @@ impl Sessions {
     /// How many executors are connected.
     pub(crate) fn connected(&self) -> usize {
         self.lock().sessions.values().filter(|s| s.lost.is_none()).count()
+    }
+
+    /// How many there are, and what they have.
+    pub(crate) fn figures(&self) -> Figures {
+        let inner = self.lock();
+        let mut figures = Figures::default();
+        for session in inner.sessions.values() {
+            match session.lost {
+                None => figures.connected += 1,
+                Some(_) => figures.lost += 1,
+            }
+            figures.free += session.free();
+            figures.leases += session.leases.len();
+        }
+        figures
+    }
+
+    /// The offers of those that take leases.
+    pub(crate) fn serving(&self) -> Vec<Arc<Offer>> {
+        let inner = self.lock();
+        let serving = inner.sessions.values().filter(|s| s.lost.is_none() && !s.draining);
+        serving.map(|s| Arc::clone(&s.offer)).collect()
     }
 
     /// The offers of all sessions, for matching them to queues.

@@ -2,10 +2,13 @@
 //! collects, so batches are as large as the load makes them and nothing ever waits for a timer.
 //! Acks go out after the commit, with the leases of the steps it released.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use stepwell_proto::{
-    id::{LeaseId, number_of},
+    id::{LeaseId, number_of, task_of},
     refusal::Refusal,
     v1::{Ack, ErrorReason},
 };
@@ -16,7 +19,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    dispatch::Dispatch,
+    dispatch::{Began, Dispatch},
+    metrics::Way,
     node::{Acting, Node},
     sessions::Sessions,
 };
@@ -38,6 +42,8 @@ pub(crate) struct Ended {
     pub(crate) text: String,
     /// We end it, if the session still holds it, and not the executor.
     pub(crate) is_swept: bool,
+    /// When we heard of it, or decided it.
+    pub(crate) since: Instant,
 }
 
 impl Ended {
@@ -51,6 +57,7 @@ impl Ended {
             ending: Ending::HandBack,
             text: reason.to_owned(),
             is_swept: true,
+            since: Instant::now(),
         }
     }
 }
@@ -66,6 +73,11 @@ impl Settler {
     pub(crate) fn new(sessions: Arc<Sessions>) -> (Self, mpsc::Receiver<Ended>) {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         (Self { queue, sessions }, receiver)
+    }
+
+    /// The line of those that wait for the loop.
+    pub(crate) fn line(&self) -> mpsc::WeakSender<Ended> {
+        self.queue.downgrade()
     }
 
     /// Waits for room in the queue.
@@ -129,9 +141,12 @@ impl Settling {
         if batch.iter().any(|e| matches!(e.ending, Ending::Fail { wait_ms: Some(_) })) {
             self.dispatch.timers.notify_one();
         }
+        self.dispatch.metrics().ended(batch, &settled.accepted);
         let acks = acks(batch, &settled);
         fault_point!("settle::unacknowledged");
-        self.dispatch.send(&settled.leases, acting, &reports, acks).await;
+        let since = settled.leases.iter().map(|row| released_at(batch, row)).collect();
+        let began = Began { way: Way::HandedOver, since };
+        self.dispatch.send(&settled.leases, acting, &reports, acks, began).await;
         self.sessions.unreserve(&slots);
         self.sessions.settled(batch.iter().map(|e| e.lease));
     }
@@ -199,7 +214,11 @@ impl Settling {
         };
         let acting = self.node.act(&self.store).await?;
         fault_point!("settle::uncommitted");
-        match writer.settle_each(reports, slots, acting.id(), sweep).await {
+        let since = Instant::now();
+        let settled = writer.settle_each(reports, slots, acting.id(), sweep).await;
+        let leases = settled.as_ref().map_or(0, |(settled, _)| settled.leases.len());
+        self.dispatch.metrics().settled(reports.len(), leases, since);
+        match settled {
             Ok((settled, poison)) => {
                 fault_point!("settle::committed");
                 Ok((settled, poison, acting))
@@ -243,6 +262,16 @@ fn refused_result(ended: &Ended) -> Report {
     Report { ending: Ending::Fail { wait_ms: None }, text: failure.to_text(), ..report(ended) }
 }
 
+/// When the outcome came in that released a step: the last of its task in the batch, which is in the
+/// order of steps.
+fn released_at(batch: &[Ended], row: &LeaseRow) -> Instant {
+    let task = task_of(row.step);
+    let first = batch.partition_point(|ended| task_of(ended.lease.step) < task);
+    let of_task = batch[first..].iter().take_while(|ended| task_of(ended.lease.step) == task);
+    let complete = of_task.filter(|ended| ended.ending == Ending::Complete);
+    complete.map(|ended| ended.since).max().unwrap_or_else(Instant::now)
+}
+
 /// Answers for the executors; what we ended ourselves needs none.
 fn acks(batch: &[Ended], settled: &Settled) -> Vec<(i64, Ack)> {
     let reported = batch.iter().zip(&settled.accepted).filter(|(e, _)| !e.is_swept);
@@ -258,4 +287,33 @@ fn acks(batch: &[Ended], settled: &Settled) -> Vec<(i64, Ack)> {
 pub(crate) fn lost(lease_id: &str) -> Refusal {
     Refusal::new(ErrorReason::LeaseLost, "the lease is over; drop the outcome")
         .with("lease_id", lease_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_proto::id::step_key;
+
+    use super::*;
+
+    #[test]
+    fn a_step_was_released_when_the_last_outcome_of_its_task_came_in() {
+        let began = Instant::now();
+        let ended = |task, no, ending, after| {
+            let (step, token) = (step_key(task, no), 1);
+            let row = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
+            let since = began + Duration::from_secs(after);
+            Ended { ending, since, is_swept: false, ..Ended::unsent(&row, "") }
+        };
+        let failed = Ending::Fail { wait_ms: None };
+        let batch = [
+            ended(1, 0, Ending::Complete, 1),
+            ended(2, 0, Ending::Complete, 5),
+            ended(2, 1, Ending::Complete, 3),
+            ended(2, 2, failed, 8),
+            ended(3, 0, Ending::Complete, 2),
+        ];
+        let (step, token) = (step_key(2, 3), 1);
+        let child = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
+        assert_eq!(released_at(&batch, &child), began + Duration::from_secs(5));
+    }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     dispatch::Dispatch,
+    metrics::Expiry,
     sessions::{Owned, Sessions},
     settle::{Ended, Settler},
     verdict::{self, Attempt},
@@ -36,11 +37,15 @@ impl Sweeps {
         while ticker.next().await {
             let now = Instant::now();
             let (overdue, next) = self.sessions.take_overdue(now);
+            let metrics = self.dispatch.metrics();
+            metrics.expired(Expiry::TimeOut, overdue.len());
             for owned in overdue {
                 self.sessions.cancel(owned.session, owned.lease, "the attempt's time is up");
                 self.fail(owned, "Timeout", "the attempt took longer than its time-out").await;
             }
-            for owned in self.sessions.take_lapsed(now) {
+            let lapsed = self.sessions.take_lapsed(now);
+            metrics.expired(Expiry::ExecutorLost, lapsed.len());
+            for owned in lapsed {
                 self.fail(owned, "LeaseExpired", "the executor was lost").await;
             }
             if let Some(at) = [next, self.sessions.next_lapse()].into_iter().flatten().min() {
@@ -54,7 +59,8 @@ impl Sweeps {
         let failure = lost(class, message);
         let (ending, text) = self.judge(lease, held.queue, held.max_attempts, &failure);
         let (queue, max_attempts) = (held.queue, held.max_attempts);
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept: true };
+        let (is_swept, since) = (true, std::time::Instant::now());
+        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept, since };
         self.settler.push(ended).await;
     }
 
@@ -87,9 +93,9 @@ impl Sweeps {
 
     /// Makes steps ready whose retry is due.
     pub(crate) async fn run_timers(self, mut ticker: Ticker) {
-        let mut writer = None;
+        let (mut writer, mut due) = (None, None);
         while ticker.next().await {
-            match self.release_due(&mut writer).await {
+            match self.release_due(&mut writer, &mut due).await {
                 Ok(again) => {
                     ticker.ok();
                     match again {
@@ -106,12 +112,24 @@ impl Sweeps {
         }
     }
 
-    async fn release_due(&self, writer: &mut Option<Writer>) -> Result<Option<Duration>, Error> {
+    /// `due` is when the first of those that are left was said to be due.
+    async fn release_due(
+        &self,
+        writer: &mut Option<Writer>,
+        due: &mut Option<Instant>,
+    ) -> Result<Option<Duration>, Error> {
         let (taken, next) = connected(&self.store, writer).await?.release_due(TIMERS_MAX).await?;
+        let (next, now) = (next.map(Duration::from_millis), Instant::now());
         if taken > 0 {
             self.store.bell().ring(Topic::Ready);
+            let late = due.filter(|due| *due <= now).map(|due| now.duration_since(due));
+            self.dispatch.metrics().released(taken, late);
         }
-        Ok(next.map(Duration::from_millis))
+        // Those that are due already were so before this look: they keep their time.
+        if next != Some(Duration::ZERO) {
+            *due = next.map(|wait| now + wait);
+        }
+        Ok(next)
     }
 
     /// Tells executors of leases that others have voided.

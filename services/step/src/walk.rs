@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    metrics::Expiry,
     settle::Ended,
     sweep::{Sweeps, connected, lost},
 };
@@ -122,6 +123,7 @@ impl Walks {
     async fn walk_other(&self, over: TakenOver, by: i32) {
         let TakenOver { node, walked, wait } = over;
         tracing::warn!(node, after = walked, "taking over from a node that is gone");
+        self.sweeps.dispatch.metrics().took_over();
         sleep(wait).await;
         let (mut writer, mut after, mut expired) = (None, walked, 0);
         loop {
@@ -161,6 +163,8 @@ impl Walks {
             let none = Slots::default();
             let sweep = Sweep::Node(node);
             let (settled, _) = writer.settle_each(&reports, &none, by, Some(&sweep)).await?;
+            let expired = settled.accepted.iter().filter(|accepted| **accepted).count();
+            dispatch.metrics().expired(Expiry::NodeLost, expired);
             store.bell().ring(Topic::Event);
             if settled.ready > 0 {
                 store.bell().ring(Topic::Ready);
@@ -185,6 +189,7 @@ impl Walks {
     /// Walks ids of this process that were given up.
     pub(crate) async fn run_own(self, mut left: mpsc::Receiver<i32>) {
         while let Some(node) = left.recv().await {
+            self.sweeps.dispatch.metrics().gave_up();
             self.walking.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
             let mut writer = None;
             loop {
@@ -292,6 +297,7 @@ impl Walks {
         }
         let adopted: Vec<LeaseId> = rows.iter().map(LeaseRow::id).collect();
         sessions.forget(&adopted, session);
+        dispatch.metrics().adopted(adopted.len());
         Ok(adopted)
     }
 

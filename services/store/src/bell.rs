@@ -125,7 +125,8 @@ async fn send(
     bell: &Bell,
 ) -> Result<(), sqlx::Error> {
     let connection = within(patience, PgConnection::connect_with(options)).await?;
-    let mut connection = Patient { connection, patience };
+    // Bells are no work: they are not measured with the statements that are.
+    let mut connection = Patient { connection, patience, metrics: Arc::default() };
     loop {
         let channels: Vec<String> =
             bell.take_outgoing().await.iter().map(|t| t.channel().to_owned()).collect();

@@ -9,20 +9,24 @@ mod definition;
 mod error;
 mod event;
 mod failure;
+mod metrics;
 mod migrate;
 mod node;
 mod patient;
 mod step;
+mod survey;
 mod task;
 
 use std::{sync::Arc, time::Duration};
 
+use opentelemetry::metrics::{Meter, MeterProvider, noop::NoopMeterProvider};
 use sqlx::{
     Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 use definition::Cache as Definitions;
+use metrics::Metrics;
 use patient::{Patient, Reads, within};
 use task::Keys as TaskKeys;
 
@@ -34,6 +38,7 @@ pub use failure::StoredFailure;
 pub use migrate::{SchemaState, migrate};
 pub use node::*;
 pub use step::*;
+pub use survey::*;
 pub use task::*;
 
 /// How much longer than the database may take for a statement we wait for its answer.
@@ -50,12 +55,19 @@ pub struct Options {
     pub pool_max: u32,
     /// No statement of ours runs or waits for a lock longer than this.
     pub timeout: Duration,
+    /// Where the use of the database is measured.
+    pub meter: Meter,
 }
 
 impl Options {
-    /// The usual bounds: 8 connections, 5 s.
+    /// The usual bounds: 8 connections, 5 s. Nothing is measured.
     pub fn new(database_url: impl Into<String>) -> Self {
-        Self { database_url: database_url.into(), pool_max: 8, timeout: Duration::from_secs(5) }
+        Self {
+            database_url: database_url.into(),
+            pool_max: 8,
+            timeout: Duration::from_secs(5),
+            meter: NoopMeterProvider::new().meter("stepwell"),
+        }
     }
 }
 
@@ -70,6 +82,7 @@ struct Inner {
     bell: Arc<Bell>,
     definitions: Definitions,
     keys: TaskKeys,
+    metrics: Arc<Metrics>,
 }
 
 impl Store {
@@ -98,6 +111,7 @@ impl Store {
             })
             .connect_with(connect.clone())
             .await?;
+        let metrics = Arc::new(Metrics::new(&options.meter, &pool, options.pool_max));
         let store = Self(Arc::new(Inner {
             connect,
             patience: options.timeout + PATIENCE,
@@ -105,6 +119,7 @@ impl Store {
             bell: Arc::new(Bell::new()),
             definitions: Definitions::default(),
             keys: TaskKeys::default(),
+            metrics,
         }));
         store.check_writable().await?;
         store.check_schema().await?;
@@ -140,7 +155,8 @@ impl Store {
         let patience = self.0.patience;
         let connection = within(patience, PgConnection::connect_with(&self.0.connect)).await;
         let connection = connection.map_err(Error::Unreachable)?;
-        Ok(Writer { connection: Patient { connection, patience } })
+        let metrics = Arc::clone(&self.0.metrics);
+        Ok(Writer { connection: Patient { connection, patience, metrics } })
     }
 
     /// Keeps the log's partitions ahead of its head; to be called every few seconds.
@@ -151,7 +167,7 @@ impl Store {
 
     /// A connection out of the pool, for one statement.
     pub(crate) fn reads(&self) -> Reads<'_> {
-        Reads { pool: &self.0.pool, patience: self.0.patience }
+        Reads { pool: &self.0.pool, patience: self.0.patience, metrics: &self.0.metrics }
     }
 }
 

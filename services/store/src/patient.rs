@@ -1,7 +1,11 @@
 //! Statements whose answer may never come: a database that is cut off without a word is noticed
 //! here, because the database's own time-outs need a connection to be told through.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{
     FutureExt, StreamExt, TryFutureExt, TryStreamExt,
@@ -10,9 +14,12 @@ use futures::{
 };
 use sqlx::{
     Describe, Either, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr,
+    pool::PoolConnection,
     postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 use tokio::time::timeout;
+
+use crate::metrics::{Connection, Metrics};
 
 type Answer = Either<PgQueryResult, PgRow>;
 
@@ -21,6 +28,7 @@ type Answer = Either<PgQueryResult, PgRow>;
 pub(crate) struct Patient {
     pub(crate) connection: PgConnection,
     pub(crate) patience: Duration,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// A connection out of the pool for one statement; it does not go back if it is silent.
@@ -28,6 +36,7 @@ pub(crate) struct Patient {
 pub(crate) struct Reads<'c> {
     pub(crate) pool: &'c PgPool,
     pub(crate) patience: Duration,
+    pub(crate) metrics: &'c Metrics,
 }
 
 /// What a statement comes to, or that nothing came.
@@ -36,6 +45,28 @@ pub(crate) async fn within<T>(
     statement: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     timeout(patience, statement).await.unwrap_or_else(|_| Err(silent(patience)))
+}
+
+/// The same, measured.
+async fn measured<T>(
+    metrics: &Metrics,
+    whose: Connection,
+    patience: Duration,
+    statement: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let since = Instant::now();
+    let answer = within(patience, statement).await;
+    metrics.answered(whose, since, &answer);
+    answer
+}
+
+impl Reads<'_> {
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
+        let since = Instant::now();
+        let connection = self.pool.acquire().await;
+        self.metrics.pool_waited(since.elapsed());
+        connection
+    }
 }
 
 /// Nothing came.
@@ -59,7 +90,9 @@ impl<'c> Executor<'c> for &'c mut Patient {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        all(within(self.patience, self.connection.fetch_many(query).try_collect()))
+        let Patient { connection, patience, metrics } = self;
+        let statement = connection.fetch_many(query).try_collect();
+        all(measured(metrics, Connection::Own, *patience, statement))
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -67,7 +100,9 @@ impl<'c> Executor<'c> for &'c mut Patient {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        within(self.patience, self.connection.fetch_optional(query)).boxed()
+        let Patient { connection, patience, metrics } = self;
+        let statement = connection.fetch_optional(query);
+        measured(metrics, Connection::Own, *patience, statement).boxed()
     }
 
     fn prepare_with<'e>(
@@ -98,9 +133,9 @@ impl<'c> Executor<'c> for Reads<'c> {
         E: 'q + Execute<'q, Postgres>,
     {
         all(async move {
-            let mut connection = self.pool.acquire().await?;
+            let mut connection = self.acquire().await?;
             let statement = connection.fetch_many(query).try_collect();
-            let answer = within(self.patience, statement).await;
+            let answer = measured(self.metrics, Connection::Pool, self.patience, statement).await;
             if matches!(&answer, Err(Error::Io(_))) {
                 connection.close_on_drop();
             }
@@ -114,8 +149,9 @@ impl<'c> Executor<'c> for Reads<'c> {
         E: 'q + Execute<'q, Postgres>,
     {
         async move {
-            let mut connection = self.pool.acquire().await?;
-            let answer = within(self.patience, connection.fetch_optional(query)).await;
+            let mut connection = self.acquire().await?;
+            let statement = connection.fetch_optional(query);
+            let answer = measured(self.metrics, Connection::Pool, self.patience, statement).await;
             if matches!(&answer, Err(Error::Io(_))) {
                 connection.close_on_drop();
             }

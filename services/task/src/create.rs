@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opentelemetry::metrics::Meter;
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
 use stepwell_store::{Created, Error, NewTask, Store, Writer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+
+use crate::metrics::{Answered, Metrics, watch_line};
 
 /// Most tasks of one call of the verb.
 const TASKS_MAX: usize = 200;
@@ -18,7 +21,7 @@ const BYTES_MAX: usize = 4 << 20;
 /// Most steps of one call, unless a single task has more: it must end well within its time-out.
 const STEPS_MAX: usize = 20_000;
 /// Most items that wait.
-const WAITING_MAX: usize = 1024;
+pub(crate) const WAITING_MAX: usize = 1024;
 /// Most bytes that wait.
 const WAITING_BYTES_MAX: usize = 64 << 20;
 /// A task is tried for so long, from the moment it was given here.
@@ -78,13 +81,16 @@ pub(crate) struct Creating {
     /// Taken from the queue, but it did not fit into the last batch.
     held: Option<Item>,
     writer: Option<Writer>,
+    metrics: Metrics,
 }
 
 impl Creator {
-    pub(crate) fn new(store: Store) -> (Self, Creating) {
+    pub(crate) fn new(store: Store, meter: &Meter) -> (Self, Creating) {
         let (sender, queue) = mpsc::channel(WAITING_MAX);
         let room = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
-        (Self { queue: sender, room }, Creating { store, queue, held: None, writer: None })
+        watch_line(meter, sender.downgrade(), Arc::downgrade(&room), WAITING_BYTES_MAX);
+        let metrics = Metrics::new(meter);
+        (Self { queue: sender, room }, Creating { store, queue, held: None, writer: None, metrics })
     }
 
     /// Creates tasks; answers once they are durable, in their order. Takes all or none.
@@ -149,11 +155,14 @@ impl Creating {
             let until = since.unwrap_or_else(Instant::now) + TRIED_FOR;
             let (mut tasks, mut callers) = (Vec::new(), Vec::with_capacity(batch.len()));
             for item in batch {
-                callers.push((item.tasks.len(), item.answer, item._room));
+                callers.push((item.tasks.len(), item.since, item.answer, item._room));
                 tasks.extend(item.tasks);
             }
-            let mut answers = self.create_each(tasks, until).await.into_iter();
-            for (n, caller, _room) in callers {
+            let answers = self.create_each(tasks, until).await;
+            let waited = callers.iter().map(|(_, since, ..)| *since);
+            self.metrics.answered(&Answered::count(&answers), waited);
+            let mut answers = answers.into_iter();
+            for (n, _, caller, _room) in callers {
                 // A caller that has gone needs no answer.
                 drop(caller.send(answers.by_ref().take(n).collect()));
             }
@@ -239,7 +248,10 @@ impl Creating {
             Some(writer) => writer,
             none => none.insert(self.store.writer().await?),
         };
-        writer.create_tasks(&self.store, tasks).await
+        let since = Instant::now();
+        let answer = writer.create_tasks(&self.store, tasks).await;
+        self.metrics.called(tasks.len(), since);
+        answer
     }
 }
 

@@ -8,6 +8,7 @@ mod canonical;
 mod create;
 mod definition;
 mod graph;
+mod metrics;
 mod plan;
 mod resolve;
 mod rule;
@@ -60,6 +61,7 @@ pub fn main(options: Options) -> ExitCode {
         service.handle_signals();
         let store = stepwell_store::Options {
             timeout: Duration::from_secs(options.database_timeout),
+            meter: service.meter(),
             ..stepwell_store::Options::new(&options.database_url)
         };
         let store = Store::connect(&store, "task").await.context("task-service cannot start")?;
@@ -76,8 +78,9 @@ pub async fn run(
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
     let (resolver, resolving) = Resolver::new(store.clone());
-    let (creator, creating) = Creator::new(store.clone());
+    let (creator, creating) = Creator::new(store.clone(), &service.meter());
     let waiters = Arc::new(Waiters::default());
+    metrics::watch_waiters(&service.meter(), &waiters);
 
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });

@@ -13,7 +13,7 @@ use stepwell_store::Store;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-const WAITING_MAX: usize = 10_000;
+pub(crate) const WAITING_MAX: usize = 10_000;
 /// Looks follow each other no closer than the last one took, up to this: many who wait must not
 /// keep the database busy with nothing else.
 const REST_MAX: Duration = Duration::from_millis(100);
@@ -56,6 +56,11 @@ impl Waiters {
         drop(waiting);
         self.begun.notify_one();
         Ok(Waiting { waiters: self, uid, bell })
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().n
     }
 
     fn uids(&self) -> Vec<Uuid> {

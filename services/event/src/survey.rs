@@ -1,0 +1,64 @@
+//! The survey: now and then one look at the whole, and a count of what the log has had since. One
+//! statement when nothing happened, and none on a step's way; it is done here because reading the log
+//! is what this service is for.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use stepwell_serve::{SECONDS, Shutdown, Ticker};
+use stepwell_store::{Error, Store};
+
+use crate::metrics::Metrics;
+
+/// The loop.
+pub(crate) struct Surveying {
+    store: Store,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    /// The log is counted up to here; none: nothing was looked at yet. Counting begins at the head.
+    counted: Option<i64>,
+    failing: bool,
+}
+
+impl Surveying {
+    pub(crate) fn new(store: Store, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
+        Self { store, metrics, shutdown, counted: None, failing: false }
+    }
+
+    /// Runs until shutdown begins. A survey that failed is not hurried after.
+    pub(crate) async fn run(mut self, mut ticker: Ticker) {
+        while ticker.next().await {
+            let failed = match self.look().await {
+                Ok(()) => false,
+                Err(error) => {
+                    if !self.failing {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(error, "the survey failed");
+                    }
+                    true
+                }
+            };
+            self.failing = failed;
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), Error> {
+        let (began, asked) = (Instant::now(), SystemTime::now());
+        let survey = self.store.survey().await?;
+        let head = survey.head;
+        self.metrics.surveyed(survey, asked, SystemTime::now());
+        let mut place = self.counted.map_or(head, |counted| counted.min(head));
+        while place < head && !self.shutdown.begun() {
+            let (counts, last) = self.store.count_after(place, head, &SECONDS).await?;
+            self.metrics.counted(&counts);
+            place = last;
+            self.counted = Some(place);
+            tokio::task::yield_now().await;
+        }
+        self.counted = Some(place);
+        self.metrics.survey_took(began.elapsed());
+        Ok(())
+    }
+}
