@@ -40,9 +40,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("events.md"), write::markdown(&catalog))?;
     fs::write(out.join("edges.sql"), write::sql(&catalog))?;
 
+    let mut config = tonic_prost_build::Config::new();
+    // The codec treats requests by name.
+    config.enable_type_names();
     tonic_prost_build::configure()
         .generate_default_stubs(true)
-        .compile_fds(compiler.file_descriptor_set())?;
+        .codec_path("crate::codec::BoundedCodec")
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }
 

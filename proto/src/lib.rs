@@ -18,9 +18,11 @@ pub mod stepwell {
 pub use stepwell::v1;
 
 pub mod catalog;
+pub mod codec;
 pub mod id;
 pub mod json;
 pub mod refusal;
+pub mod time;
 
 /// The contract's descriptors, custom options included: for reflection and JSON.
 pub static CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contract.bin"));

@@ -120,8 +120,28 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// Refusals travel in headers, of which most peers take 16 KiB: what is wrong is told as far as it
+/// fits. Bytes of the message, and of all violations.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+const VIOLATIONS_BYTES_MAX: usize = 6 << 10;
+
+impl Refusal {
+    fn cut(mut self) -> Self {
+        let end = self.message.floor_char_boundary(MESSAGE_BYTES_MAX.min(self.message.len()));
+        self.message.truncate(end);
+        let mut left = VIOLATIONS_BYTES_MAX;
+        self.violations.retain(|(field, what)| {
+            let fits = left.checked_sub(field.len() + what.len() + 8);
+            left = fits.unwrap_or(0);
+            fits.is_some()
+        });
+        self
+    }
+}
+
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
+        let refusal = refusal.cut();
         let mut details =
             ErrorDetails::with_error_info(word(refusal.reason), DOMAIN, refusal.metadata);
         if !refusal.violations.is_empty() {
@@ -162,6 +182,20 @@ mod tests {
         let status = Status::from(refusal.clone());
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
         assert_eq!(Refusal::from_status(&status), Some(refusal));
+    }
+
+    #[test]
+    fn a_refusal_fits_into_headers_however_much_is_wrong() {
+        let fault = |n| (format!("requests[{n}].context"), "must not be as it is, ü".to_owned());
+        let refusal = Refusal::fields((0..100_000).map(fault).collect());
+        let status = Status::from(refusal);
+        let headers = status.clone().into_http::<()>().into_parts().0.headers;
+        let bytes: usize = headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 32).sum();
+        assert!(bytes < 15 << 10, "{bytes}");
+        let told = Refusal::from_status(&status).unwrap();
+        assert!(told.violations.len() > 50 && told.violations[0] == fault(0));
+        let long = Status::from(Refusal::field("f".repeat(100_000), "é".repeat(100_000)));
+        assert_eq!(Refusal::from_status(&long).unwrap().violations, []);
     }
 
     #[test]

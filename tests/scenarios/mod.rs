@@ -1,12 +1,15 @@
 //! Stories over real processes, a real Postgres and real sockets.
 
 mod bad_input;
+mod bench;
 mod cancel;
 mod checkout;
 mod cli;
 mod docs;
 mod executors;
 mod feed;
+mod hostile;
+mod limits;
 mod metrics;
 mod retries;
 mod schema;

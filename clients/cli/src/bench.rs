@@ -75,7 +75,7 @@ pub(crate) struct Run {
     in_flight: u32,
     /// Create so many tasks a second instead, however long they take. Times then count from when a
     /// task was due.
-    #[arg(long, conflicts_with = "in_flight", value_parser = positive)]
+    #[arg(long, conflicts_with = "in_flight", allow_negative_numbers = true, value_parser = positive)]
     rate: Option<f64>,
     /// How long to measure. Seconds, 1 to 86,400.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -105,8 +105,8 @@ pub(crate) struct Run {
     fail_rate: f64,
     /// Services that run already, instead of a suite of its own: addresses of task-, step- and
     /// event-service, with commas.
-    #[arg(long, value_delimiter = ',', num_args = 3)]
-    address: Vec<String>,
+    #[arg(long, value_parser = three)]
+    address: Option<[String; 3]>,
     /// Where those keep their data, to count what it costs there.
     #[arg(long, requires = "address")]
     database_url: Option<String>,
@@ -138,6 +138,11 @@ fn positive(text: &str) -> Result<f64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=0.9).contains(share));
     share.ok_or_else(|| "a number from 0 to 0.9 is wanted".into())
+}
+
+fn three(text: &str) -> Result<[String; 3], String> {
+    let addresses: Vec<String> = text.split(',').map(str::to_owned).collect();
+    addresses.try_into().map_err(|_| "three addresses with commas are wanted".into())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

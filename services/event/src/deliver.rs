@@ -9,7 +9,7 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind},
 };
-use stepwell_serve::Shutdown;
+use stepwell_serve::{Age, Shutdown};
 use stepwell_store::{Store, derive};
 use tokio::{
     sync::{Notify, mpsc},
@@ -45,6 +45,8 @@ pub(crate) struct Delivery {
     pub(crate) filter: Filter,
     pub(crate) epoch: i64,
     pub(crate) place: i64,
+    /// When it is old.
+    pub(crate) age: Age,
     pub(crate) out: mpsc::Sender<Result<SubscribeResponse, Status>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) seat: Seat,
@@ -54,11 +56,14 @@ pub(crate) struct Delivery {
 struct Gone;
 
 impl Delivery {
-    /// Delivers until the reader goes or shutdown begins.
+    /// Delivers until the reader goes, the stream is old or shutdown begins.
     pub(crate) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
+        let old = tokio::time::sleep(self.age.of_a_stream());
         let ended = tokio::select! {
             () = self.deliver() => None,
+            // It resumes after its cursor, maybe elsewhere.
+            () = old => None,
             () = shutdown.wait() => Some(
                 Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
                     .retry_after(Duration::from_millis(100)),

@@ -150,6 +150,7 @@ pub async fn run(
         begun,
         shutdown: service.shutdown().clone(),
         subscriptions_max: size(options.subscriptions_max),
+        age: options.serve.age(),
         open: Arc::default(),
         metrics,
         seats,

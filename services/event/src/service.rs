@@ -16,7 +16,7 @@ use stepwell_proto::{
         subscribe_request::Start,
     },
 };
-use stepwell_serve::Shutdown;
+use stepwell_serve::{Age, Shutdown};
 use stepwell_store::Store;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +40,7 @@ pub(crate) struct Feed {
     pub(crate) begun: Arc<Notify>,
     pub(crate) shutdown: Shutdown,
     pub(crate) subscriptions_max: usize,
+    pub(crate) age: Age,
     pub(crate) open: Arc<AtomicUsize>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) seats: Arc<Seats>,
@@ -121,6 +122,7 @@ impl event_service_server::EventService for Feed {
             filter,
             epoch,
             place,
+            age: self.age,
             out,
             metrics: Arc::clone(&self.metrics),
             seat: self.seats.take(place),

@@ -14,7 +14,10 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use crate::answer::{Answer, log_failure};
+use crate::{
+    answer::{Answer, log_failure},
+    limits::CALL_WITHIN,
+};
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 64;
@@ -66,20 +69,20 @@ where
             trace_id = trace_id(headers),
         );
         let grpc = is_grpc(headers);
-        let deadline = grpc.then(|| timeout(headers)).flatten();
+        let deadline = grpc.then(|| Deadline::of(headers));
         let answer = self.inner.call(request);
         // Only up to the first answer: a stream may last longer than its caller waits for that.
         // It counts from now, not from when the future is first polled: the library around us has
         // a timer of its own, started after this one, which answers CANCELLED and without our id.
         let answer = match deadline {
             None => Either::Left(answer.map(Ok)),
-            Some(deadline) => Either::Right(tokio::time::timeout(deadline, answer)),
+            Some(deadline) => Either::Right(deadline.limit(answer)),
         };
         let seen = span.clone();
         let answered = async move {
             let mut response = match answer.await {
                 Ok(answered) => answered?,
-                Err(_) => Status::deadline_exceeded("the caller's deadline has passed").into_http(),
+                Err(what) => Status::deadline_exceeded(what).into_http(),
             };
             log_failure(response.headers());
             if grpc {
@@ -92,8 +95,30 @@ where
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Until when a call must be answered: as long as its caller waits, and never longer than a call
+/// may take.
+enum Deadline {
+    Callers(Duration),
+    Ours,
+}
+
+impl Deadline {
+    fn of(headers: &HeaderMap) -> Self {
+        let shorter = timeout(headers).filter(|timeout| *timeout < CALL_WITHIN);
+        shorter.map_or(Self::Ours, Self::Callers)
+    }
+
+    fn limit<F: Future>(self, answer: F) -> impl Future<Output = Result<F::Output, &'static str>> {
+        let (within, what) = match self {
+            Self::Callers(within) => (within, "the caller's deadline has passed"),
+            Self::Ours => (CALL_WITHIN, "a call may not take longer"),
+        };
+        tokio::time::timeout(within, answer).map(move |answered| answered.map_err(|_| what))
+    }
 }
 
 /// How long the caller waits: at most eight digits and a unit, as gRPC defines it.

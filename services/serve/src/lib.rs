@@ -5,19 +5,23 @@
 //! loops have ended, or the grace is over.
 
 mod answer;
+mod bounded;
 mod incoming;
 mod layer;
 mod limits;
 mod metrics;
 mod options;
+mod quiet;
+mod room;
 mod server;
 mod service;
 mod shutdown;
 mod ticker;
 
+pub use incoming::Line;
 pub use limits::{LABELS_MAX, MESSAGE_BYTES_MAX};
 pub use metrics::SECONDS;
-pub use options::{LogFormat, Options};
+pub use options::{Age, LogFormat, Options};
 pub use service::{Service, run};
 pub use shutdown::Shutdown;
 pub use ticker::Ticker;

@@ -1,6 +1,6 @@
 //! What every service can be told.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
@@ -12,6 +12,17 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+/// How old connections become.
+#[derive(Clone, Copy, Debug)]
+pub struct Age(pub(crate) Duration);
+
+impl Age {
+    /// When a stream that begins now is old: before its connection is, and not all at once.
+    pub fn of_a_stream(self) -> Duration {
+        self.0.mul_f64(rand::random_range(0.8..0.95))
+    }
 }
 
 /// Options that all services share.
@@ -43,9 +54,35 @@ pub struct Options {
     /// Default: nothing is pushed; `/metrics` is there in any case.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+    /// Connections at once; more wait to be accepted. Fewer if the process may not open so many
+    /// files. 1 to 100,000; default 4,096.
+    #[arg(long, env = "STEPWELL_CONNECTIONS_MAX", default_value_t = CONNECTIONS_MAX, value_parser = connections())]
+    pub connections_max: usize,
+    /// Connections at once from one address (IPv6: one /64 network); more are closed. Raise it where
+    /// all clients come through one proxy. 1 to 100,000; default 1,024.
+    #[arg(long, env = "STEPWELL_CONNECTIONS_PER_ADDRESS_MAX", default_value_t = CONNECTIONS_PER_ADDRESS_MAX, value_parser = connections())]
+    pub connections_per_address_max: usize,
+    /// A silent peer is asked this often whether it is still there, and given up if it does not
+    /// answer for half as long; also one that reads nothing for both together. Seconds, 1 to 3,600;
+    /// default 20.
+    #[arg(long, env = "STEPWELL_KEEPALIVE", default_value_t = KEEPALIVE, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub keepalive: u64,
+    /// A connection that has become so old takes no new calls, and its streams are asked to go on
+    /// elsewhere, so that clients spread over all copies. Seconds, 1 to 604,800; default 1,800.
+    #[arg(long, env = "STEPWELL_CONNECTION_AGE", default_value_t = CONNECTION_AGE, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub connection_age: u64,
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
+}
+
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 1024;
+const KEEPALIVE: u64 = 20;
+const CONNECTION_AGE: u64 = 1800;
+
+fn connections() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=100_000)
 }
 
 fn threads() -> RangedU64ValueParser<usize> {
@@ -66,12 +103,21 @@ impl Default for Options {
             grace: 10,
             worker_threads: threads_here(),
             otlp_endpoint: None,
+            connections_max: CONNECTIONS_MAX,
+            connections_per_address_max: CONNECTIONS_PER_ADDRESS_MAX,
+            keepalive: KEEPALIVE,
+            connection_age: CONNECTION_AGE,
             address_file: None,
         }
     }
 }
 
 impl Options {
+    /// How old connections become.
+    pub fn age(&self) -> Age {
+        Age(Duration::from_secs(self.connection_age))
+    }
+
     /// The address to listen on: loopback and the service's own port unless told otherwise.
     pub fn listen_or(&self, default_port: u16) -> SocketAddr {
         self.listen.unwrap_or_else(|| ([127, 0, 0, 1], default_port).into())
@@ -112,6 +158,10 @@ mod tests {
         for (option, value) in [
             ("--worker-threads", "0"),
             ("--worker-threads", "65"),
+            ("--connections-max", "0"),
+            ("--connections-per-address-max", "100001"),
+            ("--keepalive", "0"),
+            ("--connection-age", "604801"),
             ("--grace", "301"),
             ("--log", "xml"),
             ("--listen", "localhost"),

@@ -1,7 +1,7 @@
 //! The one port of a service: gRPC with health and reflection, and `/livez`, `/readyz` and `/metrics`
 //! for plain HTTP.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use axum::{Router, routing::get};
 use http::{StatusCode, header::CONTENT_TYPE};
@@ -12,7 +12,10 @@ use tonic::{
     transport::Server,
 };
 
-use crate::{Service, incoming::incoming, layer::SeenLayer, limits};
+use crate::{
+    Options, Service, bounded::BoundedLayer, incoming::incoming, layer::SeenLayer, limits,
+    quiet::tell_left_out,
+};
 
 impl Service {
     /// Serves until the service is told to stop and its tasks have ended, or its grace is over.
@@ -46,10 +49,13 @@ impl Service {
                 reporter.clear_service_status(name).await;
             }
         };
-        let served = server()
+        self.spawn_beside("left out", tell_left_out());
+        let options = self.options();
+        let served = server(options)
             .layer(SeenLayer { service: self.name() })
+            .layer(BoundedLayer::default())
             .add_routes(Routes::from(router))
-            .serve_with_incoming_shutdown(incoming(listener), told);
+            .serve_with_incoming_shutdown(incoming(listener, options), told);
         let served = async {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the server broke; going down");
@@ -114,14 +120,18 @@ impl Service {
     }
 }
 
-fn server() -> Server {
+fn server(options: &Options) -> Server {
+    let keepalive = Duration::from_secs(options.keepalive);
     Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(limits::STREAMS_MAX)
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(keepalive))
+        .http2_keepalive_timeout(Some(keepalive / 2))
+        // It is told that it is old, and goes on with the streams it has. The library's own grace
+        // would close it without having told it; ours is in `incoming`.
+        .max_connection_age(Duration::from_secs(options.connection_age))
         .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(limits::RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(limits::RESETS_LOCAL_MAX))

@@ -21,9 +21,11 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN, metrics::Metrics};
+use crate::{
+    LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN, metrics::Metrics, quiet::Quiet,
+};
 
 /// One thing that must work for the service to be ready.
 #[derive(Clone)]
@@ -57,6 +59,7 @@ impl Check {
 pub struct Service {
     name: &'static str,
     grace: Duration,
+    options: Arc<Options>,
     shutdown: Shutdown,
     tracker: TaskTracker,
     checks: Arc<Mutex<Vec<Check>>>,
@@ -71,6 +74,7 @@ impl Service {
         Ok(Self {
             name,
             grace: Duration::from_secs(options.grace),
+            options: Arc::new(options.clone()),
             shutdown: Shutdown::default(),
             tracker: TaskTracker::new(),
             checks: Arc::default(),
@@ -95,6 +99,11 @@ impl Service {
     /// How long a shutdown waits at most.
     pub fn grace(&self) -> Duration {
         self.grace
+    }
+
+    /// What it was told.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Whether it goes down.
@@ -238,8 +247,12 @@ fn set_up_log(options: &Options) -> anyhow::Result<()> {
         .with_writer(std::io::stderr);
     // Set already: several services share this process.
     let _ = match options.log {
-        LogFormat::Human => log.with_target(false).compact().try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Human => {
+            log.with_target(false).compact().finish().with(Quiet::default()).try_init()
+        }
+        LogFormat::Json => {
+            log.json().flatten_event(true).finish().with(Quiet::default()).try_init()
+        }
     };
     Ok(())
 }

@@ -164,6 +164,7 @@ pub async fn run(
     let bounds = Bounds {
         grace,
         heartbeat: Duration::from_secs(options.heartbeat),
+        age: options.serve.age(),
         result_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
         sessions_max: usize::try_from(options.sessions_max).unwrap_or(usize::MAX),
     };

@@ -9,7 +9,7 @@ use std::{
 
 use prost::Message;
 use stepwell_proto::v1::{Ack, Drain, Heartbeat, Lease, LeaseCancel, Welcome, WorkResponse};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 const FRAME_ITEMS_MAX: usize = 256;
 const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -31,6 +31,8 @@ struct Waiting {
     cancels: VecDeque<LeaseCancel>,
     drain: Option<Drain>,
     closed: bool,
+    /// Since when something waits and nothing is taken.
+    since: Option<Instant>,
 }
 
 impl Waiting {
@@ -45,7 +47,14 @@ impl Waiting {
 
 impl Outbox {
     fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
-        let answer = change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = change(&mut waiting);
+        if waiting.is_empty() {
+            waiting.since = None;
+        } else if waiting.since.is_none() {
+            waiting.since = Some(Instant::now());
+        }
+        drop(waiting);
         self.changed.notify_one();
         answer
     }
@@ -114,6 +123,12 @@ impl Outbox {
         }
     }
 
+    /// True if something has waited for so long, and the executor took nothing.
+    pub(crate) fn is_stuck(&self, patience: Duration) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        !waiting.is_empty() && waiting.since.is_some_and(|since| since.elapsed() >= patience)
+    }
+
     /// The next message for the transport: what is there now, up to the frame's bounds, at once;
     /// a heartbeat when nothing was there for so long. None: the stream ends.
     pub(crate) async fn next(&self, heartbeat: Duration) -> Option<WorkResponse> {
@@ -123,6 +138,7 @@ impl Outbox {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 if !waiting.is_empty() {
                     let frame = take_frame(&mut waiting);
+                    waiting.since = (!waiting.is_empty()).then(Instant::now);
                     if waiting.acks.len() < ACKS_WAITING_MAX {
                         self.room.notify_one();
                     }
@@ -197,6 +213,21 @@ mod tests {
     async fn silence_becomes_a_heartbeat() {
         let outbox = Outbox::default();
         assert!(outbox.next(Duration::from_secs(15)).await.unwrap().heartbeat.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_executor_is_stuck_when_something_waits_and_it_takes_nothing() {
+        let (outbox, patience) = (Outbox::default(), Duration::from_secs(45));
+        tokio::time::advance(patience).await;
+        assert!(!outbox.is_stuck(patience), "nothing waits");
+        outbox.push((0..2 * FRAME_ITEMS_MAX).map(|i| lease(i, 1)).collect(), Vec::new());
+        assert!(!outbox.is_stuck(patience), "it has only begun to wait");
+        tokio::time::advance(patience).await;
+        assert!(outbox.is_stuck(patience));
+        outbox.next(SOON).await.unwrap();
+        assert!(!outbox.is_stuck(patience), "one frame was taken");
+        tokio::time::advance(patience).await;
+        assert!(outbox.is_stuck(patience), "and no other");
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 //! parents' results did not travel with a lease.
 
 use std::{
+    pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -19,7 +20,7 @@ use stepwell_proto::{
         StepResult, Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
     },
 };
-use stepwell_serve::Shutdown;
+use stepwell_serve::{Age, Line, Shutdown};
 use stepwell_store::Ending;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
@@ -34,6 +35,10 @@ use crate::{
 };
 
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long an executor that was told to go may take.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// How long an executor whose stream is old may take to go elsewhere.
+const MOVED_WITHIN: Duration = Duration::from_secs(60);
 const OUTCOMES_MAX: usize = 10_000;
 const REASON_BYTES_MAX: usize = 1024;
 const LIST_BYTES_MAX: i32 = 3 << 20;
@@ -60,6 +65,8 @@ pub(crate) struct Bounds {
     /// Both sides say something at least this often; one that is silent for three times as long is
     /// taken for dead.
     pub(crate) heartbeat: Duration,
+    /// When a stream is old.
+    pub(crate) age: Age,
     /// Of one result.
     pub(crate) result_bytes_max: usize,
     /// Executors at once.
@@ -85,7 +92,12 @@ impl Steps {
         let node = dispatch.node().act(dispatch.store()).await?.id();
         let id = (i64::from(node) << 32) | number;
         let outbox = Arc::new(Outbox::default());
-        let session = Arc::new(Session { id, outbox: Arc::clone(&outbox), steps: self.clone() });
+        let session = Arc::new(Session {
+            id,
+            outbox: Arc::clone(&outbox),
+            steps: self.clone(),
+            fault: Mutex::default(),
+        });
         // Without slots until it knows what it holds: what it adopts takes some of them.
         inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
         let (adopted, lost) = adopt(&session, hello.held_leases).await?;
@@ -99,8 +111,8 @@ impl Steps {
         });
         inner.sweeps.sessions.set_slots(id, usize::try_from(hello.slots).unwrap_or(0));
         tracing::info!(
-            executor = %offer.name, namespace = %offer.namespace, session = id,
-            slots = hello.slots, sdk = %hello.sdk, "executor connected"
+            executor = ?offer.name, namespace = %offer.namespace, session = id,
+            slots = hello.slots, sdk = ?hello.sdk, "executor connected"
         );
         Ok(session)
     }
@@ -172,6 +184,8 @@ struct Session {
     id: i64,
     outbox: Arc<Outbox>,
     steps: Steps,
+    /// Why it was ended, for the executor.
+    fault: Mutex<Option<Refusal>>,
 }
 
 impl Drop for Session {
@@ -190,33 +204,68 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Reads the stream to its end.
-    async fn read(self: Arc<Self>, mut requests: Streaming<WorkRequest>) {
-        let silence = 3 * self.steps.0.bounds.heartbeat;
+    /// Reads the stream to its end. An executor that neither goes nor reads then is cut off: what
+    /// waits for it would wait for ever.
+    async fn read(self: Arc<Self>, requests: Streaming<WorkRequest>, line: Option<Arc<Line>>) {
+        self.read_all(requests).await;
+        self.outbox.close();
+        if !self.outbox.is_stuck(self.silence()) {
+            tokio::time::sleep(GONE_WITHIN).await;
+        }
+        if let Some(line) = line {
+            tracing::debug!(session = self.id, "connection cut");
+            line.cut();
+        }
+    }
+
+    fn silence(&self) -> Duration {
+        3 * self.steps.0.bounds.heartbeat
+    }
+
+    async fn read_all(&self, mut requests: Streaming<WorkRequest>) {
+        let silence = self.silence();
+        let mut old = pin!(tokio::time::sleep(self.steps.0.bounds.age.of_a_stream()));
+        let mut moved = false;
         loop {
             let next = async {
                 self.outbox.room().await;
                 requests.message().await
             };
-            let Ok(next) = tokio::time::timeout(silence, next).await else {
-                tracing::info!(session = self.id, ?silence, "nothing was heard; stream ended");
-                break;
+            let next = tokio::select! {
+                biased;
+                next = tokio::time::timeout(silence, next) => next,
+                () = old.as_mut(), if !moved => {
+                    moved = true;
+                    self.steps.0.sweeps.sessions.relieve(self.id, MOVED_WITHIN);
+                    continue;
+                }
             };
-            match next {
-                Ok(Some(request)) => {
-                    if let Err(refusal) = self.take(request).await {
-                        tracing::info!(session = self.id, %refusal, "stream ended");
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(status) => {
-                    tracing::debug!(session = self.id, %status, "stream cut");
-                    break;
-                }
+            let Ok(next) = next else {
+                tracing::info!(session = self.id, ?silence, "nothing was heard; stream ended");
+                return;
+            };
+            let taken = match next {
+                Ok(Some(request)) => self.take(request).await,
+                Ok(None) => return,
+                Err(status) => Err(Refusal::from_status(&status).unwrap_or_else(|| {
+                    let what = status.message();
+                    Refusal::field("", format!("the message cannot be read: {what}"))
+                })),
+            };
+            if let Err(refusal) = taken {
+                tracing::info!(session = self.id, %refusal, "stream ended");
+                *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+                return;
+            }
+            if self.outbox.is_stuck(silence) {
+                tracing::info!(session = self.id, ?silence, "nothing was taken; stream ended");
+                return;
             }
         }
-        self.outbox.close();
+    }
+
+    fn take_fault(&self) -> Option<Refusal> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     async fn take(&self, request: WorkRequest) -> Result<(), Refusal> {
@@ -352,6 +401,7 @@ impl step_service_server::StepService for Steps {
                 .retry_after(Duration::from_millis(100))
                 .into());
         }
+        let line = Line::of(request.extensions());
         let mut requests = request.into_inner();
         let first = tokio::time::timeout(HELLO_WITHIN, requests.message())
             .await
@@ -359,13 +409,16 @@ impl step_service_server::StepService for Steps {
         let hello = first?.and_then(|first| first.hello);
         let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
         let session = self.open(hello).await?;
-        let reader = tokio::spawn(Arc::clone(&session).read(requests));
+        let reader = tokio::spawn(Arc::clone(&session).read(requests, line));
         let end = Reading { session, reader, leases_sent: false };
         let responses = stream::unfold(end, async |mut end| {
             if std::mem::take(&mut end.leases_sent) {
                 fault_point!("lease::sent");
             }
-            let response = end.session.outbox.next(end.session.steps.0.bounds.heartbeat).await?;
+            let heartbeat = end.session.steps.0.bounds.heartbeat;
+            let Some(response) = end.session.outbox.next(heartbeat).await else {
+                return end.session.take_fault().map(|fault| (Err(fault.into()), end));
+            };
             end.leases_sent = !response.leases.is_empty();
             Some((Ok(response), end))
         });

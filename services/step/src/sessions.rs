@@ -215,6 +215,14 @@ impl Sessions {
         }
     }
 
+    /// A stream that is old is moved: no more leases on it, and its executor is told.
+    pub(crate) fn relieve(&self, session: i64, deadline: Duration) {
+        if let Some(s) = self.lock().sessions.get_mut(&session) {
+            s.draining = true;
+            s.outbox.drain(deadline);
+        }
+    }
+
     /// The process goes down: no session gets leases any more, and each is told.
     pub(crate) fn drain_all(&self, deadline: Duration) {
         for session in self.lock().sessions.values_mut() {

@@ -64,9 +64,12 @@ fn back_off(policy: &RetryPolicy, attempt: Attempt, spread: f64) -> Duration {
     Duration::from_secs_f64((wait + spread).clamp(0.0, WAIT_MAX.as_secs_f64()))
 }
 
-/// A proto duration as one of ours; negative ones are none.
+/// A proto duration as one of ours; negative ones are none, and endless ones as long as any wait.
 pub(crate) fn to_std(duration: &prost_types::Duration) -> Duration {
-    Duration::try_from(*duration).unwrap_or(Duration::ZERO)
+    if duration.seconds < 0 || duration.nanos < 0 {
+        return Duration::ZERO;
+    }
+    stepwell_proto::time::duration(duration).unwrap_or(WAIT_MAX)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -125,6 +128,24 @@ mod tests {
         let attempt = Attempt { attempt: 3, max_attempts: 5 };
         let (ending, _) = on_failure(&policy(3, 0.0), attempt, &failure("X", true), 0.0);
         assert_eq!(wait(ending), Some(1000));
+    }
+
+    #[test]
+    fn a_wait_that_an_executor_asks_for_is_neither_negative_nor_longer_than_a_day() {
+        let day = i64::try_from(WAIT_MAX.as_millis()).unwrap();
+        for (seconds, nanos, expected) in [
+            (2, 0, 2000),
+            (-1, 0, 0),
+            (i64::MIN, i32::MIN, 0),
+            (i64::MAX, i32::MAX, day),
+            (11 * 365 * 24 * 3600, 0, day),
+        ] {
+            let retry_after = Some(prost_types::Duration { seconds, nanos });
+            let failure = Failure { retry_after, ..failure("X", true) };
+            let attempt = Attempt { attempt: 1, max_attempts: 3 };
+            let (ending, _) = on_failure(&policy(3, 0.1), attempt, &failure, 0.0);
+            assert_eq!(wait(ending), Some(expected), "{seconds} s, {nanos} ns");
+        }
     }
 
     #[test]

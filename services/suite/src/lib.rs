@@ -18,7 +18,7 @@ pub use nix::sys::signal::Signal;
 pub use postgres::{Postgres, PostgresOptions, default_data_dir};
 pub use protocol::Command;
 pub use services::{Addresses, Kind, Logs, Nodes, Suite, SuiteOptions};
-pub use tests::{TestDatabase, built_stepwell, stepwell_for_use, test_database};
+pub use tests::{TestDatabase, built_stepwell, test_database};
 pub use undo::guard_main;
 
 /// Why something could not be started.

@@ -51,11 +51,6 @@ pub fn built_stepwell() -> Result<PathBuf, Error> {
     BUILT.get_or_init(|| build(&["--features", "failpoints"])).clone().map_err(Error::Failed)
 }
 
-/// The same as its users have it, for benches.
-pub fn stepwell_for_use() -> Result<PathBuf, Error> {
-    build(&[]).map_err(Error::Failed)
-}
-
 fn build(features: &[&str]) -> Result<PathBuf, String> {
     // <target>/<profile>/deps/<test>
     let test = std::env::current_exe().map_err(|error| error.to_string())?;

@@ -241,7 +241,7 @@ pub(crate) fn check_retry(path: &str, retry: &RetryPolicy, faults: &mut Vec<Faul
 
 fn duration_fault(duration: Option<prost_types::Duration>, min: Duration) -> Option<String> {
     let in_bounds = |d: Duration| d >= min && d <= DURATION_MAX;
-    let is_right = duration?.try_into().is_ok_and(in_bounds);
+    let is_right = stepwell_proto::time::duration(&duration?).is_some_and(in_bounds);
     let least = if min.is_zero() { "0" } else { "1ms" };
     (!is_right).then(|| format!("must be from {least} to 24h"))
 }

@@ -157,8 +157,7 @@ impl Tasks {
         let uid = task_id(&request.task_id)?;
         let timeout = match request.timeout {
             None => WAIT_DEFAULT,
-            Some(timeout) => Duration::try_from(timeout)
-                .ok()
+            Some(timeout) => stepwell_proto::time::duration(&timeout)
                 .filter(|timeout| *timeout <= WAIT_MAX)
                 .ok_or_else(|| Refusal::field("timeout", "0 to 60 s"))?,
         };

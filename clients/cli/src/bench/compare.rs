@@ -17,8 +17,10 @@ use crate::{
 pub(crate) struct Compare {
     /// The first: a `stepwell` program, options of `stepwell bench`, or the program and then
     /// options, in one word for the shell: 'old/stepwell --set STEPWELL_WORKER_THREADS=1'.
+    #[arg(allow_hyphen_values = true)]
     first: String,
     /// The second, in the same way.
+    #[arg(allow_hyphen_values = true)]
     second: String,
     /// How often each is run. 1 to 100.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]

@@ -43,15 +43,15 @@ pub(super) struct Ground {
 
 impl Ground {
     pub(super) async fn prepare(run: &Run) -> Result<Self, Fault> {
-        let (suite, guard, folder, addresses, database_url) = match &run.address[..] {
-            [task, step, event] => {
+        let (suite, guard, folder, addresses, database_url) = match &run.address {
+            Some([task, step, event]) => {
                 let guard = Guard::start(&std::env::current_exe()?)?;
                 let folder = guard.folder(None, None).await?;
                 let one = |address: &String| vec![address.clone()];
                 let addresses = Addresses { task: one(task), step: one(step), event: one(event) };
                 (None, guard, folder, addresses, run.database_url.clone())
             }
-            _ => {
+            None => {
                 let suite = start_suite(run).await?;
                 let stepwell_suite::Addresses { task, step, event } = suite.addresses();
                 let (guard, folder) = (suite.guard().clone(), suite.folder().to_owned());

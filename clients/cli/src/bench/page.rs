@@ -115,14 +115,10 @@ fn draw(
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(225, 225, 225))
-        .x_label_formatter(&|second| format!("{second:.0} s"))
-        .y_label_formatter(&|value| {
-            if *value >= 10_000.0 {
-                format!("{:.0} k", value / 1000.0)
-            } else {
-                format!("{value:.0}")
-            }
-        })
+        .x_labels(seconds.min(10))
+        .x_label_formatter(&|second| format!("{} s", short(*second)))
+        .y_labels(6)
+        .y_label_formatter(&|value| short(*value))
         .draw()?;
     for ((name, values), colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let points = values.iter().enumerate().map(|(i, value)| ((i + 1) as f64, *value));
@@ -141,6 +137,16 @@ fn draw(
     }
     area.present()?;
     Ok(())
+}
+
+fn short(value: f64) -> String {
+    if value >= 10_000.0 {
+        format!("{:.0} k", value / 1000.0)
+    } else if value.fract().abs() < 1e-6 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    }
 }
 
 fn escaped(text: &str) -> String {

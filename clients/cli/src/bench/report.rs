@@ -251,43 +251,16 @@ impl Report {
         seen: &Seen,
     ) -> Result<(), Vec<String>> {
         let (tasks, steps) = load.created();
-        let failed = executed.failed;
-        let mut faults = Vec::new();
-        let mut same = |what: &str, is: u64, must: u64| {
-            if is != must {
-                faults.push(format!("{what}: {is}, must be {must}"));
-            }
-        };
-        same("steps executed", executed.completed, steps);
-        same("tasks ended otherwise than complete", load.astray(), 0);
-        let expected = [
-            ("task.initialize_requested", tasks),
-            ("task.start_requested", tasks),
-            ("task.completed", tasks),
-            ("step.execution_requested", steps + failed),
-            ("step.completed", steps),
-            ("step.failed", failed),
-            ("step.retry_requested", failed),
-        ];
-        for (n, stream) in seen.streams.iter().enumerate() {
-            for (name, must) in expected {
-                let is = stream.get(name).copied().unwrap_or(0);
-                same(&format!("stream {n}: {name}"), is, must);
-            }
-            let others = stream.keys().filter(|k| expected.iter().all(|(name, _)| name != k));
-            for other in others {
-                same(&format!("stream {n}: {other}"), stream[other], 0);
-            }
-        }
         let events = seen.streams.first().map(|stream| stream.values().sum::<u64>());
         self.events_per_step = events.map(|events| events as f64 / steps.max(1) as f64);
         self.totals = Totals {
             tasks_created: tasks,
             steps_created: steps,
             steps_completed: executed.completed,
-            attempts_failed: failed,
+            attempts_failed: executed.failed,
             events_per_subscriber: events,
         };
+        let faults = differences(tasks, steps, load.astray(), executed, seen);
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
@@ -458,6 +431,46 @@ fn waits(series: &[Second]) -> BTreeMap<String, f64> {
     waits
 }
 
+/// What a number of tasks with steps in all must have come to, and did not.
+fn differences(
+    tasks: u64,
+    steps: u64,
+    astray: u64,
+    executed: &Executed,
+    seen: &Seen,
+) -> Vec<String> {
+    let failed = executed.failed;
+    let mut faults = Vec::new();
+    let mut same = |what: &str, is: u64, must: u64| {
+        if is != must {
+            faults.push(format!("{what}: {is}, must be {must}"));
+        }
+    };
+    same("steps executed", executed.completed, steps);
+    same("tasks ended otherwise than complete", astray, 0);
+    let expected = [
+        ("task.initialize_requested", tasks),
+        ("task.start_requested", tasks),
+        ("task.completed", tasks),
+        ("step.execution_requested", steps + failed),
+        ("step.completed", steps),
+        ("step.failed", failed),
+        ("step.retry_requested", failed),
+    ];
+    for (n, stream) in seen.streams.iter().enumerate() {
+        for (name, must) in expected {
+            let is = stream.get(name).copied().unwrap_or(0);
+            same(&format!("stream {n}: {name}"), is, must);
+        }
+        for (name, is) in stream {
+            if expected.iter().all(|(known, _)| known != name) {
+                same(&format!("stream {n}: {name}"), *is, 0);
+            }
+        }
+    }
+    faults
+}
+
 const STATEMENTS_MAX: usize = 20;
 
 /// By the time they took between the marks.
@@ -481,4 +494,51 @@ fn statements(before: &Mark, after: &Mark, steps: u64) -> Vec<Statement> {
     statements.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
     statements.truncate(STATEMENTS_MAX);
     statements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(counts: &[(&str, u64)]) -> Seen {
+        let stream = counts.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        Seen { streams: vec![stream], ..Seen::default() }
+    }
+
+    const RIGHT: [(&str, u64); 7] = [
+        ("task.initialize_requested", 2),
+        ("task.start_requested", 2),
+        ("task.completed", 2),
+        ("step.execution_requested", 7),
+        ("step.completed", 6),
+        ("step.failed", 1),
+        ("step.retry_requested", 1),
+    ];
+
+    #[test]
+    fn a_run_in_which_everything_happened_once_is_right() {
+        let executed = Executed { completed: 6, failed: 1, ..Executed::default() };
+        assert!(differences(2, 6, 0, &executed, &seen(&RIGHT)).is_empty());
+        assert!(differences(2, 6, 0, &executed, &Seen::default()).is_empty());
+    }
+
+    #[test]
+    fn a_step_run_twice_a_task_astray_and_an_event_lost_or_doubled_are_noticed() {
+        let right = Executed { completed: 6, failed: 1, ..Executed::default() };
+        let twice = Executed { completed: 7, failed: 1, ..Executed::default() };
+        assert_eq!(differences(2, 6, 0, &twice, &seen(&RIGHT)), ["steps executed: 7, must be 6"]);
+        assert_eq!(differences(2, 6, 1, &right, &seen(&RIGHT)).len(), 1);
+        for place in 0..RIGHT.len() {
+            let mut counts = RIGHT;
+            counts[place].1 += 1;
+            assert_eq!(differences(2, 6, 0, &right, &seen(&counts)).len(), 1, "{counts:?}");
+            counts[place].1 -= 2;
+            assert_eq!(differences(2, 6, 0, &right, &seen(&counts)).len(), 1, "{counts:?}");
+        }
+        let strange = [&RIGHT[..], &[("step.lease_returned", 1)]].concat();
+        assert_eq!(
+            differences(2, 6, 0, &right, &seen(&strange)),
+            ["stream 0: step.lease_returned: 1, must be 0"]
+        );
+    }
 }

@@ -16,6 +16,11 @@ use std::{
 use clap::Args;
 use hdrhistogram::Histogram;
 use nix::time::{ClockId, clock_gettime};
+use rand::{
+    SeedableRng,
+    distr::{Alphanumeric, SampleString},
+    rngs::SmallRng,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use stepwell_client::{
@@ -38,10 +43,11 @@ pub(super) fn now() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// JSON text of about so many bytes, which says when it was made.
+/// JSON text of about so many bytes, which says when it was made. Nothing makes it smaller.
 pub(super) fn stamped(at: u64, bytes: usize) -> String {
     let bare = format!("{{\"at\":{at},\"pad\":\"\"}}");
-    let pad = "x".repeat(bytes.saturating_sub(bare.len()));
+    let mut random = SmallRng::seed_from_u64(at);
+    let pad = Alphanumeric.sample_string(&mut random, bytes.saturating_sub(bare.len()));
     format!("{{\"at\":{at},\"pad\":\"{pad}\"}}")
 }
 

@@ -151,7 +151,7 @@ impl Session {
         self.on_cancels_and_acks(&message);
         self.on_leases(message.leases);
         if let Some(drain) = message.drain {
-            tracing::info!(deadline = ?drain.deadline, "the node goes down; moving to another");
+            tracing::info!(deadline = ?drain.deadline, "the node sends us on; moving to another");
             let successor = self.link.successor();
             self.leaving = Some(std::mem::replace(&mut self.link, successor));
         }

@@ -106,6 +106,8 @@ impl EventStream {
                     self.stage = Stage::Over;
                     return Some(Err(lost.into()));
                 }
+                // A stream that is old is ended, for the next one to begin elsewhere.
+                Err(lost @ Lost::Ended) => tracing::debug!(%lost, "resuming"),
                 Err(lost) => tracing::warn!(%lost, "feed cut; resuming"),
             }
         }

@@ -127,7 +127,7 @@ async fn reflection_lists_our_services_in_both_versions() {
 
 /// A service that never answers, and says so when nobody waits for it any more.
 #[derive(Clone)]
-struct Slow(CancellationToken);
+pub(crate) struct Slow(pub(crate) CancellationToken);
 
 impl NamedService for Slow {
     const NAME: &'static str = "stepwell.test.Slow";
@@ -149,7 +149,7 @@ impl tower::Service<Request<Body>> for Slow {
     }
 }
 
-struct GuardedPending(Pending<Infallible>, CancellationToken);
+pub(crate) struct GuardedPending(Pending<Infallible>, CancellationToken);
 
 impl Future for GuardedPending {
     type Output = Infallible;

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod attacks;
+mod bounds;
 mod calls;
 mod ending;
+mod floods;
 mod raw;
 
 use std::{process::ExitCode, time::Duration};

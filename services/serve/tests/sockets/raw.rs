@@ -11,7 +11,14 @@ pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RESET: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
 pub(crate) const GO_AWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+
+/// A flag of answers to PING and SETTINGS, and of the last frame of a stream.
+pub(crate) const ACK: u8 = 1;
+pub(crate) const END: u8 = 1;
 
 pub(crate) const REFUSED_STREAM: u32 = 7;
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
@@ -20,6 +27,7 @@ pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
+    pub(crate) flags: u8,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -29,6 +37,8 @@ pub(crate) struct Peer(pub(crate) TcpStream);
 impl Peer {
     pub(crate) async fn connect(address: &str) -> Self {
         let mut stream = TcpStream::connect(address).await.unwrap();
+        // Clocks of tests do not wait for the kernel to collect small frames.
+        stream.set_nodelay(true).unwrap();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         Self(stream)
     }
@@ -44,7 +54,25 @@ impl Peer {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; length as usize];
         soon(self.0.read_exact(&mut payload)).await.ok()?;
-        Some(Frame { kind: head[3], payload })
+        Some(Frame { kind: head[3], flags: head[4], payload })
+    }
+
+    /// The next frame of a kind, however long it takes; questions whether it is there are answered
+    /// meanwhile.
+    pub(crate) async fn next_while_alive(&mut self, kind: u8) -> Option<Frame> {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.ok()?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            self.0.read_exact(&mut payload).await.ok()?;
+            if head[3] == PING && head[4] & ACK == 0 {
+                self.0.write_all(&frame(PING, ACK, 0, &payload)).await.ok()?;
+            }
+            if head[3] == kind {
+                return Some(Frame { kind, flags: head[4], payload });
+            }
+        }
     }
 
     /// The next frame of a kind.
@@ -68,6 +96,11 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 
 /// The head of a call, each header a literal that is not to be indexed.
 pub(crate) fn call(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, 4, stream, &head_of(path))
+}
+
+/// The headers of a call.
+pub(crate) fn head_of(path: &str) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in [
         (":method", "POST"),
@@ -83,7 +116,13 @@ pub(crate) fn call(stream: u32, path: &str) -> Vec<u8> {
             block.extend(text.as_bytes());
         }
     }
-    frame(HEADERS, 4, stream, &block)
+    block
+}
+
+/// A message as gRPC frames it.
+pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+    [&[0], &length[..], bytes].concat()
 }
 
 /// One request of HTTP/1.1 and its whole answer.
