@@ -9,3 +9,4 @@ mod executors;
 mod feed;
 mod retries;
 mod schema;
+mod traces;

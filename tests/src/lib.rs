@@ -6,6 +6,8 @@ mod check;
 mod checker;
 pub mod history;
 mod proxy;
+mod receiver;
+mod telemetry;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +24,8 @@ use uuid::Uuid;
 pub use check::check;
 pub use checker::{Verdict, violations};
 pub use proxy::{Proxy, Target, Way};
+pub use receiver::{Receiver, Span, drawn};
+pub use telemetry::Exports;
 pub use world::{Gate, Running, SOON, World, short_terms, until};
 
 /// One database, migrated, of this test alone.
@@ -172,6 +176,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         source_system: "test".into(),
         reason: "test".into(),
         tags: Vec::new(),
+        trace: None,
         hash: [0; 32],
         key: None,
     }

@@ -21,6 +21,7 @@ use crate::{
     filter::Filter,
     ring::{Found, Page, Ring},
     tail::read_page,
+    trace,
 };
 
 const FRAME_EVENTS_MAX: usize = 256;
@@ -138,8 +139,9 @@ impl Delivery {
         let Some(last) = pages.last().map(|page| page.last) else { return Ok(false) };
         let mut any = false;
         let wanted = pages.iter().flat_map(|page| wanted(page, self.place, &self.filter)).collect();
-        for (events, end) in frames(wanted, last) {
+        for (mut events, end) in frames(wanted, last) {
             any = true;
+            events.iter_mut().for_each(trace::deliver);
             let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
             let kind = Some(Kind::Events(EventBatch { events }));
             self.out.send(Ok(SubscribeResponse { cursor, kind })).await.map_err(|_| Gone)?;

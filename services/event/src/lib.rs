@@ -9,6 +9,7 @@ mod filter;
 mod ring;
 mod service;
 mod tail;
+mod trace;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 

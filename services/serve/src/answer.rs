@@ -11,12 +11,15 @@ use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 use tracing::Span;
 
+use crate::rpc;
+
 /// Logs the code of a call that failed, once: it stands in the headers if nothing was answered
 /// before, else in the trailers. Callers cause most failures, so those are quiet.
-pub(crate) fn log_failure(said: &HeaderMap) {
+pub(crate) fn log_failure(said: &HeaderMap, rpc: &Span) {
     let Some(code) = said.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes())) else {
         return;
     };
+    rpc::ended(rpc, code);
     match code {
         Code::Ok => {}
         // These are ours to look into.
@@ -27,19 +30,19 @@ pub(crate) fn log_failure(said: &HeaderMap) {
     }
 }
 
-/// A body with the span of its request.
+/// A body with the spans of its request: that of the log and that of the trace.
 pub(crate) struct Answer {
     body: Body,
-    span: Span,
+    spans: [Span; 2],
 }
 
 impl Answer {
     /// What ends with its headers stays as it is: there is nothing more to see.
-    pub(crate) fn seen(body: Body, span: Span) -> Body {
+    pub(crate) fn seen(body: Body, spans: [Span; 2]) -> Body {
         if http_body::Body::is_end_stream(&body) {
             return body;
         }
-        Body::new(Self { body, span })
+        Body::new(Self { body, spans })
     }
 }
 
@@ -52,12 +55,13 @@ impl http_body::Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         let answer = &mut *self;
-        let _within = answer.span.enter();
+        let [of_log, of_trace] = &answer.spans;
+        let (_logged, _traced) = (of_log.enter(), of_trace.enter());
         let frame = Pin::new(&mut answer.body).poll_frame(context);
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(trailers) = frame.trailers_ref()
         {
-            log_failure(trailers);
+            log_failure(trailers, of_trace);
         }
         frame
     }

@@ -1,6 +1,6 @@
 //! How every service starts, is seen, and stops. It knows no domain and no database.
 //!
-//! A service is made of loops and one server: `Service::start` sets up logs, `spawn` and
+//! A service is made of loops and one server: `Service::start` sets up the log and spans, `spawn` and
 //! `spawn_loop` run the loops, `serve` answers requests until the service is told to stop and the
 //! loops have ended, or the grace is over.
 
@@ -9,9 +9,11 @@ mod incoming;
 mod layer;
 mod limits;
 mod options;
+mod rpc;
 mod server;
 mod service;
 mod shutdown;
+mod telemetry;
 mod ticker;
 
 pub use limits::MESSAGE_BYTES_MAX;

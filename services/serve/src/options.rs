@@ -32,6 +32,14 @@ pub struct Options {
     /// `info,stepwell_step=debug`. Default: info.
     #[arg(long, env = "STEPWELL_LOG_FILTER", default_value = "info")]
     pub log_filter: String,
+    /// Where spans are sent: an OTLP receiver for gRPC, such as `http://127.0.0.1:4317`. Default:
+    /// none are made.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Of the calls that belong to no trace yet, this part begins one. 0 to 1; default 1. Those
+    /// that belong to one are recorded if their caller's part is.
+    #[arg(long, env = "STEPWELL_TRACE_SAMPLE", default_value_t = 1.0, value_parser = ratio)]
+    pub trace_sample: f64,
     /// After this long a shutdown no longer waits for anybody. Seconds, 0 to 300; default 10.
     #[arg(long, env = "STEPWELL_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub grace: u64,
@@ -41,6 +49,11 @@ pub struct Options {
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "0 to 1 is wanted".to_owned())
 }
 
 fn threads() -> RangedU64ValueParser<usize> {
@@ -54,6 +67,8 @@ impl Default for Options {
             insecure: false,
             log: LogFormat::Human,
             log_filter: "info".into(),
+            otlp_endpoint: None,
+            trace_sample: 1.0,
             grace: 10,
             worker_threads: 2,
             address_file: None,
@@ -103,6 +118,8 @@ mod tests {
             ("--worker-threads", "0"),
             ("--worker-threads", "65"),
             ("--grace", "301"),
+            ("--trace-sample", "1.1"),
+            ("--trace-sample", "NaN"),
             ("--log", "xml"),
             ("--listen", "localhost"),
         ] {

@@ -62,12 +62,14 @@ impl Service {
             self.shutdown().wait().await;
             tokio::time::sleep(grace).await;
         };
-        tokio::select! {
-            () = served => {}
-            () = deadline => {
-                tracing::warn!(?grace, "the grace is over; somebody did not end");
-                return ExitCode::FAILURE;
-            }
+        let late = tokio::select! {
+            () = served => false,
+            () = deadline => true,
+        };
+        self.telemetry().flush().await;
+        if late {
+            tracing::warn!(?grace, "the grace is over; somebody did not end");
+            return ExitCode::FAILURE;
         }
         tracing::info!(service = self.name(), "stopped");
         if self.shutdown().failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }

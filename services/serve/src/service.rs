@@ -1,7 +1,7 @@
 //! One running service: its loops, its readiness, its end.
 
 use std::{
-    io::{ErrorKind, IsTerminal},
+    io::ErrorKind,
     ops::Range,
     process::ExitCode,
     sync::{
@@ -20,9 +20,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
-use tracing_subscriber::EnvFilter;
 
-use crate::{LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN};
+use crate::{Options, Shutdown, Ticker, limits::READY_WITHIN, telemetry::Telemetry};
 
 /// One thing that must work for the service to be ready.
 #[derive(Clone)]
@@ -59,12 +58,13 @@ pub struct Service {
     shutdown: Shutdown,
     tracker: TaskTracker,
     checks: Arc<Mutex<Vec<Check>>>,
+    telemetry: Telemetry,
 }
 
 impl Service {
-    /// Sets up the log and says that the service starts.
+    /// Sets up the log and the export of spans, and says that the service starts.
     pub fn start(name: &'static str, options: &Options) -> anyhow::Result<Self> {
-        set_up_log(options)?;
+        let telemetry = Telemetry::set_up(name, options)?;
         tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");
         Ok(Self {
             name,
@@ -72,6 +72,7 @@ impl Service {
             shutdown: Shutdown::default(),
             tracker: TaskTracker::new(),
             checks: Arc::default(),
+            telemetry,
         })
     }
 
@@ -188,6 +189,11 @@ impl Service {
         faults
     }
 
+    /// The spans on their way out.
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
     /// Waits for the tasks. They have been told by the shutdown.
     pub(crate) async fn tasks_ended(&self) {
         self.tracker.close();
@@ -214,20 +220,6 @@ impl Service {
         tracing::info!(service = self.name, %address, "listening");
         Ok(listener)
     }
-}
-
-fn set_up_log(options: &Options) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&options.log_filter).context("--log-filter cannot be read")?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    // Set already: several services share this process.
-    let _ = match options.log {
-        LogFormat::Human => log.with_target(false).compact().try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-    };
-    Ok(())
 }
 
 /// Runs a binary: its runtime, its errors as sentences, and an exit that waits for no stuck thread.

@@ -27,6 +27,7 @@ mod service;
 mod sessions;
 mod settle;
 mod sweep;
+mod trace;
 mod verdict;
 mod walk;
 

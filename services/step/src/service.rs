@@ -21,15 +21,17 @@ use stepwell_proto::{
 };
 use stepwell_serve::Shutdown;
 use stepwell_store::Ending;
+use stepwell_trace::TraceContext;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
 use crate::{
     offer::{Offer, SLOTS_MAX},
     outbox::Outbox,
-    sessions::Held,
+    sessions::{Held, Owned},
     settle::{Ended, lost},
     sweep::{Sweeps, queues_of},
+    trace,
     walk::Walks,
 };
 
@@ -261,14 +263,17 @@ impl Session {
             strange.push((lease, ending_of(&kind)));
             return;
         };
-        let (ending, text) = self.judge(kind, lease, held);
-        let Held { queue, max_attempts, .. } = held;
+        let trace = TraceContext::parse(&outcome.traceparent);
         let session = self.id;
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept: false };
+        let (ending, text) = self.judge(kind, &Owned { session, lease, held }, trace);
+        let Held { queue, max_attempts, .. } = held;
+        let span = trace::settle(ending, trace, || sweeps.dispatch.about(lease, queue, session));
+        let ended =
+            Ended { session, lease, queue, max_attempts, ending, text, is_swept: false, span };
         sweeps.settler.push(ended).await;
     }
 
-    fn judge(&self, kind: Kind, lease: LeaseId, held: Held) -> (Ending, String) {
+    fn judge(&self, kind: Kind, owned: &Owned, trace: Option<TraceContext>) -> (Ending, String) {
         let sweeps = &self.steps.0.sweeps;
         let failure = match kind {
             Kind::HandBack(hand_back) => {
@@ -294,7 +299,8 @@ impl Session {
             }
             Kind::Fail(failure) => failure,
         };
-        sweeps.judge(lease, held.queue, held.max_attempts, &failure)
+        let (ending, stored) = sweeps.judge(owned, &failure, trace);
+        (ending, stored.to_text())
     }
 
     /// Outcomes of leases this session does not hold: accepted if they are repeats of what was

@@ -14,11 +14,13 @@ use stepwell_store::{
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::{
     dispatch::Dispatch,
     node::{Acting, Node},
     sessions::Sessions,
+    trace,
 };
 
 const ITEMS_MAX: usize = 500;
@@ -38,6 +40,8 @@ pub(crate) struct Ended {
     pub(crate) text: String,
     /// We end it, if the session still holds it, and not the executor.
     pub(crate) is_swept: bool,
+    /// Of its way from here to the answer.
+    pub(crate) span: Span,
 }
 
 impl Ended {
@@ -51,6 +55,7 @@ impl Ended {
             ending: Ending::HandBack,
             text: reason.to_owned(),
             is_swept: true,
+            span: Span::none(),
         }
     }
 }
@@ -101,7 +106,7 @@ impl Settling {
             // In the order of keys: the leases' slots then line up with their parents' sessions.
             batch.sort_by_key(|e| (e.is_swept, e.lease.step));
             for part in batch.chunk_by(|a, b| a.is_swept == b.is_swept) {
-                self.settle(part).await;
+                self.settle(part).instrument(trace::batch(part)).await;
             }
             batch.clear();
         }
@@ -128,6 +133,9 @@ impl Settling {
         }
         if batch.iter().any(|e| matches!(e.ending, Ending::Fail { wait_ms: Some(_) })) {
             self.dispatch.timers.notify_one();
+        }
+        for (ended, _) in batch.iter().zip(&settled.accepted).filter(|(_, accepted)| !**accepted) {
+            ended.span.record("stepwell.lease_lost", true);
         }
         let acks = acks(batch, &settled);
         fault_point!("settle::unacknowledged");

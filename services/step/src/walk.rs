@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    sessions::{Held, Owned},
     settle::Ended,
     sweep::{Sweeps, connected, lost},
 };
@@ -176,8 +177,11 @@ impl Walks {
 
     fn expired(&self, row: &LeaseRow) -> Report {
         let failure = lost("LeaseExpired", "the executor and its node were lost");
-        let (ending, text) = self.sweeps.judge(row.id(), row.queue, row.max_attempts, &failure);
-        Report { step: row.step, token: row.token, ending, text }
+        let LeaseRow { queue, max_attempts, session, .. } = *row;
+        let held = Held { queue, max_attempts, deadline: Instant::now() };
+        let owned = Owned { session, lease: row.id(), held };
+        let (ending, stored) = self.sweeps.judge(&owned, &failure, None);
+        Report { step: row.step, token: row.token, ending, text: stored.to_text() }
     }
 
     // ── the leases of our own former ids ────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ mod failure;
 mod migrate;
 mod node;
 mod patient;
+mod span;
 mod step;
 mod task;
 

@@ -10,6 +10,9 @@ use std::{
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
 use stepwell_store::{Created, Error, NewTask, Store, Writer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+use tracing::Instrument;
+
+use crate::trace;
 
 /// Most tasks of one call of the verb.
 const TASKS_MAX: usize = 200;
@@ -152,7 +155,9 @@ impl Creating {
                 callers.push((item.tasks.len(), item.answer, item._room));
                 tasks.extend(item.tasks);
             }
-            let mut answers = self.create_each(tasks, until).await.into_iter();
+            let span = trace::batch(&tasks);
+            let answers = self.create_each(tasks, until).instrument(span).await;
+            let mut answers = answers.into_iter();
             for (n, caller, _room) in callers {
                 // A caller that has gone needs no answer.
                 drop(caller.send(answers.by_ref().take(n).collect()));
@@ -273,6 +278,7 @@ mod tests {
             source_system: String::new(),
             reason: String::new(),
             tags: Vec::new(),
+            trace: None,
             key: None,
         }
     }

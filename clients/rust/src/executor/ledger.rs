@@ -193,7 +193,7 @@ mod tests {
     }
 
     fn outcome(id: &str) -> Outcome {
-        Outcome { lease_id: id.into(), kind: None }
+        Outcome { lease_id: id.into(), ..Outcome::default() }
     }
 
     fn start_next(ledger: &mut Ledger) -> Option<(String, CancellationToken)> {

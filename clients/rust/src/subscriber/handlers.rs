@@ -8,13 +8,14 @@ use stepwell_proto::{
     v1::Event,
 };
 use tokio::select;
+use tracing::Instrument;
 
 use super::{
     cursor::{CursorStore, NoCursor},
     selection::{Start, Subscription},
     stream::{Delivery, EventStream},
 };
-use crate::{client::Client, error::Error, executor::HandlerError};
+use crate::{client::Client, error::Error, executor::HandlerError, trace};
 
 /// Names that are less similar than this are not suggested.
 const SIMILAR: f64 = 0.8;
@@ -193,12 +194,23 @@ impl<S: CursorStore> Subscriber<S> {
 }
 
 async fn call(handler: &Handler, event: &Arc<Event>) {
-    let handled = async { handler(Arc::clone(event)).await };
-    let (name, position) = (&event.name, event.position);
-    match AssertUnwindSafe(handled).catch_unwind().await {
+    let span = trace::handle_event(event);
+    let handled = async { handler(Arc::clone(event)).await }.instrument(span.clone());
+    let ended = AssertUnwindSafe(handled).catch_unwind().await;
+    // The span says which event it is.
+    let _within = span.enter();
+    match ended {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%name, position, %error, "an event's handler failed"),
-        Err(_) => tracing::error!(%name, position, "an event's handler panicked"),
+        Ok(Err(error)) => {
+            let (error_class, at) = (error.class(), error.place());
+            tracing::error!(error_class, %at, "an event's handler failed");
+            tracing::debug!(%error, "what it said");
+            trace::event_failed(&span, error_class);
+        }
+        Err(_) => {
+            tracing::error!("an event's handler panicked");
+            trace::event_failed(&span, "Panic");
+        }
     }
 }
 
