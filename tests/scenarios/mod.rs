@@ -7,6 +7,7 @@ mod cli;
 mod docs;
 mod executors;
 mod feed;
+mod logs;
 mod retries;
 mod schema;
 mod traces;

@@ -227,7 +227,7 @@ async fn a_step_service_that_is_killed_while_a_step_runs_leaves_the_tree_whole()
 }
 
 /// Ends the services in peace: what they have to say of spans is said then.
-async fn stopped(world: &World) {
+pub(super) async fn stopped(world: &World) {
     for kind in [Kind::Task, Kind::Step, Kind::Event] {
         let process = world.suite.process(kind, 0).unwrap().clone();
         process.kill(Signal::SIGTERM).await.unwrap();

@@ -76,6 +76,7 @@ impl Delivery {
         }
         let mut said = Instant::now();
         let mut wait = CATCH_UP_AGAIN;
+        let mut failing = false;
         loop {
             changes.mark_unchanged();
             let sent = match self.ring.after(self.place) {
@@ -86,6 +87,7 @@ impl Delivery {
                 Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
                     Ok(Some(page)) => {
                         wait = CATCH_UP_AGAIN;
+                        failing = false;
                         self.send(&[Arc::new(page)]).await
                     }
                     Ok(None) => {
@@ -93,10 +95,13 @@ impl Delivery {
                         Ok(false)
                     }
                     Err(error) => {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "catching up again"
-                        );
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!(
+                                error = &error as &dyn std::error::Error,
+                                place = self.place,
+                                "the log cannot be read; trying again"
+                            );
+                        }
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(Duration::from_secs(2));
                         Ok(false)

@@ -21,6 +21,7 @@ use stepwell_store::Store;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
+use tracing::Instrument;
 
 use crate::{deliver::Delivery, filter::Filter, ring::Ring};
 
@@ -116,10 +117,12 @@ impl event_service_server::EventService for Feed {
             place,
             out,
         };
-        tokio::spawn(async move {
+        let span = tracing::info_span!("subscription", service = "event", from = place);
+        let delivered = async move {
             let _open = open;
             delivery.run().await;
-        });
+        };
+        tokio::spawn(delivered.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 }

@@ -3,6 +3,7 @@
 //! never logged.
 
 use std::{
+    error::Error,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -63,14 +64,16 @@ where
         let headers = request.headers();
         let id = request_id(headers);
         let caller = rpc::caller(headers);
+        let rpc = rpc::span(request.uri(), self.service, id.to_str().unwrap_or_default(), caller);
+        // A trace that begins here is named too.
+        let trace = caller.or_else(|| TraceContext::of(&rpc));
         let span = tracing::info_span!(
             "request",
             service = self.service,
             method = request.uri().path(),
             request_id = id.to_str().unwrap_or_default(),
-            trace_id = caller.map(TraceContext::trace_id),
+            trace_id = trace.map(TraceContext::trace_id),
         );
-        let rpc = rpc::span(request.uri(), self.service, id.to_str().unwrap_or_default(), caller);
         let grpc = is_grpc(headers);
         let deadline = grpc.then(|| timeout(headers)).flatten();
         let answer = self.inner.call(request);
@@ -87,7 +90,8 @@ where
                 Ok(answered) => answered?,
                 Err(_) => Status::deadline_exceeded("the caller's deadline has passed").into_http(),
             };
-            log_failure(response.headers(), &seen[1]);
+            let cause = response.extensions().get::<Status>().and_then(Error::source);
+            log_failure(response.headers(), cause, &seen[1]);
             if grpc {
                 response = response.map(|body| Answer::seen(body, seen));
             }

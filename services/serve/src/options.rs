@@ -32,8 +32,8 @@ pub struct Options {
     /// `info,stepwell_step=debug`. Default: info.
     #[arg(long, env = "STEPWELL_LOG_FILTER", default_value = "info")]
     pub log_filter: String,
-    /// Where spans are sent: an OTLP receiver for gRPC, such as `http://127.0.0.1:4317`. Default:
-    /// none are made.
+    /// Where spans are sent: an OTLP receiver for gRPC, such as `http://127.0.0.1:4317`. Default,
+    /// and empty: none are made.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
     /// Of the calls that belong to no trace yet, this part begins one. 0 to 1; default 1. Those

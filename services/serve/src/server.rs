@@ -11,6 +11,7 @@ use tonic::{
     service::Routes,
     transport::Server,
 };
+use tracing::Instrument;
 
 use crate::{Service, incoming::incoming, layer::SeenLayer, limits};
 
@@ -30,7 +31,7 @@ impl Service {
         let router = match self.router(routes.add_service(health)) {
             Ok(router) => router,
             Err(error) => {
-                tracing::error!(%error, "the contract cannot be reflected");
+                tracing::error!(service = self.name(), %error, "the contract cannot be reflected");
                 return ExitCode::FAILURE;
             }
         };
@@ -50,9 +51,12 @@ impl Service {
             .layer(SeenLayer { service: self.name() })
             .add_routes(Routes::from(router))
             .serve_with_incoming_shutdown(incoming(listener), told);
+        // Connections are not taken within a request.
+        let span = tracing::info_span!("serve", service = self.name());
+        let served = served.instrument(span);
         let served = async {
             if let Err(error) = served.await {
-                tracing::error!(%error, "the server broke; going down");
+                tracing::error!(service = self.name(), %error, "the server broke; going down");
                 self.shutdown().fail();
             }
             self.tasks_ended().await;
@@ -68,7 +72,11 @@ impl Service {
         };
         self.telemetry().flush().await;
         if late {
-            tracing::warn!(?grace, "the grace is over; somebody did not end");
+            tracing::warn!(
+                service = self.name(),
+                ?grace,
+                "the grace is over; somebody did not end"
+            );
             return ExitCode::FAILURE;
         }
         tracing::info!(service = self.name(), "stopped");

@@ -98,11 +98,11 @@ impl Service {
             match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
                 (Ok(term), Ok(int)) => (term, int),
                 (Err(error), _) | (_, Err(error)) => {
-                    tracing::warn!(%error, "signals are not heard");
+                    tracing::warn!(service = self.name, %error, "signals are not heard");
                     return;
                 }
             };
-        let shutdown = self.shutdown.clone();
+        let (shutdown, service) = (self.shutdown.clone(), self.name);
         tokio::spawn(async move {
             let mut told = async || {
                 tokio::select! {
@@ -111,7 +111,7 @@ impl Service {
                 }
             };
             told().await;
-            tracing::info!("going down");
+            tracing::info!(service, "going down");
             shutdown.begin();
             told().await;
             std::process::exit(1);

@@ -20,6 +20,7 @@ use opentelemetry_sdk::{
 use stepwell_trace::TARGET;
 use tonic::transport::ClientTlsConfig;
 use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt};
+use uuid::Uuid;
 
 use crate::{LogFormat, Options};
 
@@ -37,9 +38,10 @@ pub(crate) struct Telemetry {
 impl Telemetry {
     /// Sets up the log, and the spans if a receiver is named. To be called inside a Tokio runtime.
     /// Where several services share a process the first one's holds for all.
-    pub(crate) fn set_up(name: &str, options: &Options) -> anyhow::Result<Self> {
+    pub(crate) fn set_up(name: &'static str, options: &Options) -> anyhow::Result<Self> {
         let log = EnvFilter::try_new(&options.log_filter).context("--log-filter cannot be read")?;
-        let Some(endpoint) = &options.otlp_endpoint else {
+        // An empty variable counts as one that is not set.
+        let Some(endpoint) = options.otlp_endpoint.as_ref().filter(|e| !e.is_empty()) else {
             let lines = tracing_subscriber::fmt()
                 .with_env_filter(log)
                 .with_ansi(std::io::stderr().is_terminal())
@@ -89,6 +91,9 @@ impl Telemetry {
 }
 
 fn exporter(endpoint: &str) -> anyhow::Result<opentelemetry_otlp::SpanExporter> {
+    let uri: http::Uri = endpoint.parse()?;
+    let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme));
+    anyhow::ensure!(scheme.is_some(), "http://host:port or https://host:port is wanted");
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
@@ -101,11 +106,16 @@ fn exporter(endpoint: &str) -> anyhow::Result<opentelemetry_otlp::SpanExporter> 
     Ok(exporter.build()?)
 }
 
-fn provider(name: &str, sample: f64, exporter: impl SpanExporter + 'static) -> SdkTracerProvider {
-    let exporter = Told { exporter, failing: AtomicBool::new(false) };
+fn provider(
+    name: &'static str,
+    sample: f64,
+    exporter: impl SpanExporter + 'static,
+) -> SdkTracerProvider {
+    let exporter = Told { service: name, exporter, failing: AtomicBool::new(false) };
     let resource = Resource::builder()
         .with_service_name(format!("stepwell-{name}"))
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(KeyValue::new("service.instance.id", Uuid::now_v7().to_string()))
         .build();
     SdkTracerProvider::builder()
         .with_resource(resource)
@@ -117,20 +127,21 @@ fn provider(name: &str, sample: f64, exporter: impl SpanExporter + 'static) -> S
 /// An exporter that says once that it cannot export, and once that it can again.
 #[derive(Debug)]
 struct Told<E> {
+    service: &'static str,
     exporter: E,
     failing: AtomicBool,
 }
 
 impl<E: SpanExporter> SpanExporter for Told<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len();
+        let (service, spans) = (self.service, batch.len());
         let exported = self.exporter.export(batch).await;
         let failed_before = self.failing.swap(exported.is_err(), Ordering::Relaxed);
         match &exported {
             Err(error) if !failed_before => {
-                tracing::warn!(%error, spans, "spans cannot be exported; later ones are tried");
+                tracing::warn!(service, %error, spans, "spans cannot be exported; later ones are tried");
             }
-            Ok(()) if failed_before => tracing::info!("spans are exported again"),
+            Ok(()) if failed_before => tracing::info!(service, "spans are exported again"),
             _ => {}
         }
         exported
@@ -179,5 +190,69 @@ impl<P: SpanProcessor> SpanProcessor for WithoutIdle<P> {
 
     fn set_resource(&mut self, resource: &Resource) {
         self.0.set_resource(resource);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use opentelemetry_sdk::error::OTelSdkError;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_endpoint_is_a_url_with_or_without_tls() {
+        assert!(exporter("http://127.0.0.1:4317").is_ok());
+        assert!(exporter("https://traces.example:4317").is_ok());
+        for bad in ["", "no url", "http://", "localhost:4317", "grpc://localhost:4317"] {
+            assert!(exporter(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Works as long as it is told to.
+    #[derive(Debug)]
+    struct Moody(Mutex<Vec<bool>>);
+
+    impl SpanExporter for Moody {
+        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+            match self.0.lock().unwrap().pop() {
+                Some(true) => Ok(()),
+                _ => Err(OTelSdkError::InternalFailure("nobody is there".into())),
+            }
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_goes_and_comes_is_mentioned_twice() {
+        let log = Log::default();
+        let writer = log.clone();
+        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+        let _logged = tracing::subscriber::set_default(lines.finish());
+        let moods = vec![true, true, false, false, false, true];
+        let exporter = Moody(Mutex::new(moods));
+        let told = Told { service: "test", exporter, failing: AtomicBool::new(false) };
+        for _ in 0..6 {
+            let _ = told.export(Vec::new()).await;
+        }
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.lines().count(), 2, "{log}");
+        assert!(log.contains("nobody is there") && log.contains("exported again"), "{log}");
     }
 }

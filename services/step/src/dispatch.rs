@@ -216,15 +216,18 @@ impl Dispatch {
         let pairs: Vec<(i64, i64)> =
             batch.iter().flat_map(|f| f.parents().map(|parent| (f.row.step, parent))).collect();
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         let inputs = loop {
             match self.store.inputs(&tasks, &pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await {
                 Ok(inputs) => break inputs,
-                Err(error) => {
+                Err(error) if !std::mem::replace(&mut failing, true) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "reading inputs again"
+                        leases = batch.len(),
+                        "inputs cannot be read; trying again"
                     );
                 }
+                Err(_) => {}
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));

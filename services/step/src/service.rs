@@ -24,6 +24,7 @@ use stepwell_store::Ending;
 use stepwell_trace::TraceContext;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
+use tracing::Instrument;
 
 use crate::{
     offer::{Offer, SLOTS_MAX},
@@ -87,7 +88,12 @@ impl Steps {
         let node = dispatch.node().act(dispatch.store()).await?.id();
         let id = (i64::from(node) << 32) | number;
         let outbox = Arc::new(Outbox::default());
-        let session = Arc::new(Session { id, outbox: Arc::clone(&outbox), steps: self.clone() });
+        // Of what it is about, not of the call: lines of it come when that was answered long since.
+        let span = tracing::info_span!(
+            "session", service = "step", session = id, executor = %offer.name
+        );
+        let session =
+            Arc::new(Session { id, outbox: Arc::clone(&outbox), steps: self.clone(), span });
         // Without slots until it knows what it holds: what it adopts takes some of them.
         inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
         let (adopted, lost) = adopt(&session, hello.held_leases).await?;
@@ -100,10 +106,10 @@ impl Steps {
             unmatched_handlers: offer.unmatched(&queues),
         });
         inner.sweeps.sessions.set_slots(id, usize::try_from(hello.slots).unwrap_or(0));
-        tracing::info!(
-            executor = %offer.name, namespace = %offer.namespace, session = id,
-            slots = hello.slots, sdk = %hello.sdk, "executor connected"
-        );
+        session.span.in_scope(|| {
+            let (namespace, slots, sdk) = (&offer.namespace, hello.slots, &hello.sdk);
+            tracing::info!(%namespace, slots, %sdk, "executor connected");
+        });
         Ok(session)
     }
 
@@ -159,8 +165,9 @@ async fn adopt(
         return Ok((Vec::new(), held));
     }
     let adopting = Arc::clone(session);
-    let adopting =
-        tokio::spawn(async move { adopting.steps.0.walks.adopt(&leases, adopting.id).await });
+    let span = session.span.clone();
+    let adopting = async move { adopting.steps.0.walks.adopt(&leases, adopting.id).await };
+    let adopting = tokio::spawn(adopting.instrument(span));
     let adopted = adopting.await.map_err(|_| {
         Refusal::new(ErrorReason::Internal, "a fault of the service; see its log")
     })??;
@@ -174,6 +181,8 @@ struct Session {
     id: i64,
     outbox: Arc<Outbox>,
     steps: Steps,
+    /// Around what its lines in the log are about.
+    span: tracing::Span,
 }
 
 impl Drop for Session {
@@ -184,7 +193,7 @@ impl Drop for Session {
         let inner = &steps.0;
         inner.sweeps.sessions.lose(id, Instant::now() + inner.bounds.grace);
         inner.sweeps.sessions.deadline.notify_one();
-        tracing::info!(session = id, "executor gone");
+        self.span.in_scope(|| tracing::info!("executor gone"));
         if !unsent.is_empty() {
             inner.sweeps.dispatch.take_back(id, unsent);
         }
@@ -201,19 +210,19 @@ impl Session {
                 requests.message().await
             };
             let Ok(next) = tokio::time::timeout(silence, next).await else {
-                tracing::info!(session = self.id, ?silence, "nothing was heard; stream ended");
+                tracing::info!(?silence, "nothing was heard; stream ended");
                 break;
             };
             match next {
                 Ok(Some(request)) => {
                     if let Err(refusal) = self.take(request).await {
-                        tracing::info!(session = self.id, %refusal, "stream ended");
+                        tracing::info!(%refusal, "stream ended");
                         break;
                     }
                 }
                 Ok(None) => break,
                 Err(status) => {
-                    tracing::debug!(session = self.id, %status, "stream cut");
+                    tracing::debug!(%status, "stream cut");
                     break;
                 }
             }
@@ -319,6 +328,7 @@ impl Session {
                 // Without an answer the executor keeps the outcome and reports it again later.
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
+                    outcomes = strange.len(),
                     "outcomes stay unanswered"
                 );
                 self.outbox.close();
@@ -361,7 +371,8 @@ impl step_service_server::StepService for Steps {
         let hello = first?.and_then(|first| first.hello);
         let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
         let session = self.open(hello).await?;
-        let reader = tokio::spawn(Arc::clone(&session).read(requests));
+        let reading = Arc::clone(&session).read(requests).instrument(session.span.clone());
+        let reader = tokio::spawn(reading);
         let end = Reading { session, reader, leases_sent: false };
         let responses = stream::unfold(end, async |mut end| {
             if std::mem::take(&mut end.leases_sent) {

@@ -177,16 +177,19 @@ impl Settling {
         sweep: Option<&Sweep>,
     ) -> (Settled, Vec<usize>, Acting) {
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         loop {
             let error = match self.once(reports, slots, sweep).await {
                 Ok(answer) => return answer,
                 Err(error) => error,
             };
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                items = reports.len(),
-                "settling again"
-            );
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    outcomes = reports.len(),
+                    "outcomes cannot be settled; trying again"
+                );
+            }
             if !error.is_undone() && !error.is_retired() {
                 self.writer = None;
             }

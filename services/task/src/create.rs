@@ -221,6 +221,7 @@ impl Creating {
         until: Instant,
     ) -> Result<Vec<Created>, Error> {
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         loop {
             let error = match self.once(tasks).await {
                 Ok(created) => return Ok(created),
@@ -233,7 +234,13 @@ impl Creating {
             if is_divisible || !error.is_transient() || Instant::now() + wait > until {
                 return Err(error);
             }
-            tracing::warn!(error = &error as &dyn std::error::Error, "creating again");
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    tasks = tasks.len(),
+                    "tasks cannot be created; trying again"
+                );
+            }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(1));
         }

@@ -78,6 +78,9 @@ async fn main() {
     let exports = endpoint.map(|endpoint| Exports::new(&endpoint, "executor"));
     if let Some(exports) = &exports {
         tracing::dispatcher::set_global_default(exports.dispatch.clone()).unwrap();
+    } else if std::env::var("STEPWELL_LOG").is_ok_and(|format| format == "json") {
+        let lines = tracing_subscriber::fmt().json().flatten_event(true);
+        lines.with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
     }
     let history = Arc::new(History::create(&actor.history));
     let limits = Limits { stream_silence: Duration::from_secs(5), ..Limits::default() };
@@ -185,6 +188,9 @@ struct Told {
     /// This step's first attempt fails.
     #[serde(default)]
     fails: String,
+    /// This step fails for good.
+    #[serde(default)]
+    dies: String,
     /// This step waits for the end of another task.
     #[serde(default)]
     waits: String,
@@ -200,6 +206,10 @@ async fn told(step: StepContext, client: Client) -> Result<Value, HandlerError> 
     let told: Told = step.input()?;
     let task_id = step.task_id().to_owned();
     client.get_task(v1::GetTaskRequest { task_id, include_results: false }).await?;
+    tracing::info!("told");
+    if step.step_name() == told.dies {
+        return Err(HandlerError::new("Doomed", told.says).permanent());
+    }
     if step.step_name() == told.fails && step.attempt() == 1 {
         return Err(HandlerError::new("Flaky", told.says));
     }
