@@ -226,7 +226,43 @@ async fn a_step_service_that_is_killed_while_a_step_runs_leaves_the_tree_whole()
     check(&mut world.connection().await).await;
 }
 
-/// Ends the services in peace: what they have to say of spans is said then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_attempt_after_one_that_took_too_long_links_to_its_end() {
+    let receiver = Receiver::start().await;
+    let world = world(&receiver, &[]).await;
+    let slow = "{name: slow, steps: [{name: a, handler: told, timeout: 1s,
+                 retry: {max_attempts: 2, initial_backoff: 10ms}}]}";
+    for definition in [slow, "{name: gate, steps: [{name: closed}]}"] {
+        world.define(definition).await;
+    }
+    let gate = world.create("gate", &json!({})).await;
+    let executor = executor(&world, &receiver.env()).await;
+    let exports = Exports::new(&receiver.endpoint, "client");
+    let told = json!({"waits": "a", "waits_for": gate.task_id});
+    let order =
+        async { world.create("slow", &told).instrument(tracing::info_span!("order")).await };
+    let task = order.with_subscriber(exports.dispatch.clone()).await;
+    let ended = |spans: &[Span]| {
+        let mut ends = spans.iter().filter(|span| span.name == "step.settle");
+        ends.find(|span| span.attribute("stepwell.outcome") == "retry").cloned()
+    };
+    let ended = receiver.until(ended).await;
+    let cancel = v1::CancelTaskRequest { task_id: gate.task_id, ..Default::default() };
+    world.client.cancel_task(cancel).await.unwrap();
+    assert_eq!(world.ended(&task.task_id).await.state().word(), "complete");
+    let spans = receiver
+        .until(|spans| tree(spans, "order").filter(|tree| count(tree, "step.settle") == 2))
+        .await;
+    assert_eq!(attempt(&spans, "step.settle", "a", "1").id, ended.id);
+    let second = attempt(&spans, "step.dispatch", "a", "2");
+    assert_eq!(second.links, std::slice::from_ref(&ended.id));
+    assert_eq!(second.parent, ended.parent, "both go on from the task");
+    executor.kill(Signal::SIGTERM).await.unwrap();
+    executor.wait().await;
+    check(&mut world.connection().await).await;
+}
+
+/// Ends the services in peace: what they have to say, they say then.
 pub(super) async fn stopped(world: &World) {
     for kind in [Kind::Task, Kind::Step, Kind::Event] {
         let process = world.suite.process(kind, 0).unwrap().clone();

@@ -26,8 +26,9 @@ type Handler =
 /// Calls handlers for events, in the order of the feed, one after the other.
 ///
 /// The service sends only events that some handler is for. A handler that fails or panics is
-/// logged, and the others and the feed go on. The cursor is saved after the handlers ran: after a
-/// crash an event may be handled again, and none is left out.
+/// logged, without its message unless at level DEBUG, and the others and the feed go on. It runs in
+/// a span `event.handle`, which goes on from the task's trace. The cursor is saved after the handlers
+/// ran: after a crash an event may be handled again, and none is left out.
 ///
 /// ```no_run
 /// # async fn main_(client: stepwell_client::Client) -> Result<(), stepwell_client::Error> {
