@@ -25,12 +25,12 @@ begin
   if v_n > 1 then perform setval('position', v_first + v_n - 1); end if;
   if v_n > 0 then
     insert into event (position, batch, at, task, uid, definition, no, type, from_state, to_state,
-                       attempt, session, mark, text, names)
+                       attempt, session, mark, text, names, trace)
     select v_first + e.i - 1, v_first, v_at, e.task, t.uid, t.definition, e.no, e.type, e.from_state, e.to_state,
-           e.attempt, e.session, e.mark, e.text, e.names
+           e.attempt, e.session, e.mark, e.text, e.names, t.trace
       from unnest(p_ev) with ordinality
              e(task, no, type, from_state, to_state, attempt, session, mark, text, names, i),
-           lateral (select uid, definition from task where id = e.task offset 0) t;
+           lateral (select uid, definition, trace from task where id = e.task offset 0) t;
   end if;
   if cardinality(p_wait) > 0 then
     insert into timer      select due, key, attempt            from unnest(p_wait) where due > v_at;

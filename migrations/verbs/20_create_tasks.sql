@@ -3,9 +3,12 @@
 --
 -- Locks   the uids (sorted), then the append.
 -- Answers the keys of the tasks it made; the caller's other keys go unused.
-create or replace function stepwell.create_tasks(
+--
+-- `create_tasks`, which binaries from before traces call, stays as their migration left it.
+create or replace function stepwell.create_traced_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
-    t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], p_at timestamptz default null)
+    t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
+    p_at timestamptz default null)
   returns bigint[] language plpgsql volatile set search_path = stepwell as $$
 declare
   v_new   bigint[];
@@ -14,9 +17,9 @@ declare
   v_batch bigint;
 begin
   with n as (
-    insert into task (id, uid, definition, state, live_n)
-    select t.id, t.uid, t.definition, 1, d.roots
-      from unnest(t_id, t_uid, t_definition) t(id, uid, definition),
+    insert into task (id, uid, definition, state, live_n, trace)
+    select t.id, t.uid, t.definition, 1, d.roots, t.trace
+      from unnest(t_id, t_uid, t_definition, t_trace) t(id, uid, definition, trace),
            lateral (select roots from definition where id = t.definition offset 0) d
      order by t.uid
     on conflict (uid) do nothing

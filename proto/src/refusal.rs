@@ -1,7 +1,7 @@
 //! Refusals: why a call was not carried out, as a value, and its two forms on the wire. This is
 //! the only place that builds a `tonic::Status` for callers.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, error::Error, fmt, sync::Arc, time::Duration};
 
 use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt};
@@ -26,6 +26,18 @@ pub struct Refusal {
     pub precondition: Option<(String, String)>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// What is behind it, for the service's own log.
+    cause: Cause,
+}
+
+/// An error that does not travel, and says nothing about whether two refusals are the same.
+#[derive(Clone, Debug, Default)]
+struct Cause(Option<Arc<dyn Error + Send + Sync>>);
+
+impl PartialEq for Cause {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl Refusal {
@@ -38,6 +50,7 @@ impl Refusal {
             violations: Vec::new(),
             precondition: None,
             retry_after: None,
+            cause: Cause::default(),
         }
     }
 
@@ -72,6 +85,13 @@ impl Refusal {
         self
     }
 
+    /// Adds what is behind it: it is logged with the call that fails, and never travels.
+    #[must_use]
+    pub fn because_of(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+        self.cause = Cause(Some(Arc::new(cause)));
+        self
+    }
+
     /// Reads a refusal back from a status; none if the status is not one of ours.
     pub fn from_status(status: &Status) -> Option<Self> {
         let details = status.get_error_details();
@@ -90,6 +110,7 @@ impl Refusal {
             violations,
             precondition,
             retry_after: details.retry_info().and_then(|r| r.retry_delay),
+            cause: Cause::default(),
         })
     }
 }
@@ -118,7 +139,12 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl Error for Refusal {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        let cause = self.cause.0.as_deref()?;
+        Some(cause)
+    }
+}
 
 /// Refusals travel in headers, of which most peers take 16 KiB: what is wrong is told as far as it
 /// fits. Bytes of the message, and of all violations.
@@ -159,7 +185,12 @@ impl From<Refusal> for Status {
         if let Some(wait) = refusal.retry_after {
             details.set_retry_info(Some(wait));
         }
-        Status::with_error_details(refusal.reason.code(), refusal.message, details)
+        let (code, message) = (refusal.reason.code(), refusal.message);
+        let mut status = Status::with_error_details(code, message, details);
+        if let Some(cause) = refusal.cause.0 {
+            status.set_source(cause);
+        }
+        status
     }
 }
 
@@ -196,6 +227,17 @@ mod tests {
         assert!(told.violations.len() > 50 && told.violations[0] == fault(0));
         let long = Status::from(Refusal::field("f".repeat(100_000), "é".repeat(100_000)));
         assert_eq!(Refusal::from_status(&long).unwrap().violations, []);
+    }
+
+    #[test]
+    fn what_is_behind_a_refusal_stays_here() {
+        let refusal = Refusal::new(ErrorReason::Internal, "see the log");
+        let status = Status::from(refusal.clone().because_of(std::io::Error::other("secret")));
+        assert_eq!(status.source().unwrap().to_string(), "secret");
+        let sent = status.into_http::<()>();
+        assert!(!format!("{:?}", sent.headers()).contains("secret"));
+        let received = Status::from_header_map(sent.headers()).unwrap();
+        assert_eq!(Refusal::from_status(&received), Some(refusal));
     }
 
     #[test]

@@ -135,6 +135,7 @@ async fn a_report_for_an_unknown_lease_is_refused_as_lost() {
     let outcome = |lease_id: String| Outcome {
         lease_id,
         kind: Some(Kind::Complete(Completion { result: "1".into() })),
+        ..Outcome::default()
     };
     let requests = [
         WorkRequest { hello: Some(hello), ..WorkRequest::default() },

@@ -108,6 +108,7 @@ async fn an_executor_that_says_what_it_may_not_is_told_why_its_stream_ends() {
     let outcome = |result: String| Outcome {
         lease_id: "none".into(),
         kind: Some(outcome::Kind::Complete(Completion { result })),
+        ..Outcome::default()
     };
     let too_large = vec![outcome("x".repeat(5 << 20))];
     let too_many = vec![outcome(String::new()); 10_001];

@@ -10,6 +10,8 @@ mod executors;
 mod feed;
 mod hostile;
 mod limits;
+mod logs;
 mod metrics;
 mod retries;
 mod schema;
+mod traces;

@@ -6,7 +6,9 @@ mod check;
 mod checker;
 pub mod history;
 mod proxy;
+mod receiver;
 mod scrape;
+mod telemetry;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -23,7 +25,9 @@ use uuid::Uuid;
 pub use check::check;
 pub use checker::{Verdict, violations};
 pub use proxy::{Proxy, Target, Way};
+pub use receiver::{Receiver, Span, drawn};
 pub use scrape::{Sample, Scrape, metric_of};
+pub use telemetry::Exports;
 pub use world::{Gate, Running, SOON, World, short_terms, until};
 
 /// One database, migrated, of this test alone.
@@ -174,6 +178,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         source_system: "test".into(),
         reason: "test".into(),
         tags: Vec::new(),
+        trace: None,
         hash: [0; 32],
         key: None,
     }

@@ -128,6 +128,8 @@ impl Create {
             source_system: "stepwell-cli".into(),
             reason: self.reason,
             tags: self.tag,
+            // As scripts hand on where they are in a trace.
+            traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         };
         let task = client.create_task(request).await?.task.unwrap_or_default();
         let Some(wait) = self.wait else {

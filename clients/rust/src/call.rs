@@ -12,6 +12,7 @@ use crate::{
     error::Error,
     limits::{Limits, after},
     pool::Pool,
+    trace,
 };
 
 /// Makes the call, again and at the next address as long as that can help and the limits allow.
@@ -32,6 +33,7 @@ where
         let allowed = limits.attempt_timeout.min(give_up - Instant::now());
         let mut message = Request::new(request.clone());
         message.set_timeout(allowed);
+        trace::inject(message.metadata_mut());
         let answer = timeout(allowed, rpc(pool.channel(turn), message)).await;
         let (error, wait) = match answer {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),

@@ -62,8 +62,10 @@ mod limits;
 mod pool;
 mod subscriber;
 mod task;
+mod trace;
 
 pub use stepwell_proto::{catalog, refusal::Refusal, v1};
+pub use stepwell_trace::{TraceContext, child_of, link};
 pub use tokio_util::sync::CancellationToken;
 
 pub use crate::{

@@ -22,6 +22,7 @@ use crate::{
     metrics::{Metrics, Seat},
     ring::{Found, Page, Ring},
     tail::read_page,
+    trace,
 };
 
 const FRAME_EVENTS_MAX: usize = 256;
@@ -83,6 +84,7 @@ impl Delivery {
         }
         let mut said = Instant::now();
         let mut wait = CATCH_UP_AGAIN;
+        let mut failing = false;
         loop {
             changes.mark_unchanged();
             let found = self.ring.after(self.place);
@@ -95,6 +97,7 @@ impl Delivery {
                 Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
                     Ok(Some(page)) => {
                         wait = CATCH_UP_AGAIN;
+                        failing = false;
                         self.send(&[Arc::new(page)]).await
                     }
                     Ok(None) => {
@@ -102,10 +105,13 @@ impl Delivery {
                         Ok(false)
                     }
                     Err(error) => {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "catching up again"
-                        );
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!(
+                                error = &error as &dyn std::error::Error,
+                                place = self.place,
+                                "the log cannot be read; trying again"
+                            );
+                        }
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(Duration::from_secs(2));
                         Ok(false)
@@ -148,9 +154,10 @@ impl Delivery {
         let Some(last) = pages.last().map(|page| page.last) else { return Ok(false) };
         let mut any = false;
         let wanted = pages.iter().flat_map(|page| wanted(page, self.place, &self.filter)).collect();
-        for (events, end) in frames(wanted, last) {
+        for (mut events, end) in frames(wanted, last) {
             any = true;
             self.metrics.delivered(events.len());
+            events.iter_mut().for_each(trace::deliver);
             let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
             let kind = Some(Kind::Events(EventBatch { events }));
             self.out.send(Ok(SubscribeResponse { cursor, kind })).await.map_err(|_| Gone)?;

@@ -11,6 +11,7 @@ mod ring;
 mod service;
 mod survey;
 mod tail;
+mod trace;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 

@@ -21,6 +21,7 @@ use stepwell_store::Store;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
+use tracing::Instrument;
 
 use crate::{
     deliver::Delivery,
@@ -127,10 +128,12 @@ impl event_service_server::EventService for Feed {
             metrics: Arc::clone(&self.metrics),
             seat: self.seats.take(place),
         };
-        tokio::spawn(async move {
+        let span = tracing::info_span!("subscription", service = "event", from = place);
+        let delivered = async move {
             let _open = open;
             delivery.run().await;
-        });
+        };
+        tokio::spawn(delivered.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 }

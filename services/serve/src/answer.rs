@@ -2,6 +2,7 @@
 //! request, and a call that fails after its first message is logged as one that fails before it.
 
 use std::{
+    error::Error,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,35 +12,40 @@ use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 use tracing::Span;
 
-/// Logs the code of a call that failed, once: it stands in the headers if nothing was answered
-/// before, else in the trailers. Callers cause most failures, so those are quiet.
-pub(crate) fn log_failure(said: &HeaderMap) {
+use crate::rpc;
+
+/// Logs a call that failed, once, with what is behind it: its code stands in the headers if nothing
+/// was answered before, else in the trailers. Callers cause most failures, so those are quiet, and so
+/// is what the service says by itself when it goes down.
+pub(crate) fn log_failure(said: &HeaderMap, cause: Option<&(dyn Error + 'static)>, rpc: &Span) {
     let Some(code) = said.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes())) else {
         return;
     };
+    rpc::ended(rpc, code);
     match code {
         Code::Ok => {}
         // These are ours to look into.
-        Code::Unknown | Code::Internal | Code::DataLoss | Code::Unavailable => {
-            tracing::warn!(?code, "failed");
+        Code::Unknown | Code::Internal | Code::DataLoss => {
+            tracing::error!(?code, error = cause, "failed");
         }
+        Code::Unavailable if cause.is_some() => tracing::warn!(?code, error = cause, "failed"),
         _ => tracing::debug!(?code, "refused"),
     }
 }
 
-/// A body with the span of its request.
+/// A body with the spans of its request: that of the log and that of the trace.
 pub(crate) struct Answer {
     body: Body,
-    span: Span,
+    spans: [Span; 2],
 }
 
 impl Answer {
     /// What ends with its headers stays as it is: there is nothing more to see.
-    pub(crate) fn seen(body: Body, span: Span) -> Body {
+    pub(crate) fn seen(body: Body, spans: [Span; 2]) -> Body {
         if http_body::Body::is_end_stream(&body) {
             return body;
         }
-        Body::new(Self { body, span })
+        Body::new(Self { body, spans })
     }
 }
 
@@ -52,12 +58,13 @@ impl http_body::Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         let answer = &mut *self;
-        let _within = answer.span.enter();
+        let [of_log, of_trace] = &answer.spans;
+        let (_logged, _traced) = (of_log.enter(), of_trace.enter());
         let frame = Pin::new(&mut answer.body).poll_frame(context);
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(trailers) = frame.trailers_ref()
         {
-            log_failure(trailers);
+            log_failure(trailers, None, of_trace);
         }
         frame
     }
@@ -165,7 +172,7 @@ mod tests {
         let failed = about(&lines, "failed");
         assert_eq!(failed.len(), 1, "{lines:?}");
         for word in [
-            "WARN",
+            "ERROR",
             "Internal",
             "order-17",
             "4bf92f3577b34da6a3ce929d0e0e4736",
@@ -176,6 +183,29 @@ mod tests {
         let made = about(&lines, "made");
         assert!(!made.is_empty() && made.iter().all(|line| line.contains("order-17")), "{made:?}");
         assert!(about(&lines, "secret").is_empty(), "no payloads: {lines:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_a_failure_is_in_its_one_line() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let service = tower::service_fn(|_: Request<()>| async {
+            let mut status = Status::unavailable("the database does not answer");
+            status.set_source(Arc::new(io::Error::other("connection refused")));
+            Ok::<_, Infallible>(status.into_http::<Body>())
+        });
+        let request = Request::post("/stepwell.test.Feed/Read").body(()).unwrap();
+        let seen = SeenLayer { service: "test" }.layer(service);
+        seen.oneshot(request).await.unwrap();
+        let written = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<String> = written.lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        for word in ["WARN", "failed", "Unavailable", "connection refused", "Feed/Read"] {
+            assert!(lines[0].contains(word), "{word}: {lines:?}");
+        }
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! never logged.
 
 use std::{
+    error::Error,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -10,6 +11,7 @@ use std::{
 
 use futures::{FutureExt, future::Either};
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use stepwell_trace::TraceContext;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
@@ -17,6 +19,7 @@ use tracing::Instrument;
 use crate::{
     answer::{Answer, log_failure},
     limits::CALL_WITHIN,
+    rpc,
 };
 
 const REQUEST_ID: &str = "x-request-id";
@@ -61,12 +64,16 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let headers = request.headers();
         let id = request_id(headers);
+        let caller = rpc::caller(headers);
+        let rpc = rpc::span(request.uri(), self.service, id.to_str().unwrap_or_default(), caller);
+        // A trace that begins here is named too.
+        let trace = caller.or_else(|| TraceContext::of(&rpc));
         let span = tracing::info_span!(
             "request",
             service = self.service,
             method = request.uri().path(),
             request_id = id.to_str().unwrap_or_default(),
-            trace_id = trace_id(headers),
+            trace_id = trace.map(TraceContext::trace_id),
         );
         let grpc = is_grpc(headers);
         let deadline = grpc.then(|| Deadline::of(headers));
@@ -78,20 +85,21 @@ where
             None => Either::Left(answer.map(Ok)),
             Some(deadline) => Either::Right(deadline.limit(answer)),
         };
-        let seen = span.clone();
+        let seen = [span.clone(), rpc.clone()];
         let answered = async move {
             let mut response = match answer.await {
                 Ok(answered) => answered?,
                 Err(what) => Status::deadline_exceeded(what).into_http(),
             };
-            log_failure(response.headers());
+            let cause = response.extensions().get::<Status>().and_then(Error::source);
+            log_failure(response.headers(), cause, &seen[1]);
             if grpc {
                 response = response.map(|body| Answer::seen(body, seen));
             }
             response.headers_mut().insert(REQUEST_ID, id);
             Ok(response)
         };
-        Box::pin(answered.instrument(span))
+        Box::pin(answered.instrument(rpc).instrument(span))
     }
 }
 
@@ -152,23 +160,6 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-/// The trace id of a W3C `traceparent`: version, trace id, parent id and flags, of which the ids
-/// may not be all zeros.
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let parent = headers.get("traceparent")?.to_str().ok()?;
-    let mut parts = parent.split('-');
-    let mut part = |length: usize| {
-        parts.next().filter(|part| {
-            part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        })
-    };
-    let (version, trace, span, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
-    // A later version may have more parts; this one may not.
-    let whole = version != "ff" && (version != "00" || parts.next().is_none());
-    let named = |id: &str| id.bytes().any(|b| b != b'0');
-    (whole && named(trace) && named(span)).then_some(trace)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,25 +198,6 @@ mod tests {
         assert_eq!(of("99999999S"), Some(Duration::from_secs(99_999_999)));
         for bad in ["", "m", "5", "-5S", "+5S", "123456789S", "5 S", "5s", "5é"] {
             assert_eq!(of(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_trace_id_is_taken_from_a_whole_traceparent_only() {
-        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let of = |value: &str| trace_id(&with("traceparent", value)).map(str::to_owned);
-        assert_eq!(of(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
-        assert_eq!(of(&format!("01-{id}-00f067aa0ba902b7-01-more")).as_deref(), Some(id));
-        for bad in [
-            id.to_owned(),
-            format!("00-{id}"),
-            format!("ff-{id}-00f067aa0ba902b7-01"),
-            format!("00-{id}-00f067aa0ba902b7-01-more"),
-            format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
-            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
-            format!("00-{id}-0000000000000000-01"),
-        ] {
-            assert_eq!(of(&bad), None, "{bad}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! How every service starts, is seen, and stops. It knows no domain and no database.
 //!
-//! A service is made of loops and one server: `Service::start` sets up logs, `spawn` and
+//! A service is made of loops and one server: `Service::start` sets up the log and spans, `spawn` and
 //! `spawn_loop` run the loops, `serve` answers requests until the service is told to stop and the
 //! loops have ended, or the grace is over.
 
@@ -13,9 +13,11 @@ mod metrics;
 mod options;
 mod quiet;
 mod room;
+mod rpc;
 mod server;
 mod service;
 mod shutdown;
+mod telemetry;
 mod ticker;
 
 pub use incoming::Line;

@@ -43,6 +43,14 @@ pub struct Options {
     /// `info,stepwell_step=debug`. Default: info.
     #[arg(long, env = "STEPWELL_LOG_FILTER", default_value = "info")]
     pub log_filter: String,
+    /// Where spans and metrics are sent: an OTLP receiver for gRPC, `http://host:4317` or `https://…`.
+    /// Default, and empty: no spans are made and nothing is sent; `/metrics` is there in any case.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Of the calls that belong to no trace yet, this part begins one. 0 to 1; default 1. Those
+    /// that belong to one are recorded if their caller's part is.
+    #[arg(long, env = "STEPWELL_TRACE_SAMPLE", default_value_t = 1.0, value_parser = ratio)]
+    pub trace_sample: f64,
     /// After this long a shutdown no longer waits for anybody. Seconds, 0 to 300; default 10.
     #[arg(long, env = "STEPWELL_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub grace: u64,
@@ -67,10 +75,6 @@ pub struct Options {
     /// elsewhere, so that clients spread over all copies. Seconds, 1 to 604,800; default 1,800.
     #[arg(long, env = "STEPWELL_CONNECTION_AGE", default_value_t = CONNECTION_AGE, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub connection_age: u64,
-    /// A collector of metrics to push to, by OTLP over gRPC: `http://host:4317`, or `https://…`.
-    /// Default: nothing is pushed; `/metrics` is there in any case.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
-    pub otlp_endpoint: Option<String>,
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
@@ -83,6 +87,11 @@ const CONNECTION_AGE: u64 = 1800;
 
 fn connections() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=100_000)
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "0 to 1 is wanted".to_owned())
 }
 
 fn threads() -> RangedU64ValueParser<usize> {
@@ -100,19 +109,25 @@ impl Default for Options {
             insecure: false,
             log: LogFormat::Human,
             log_filter: "info".into(),
+            otlp_endpoint: None,
+            trace_sample: 1.0,
             grace: 10,
             worker_threads: threads_here(),
             connections_max: CONNECTIONS_MAX,
             connections_per_address_max: CONNECTIONS_PER_ADDRESS_MAX,
             keepalive: KEEPALIVE,
             connection_age: CONNECTION_AGE,
-            otlp_endpoint: None,
             address_file: None,
         }
     }
 }
 
 impl Options {
+    /// The receiver of spans and metrics, if one is named.
+    pub(crate) fn collector(&self) -> Option<&str> {
+        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+
     /// How old connections become.
     pub fn age(&self) -> Age {
         Age(Duration::from_secs(self.connection_age))
@@ -163,6 +178,8 @@ mod tests {
             ("--keepalive", "0"),
             ("--connection-age", "604801"),
             ("--grace", "301"),
+            ("--trace-sample", "1.1"),
+            ("--trace-sample", "NaN"),
             ("--log", "xml"),
             ("--listen", "localhost"),
         ] {

@@ -11,6 +11,7 @@ use tonic::{
     service::Routes,
     transport::Server,
 };
+use tracing::Instrument;
 
 use crate::{
     Options, Service, bounded::BoundedLayer, incoming::incoming, layer::SeenLayer, limits,
@@ -33,7 +34,7 @@ impl Service {
         let router = match self.router(routes.add_service(health)) {
             Ok(router) => router,
             Err(error) => {
-                tracing::error!(%error, "the contract cannot be reflected");
+                tracing::error!(service = self.name(), %error, "the contract cannot be reflected");
                 return ExitCode::FAILURE;
             }
         };
@@ -56,9 +57,12 @@ impl Service {
             .layer(BoundedLayer::default())
             .add_routes(Routes::from(router))
             .serve_with_incoming_shutdown(incoming(listener, options), told);
+        // Connections are not taken within a request.
+        let span = tracing::info_span!("serve", service = self.name());
+        let served = served.instrument(span);
         let served = async {
             if let Err(error) = served.await {
-                tracing::error!(%error, "the server broke; going down");
+                tracing::error!(service = self.name(), %error, "the server broke; going down");
                 self.shutdown().fail();
             }
             self.tasks_ended().await;
@@ -69,12 +73,18 @@ impl Service {
             self.shutdown().wait().await;
             tokio::time::sleep(grace).await;
         };
-        tokio::select! {
-            () = served => {}
-            () = deadline => {
-                tracing::warn!(?grace, "the grace is over; somebody did not end");
-                return ExitCode::FAILURE;
-            }
+        let late = tokio::select! {
+            () = served => false,
+            () = deadline => true,
+        };
+        self.telemetry().flush().await;
+        if late {
+            tracing::warn!(
+                service = self.name(),
+                ?grace,
+                "the grace is over; somebody did not end"
+            );
+            return ExitCode::FAILURE;
         }
         tracing::info!(service = self.name(), "stopped");
         if self.shutdown().failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -1,7 +1,7 @@
 //! One running service: its loops, its readiness, its end.
 
 use std::{
-    io::{ErrorKind, IsTerminal},
+    io::ErrorKind,
     ops::Range,
     process::ExitCode,
     sync::{
@@ -21,10 +21,9 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    LogFormat, Options, Shutdown, Ticker, limits::READY_WITHIN, metrics::Metrics, quiet::Quiet,
+    Options, Shutdown, Ticker, limits::READY_WITHIN, metrics::Metrics, telemetry::Telemetry,
 };
 
 /// One thing that must work for the service to be ready.
@@ -64,12 +63,13 @@ pub struct Service {
     tracker: TaskTracker,
     checks: Arc<Mutex<Vec<Check>>>,
     metrics: Metrics,
+    telemetry: Telemetry,
 }
 
 impl Service {
-    /// Sets up the log and the meter, and says that the service starts.
+    /// Sets up the log, the meter and the export of spans, and says that the service starts.
     pub fn start(name: &'static str, options: &Options) -> anyhow::Result<Self> {
-        set_up_log(options)?;
+        let telemetry = Telemetry::set_up(name, options)?;
         tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "starting");
         Ok(Self {
             name,
@@ -78,7 +78,8 @@ impl Service {
             shutdown: Shutdown::default(),
             tracker: TaskTracker::new(),
             checks: Arc::default(),
-            metrics: Metrics::start(name, options.otlp_endpoint.as_deref())?,
+            metrics: Metrics::start(name, options.collector())?,
+            telemetry,
         })
     }
 
@@ -118,11 +119,11 @@ impl Service {
             match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
                 (Ok(term), Ok(int)) => (term, int),
                 (Err(error), _) | (_, Err(error)) => {
-                    tracing::warn!(%error, "signals are not heard");
+                    tracing::warn!(service = self.name, %error, "signals are not heard");
                     return;
                 }
             };
-        let shutdown = self.shutdown.clone();
+        let (shutdown, service) = (self.shutdown.clone(), self.name);
         tokio::spawn(async move {
             let mut told = async || {
                 tokio::select! {
@@ -131,7 +132,7 @@ impl Service {
                 }
             };
             told().await;
-            tracing::info!("going down");
+            tracing::info!(service, "going down");
             shutdown.begin();
             told().await;
             std::process::exit(1);
@@ -209,6 +210,11 @@ impl Service {
         faults
     }
 
+    /// The spans on their way out.
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
     /// Waits for the tasks. They have been told by the shutdown.
     pub(crate) async fn tasks_ended(&self) {
         self.tracker.close();
@@ -235,26 +241,6 @@ impl Service {
         tracing::info!(service = self.name, %address, "listening");
         Ok(listener)
     }
-}
-
-fn set_up_log(options: &Options) -> anyhow::Result<()> {
-    // What that library has to say is said by us, once; a filter that names it hears it all the same.
-    let filter = format!("opentelemetry=off,{}", options.log_filter);
-    let filter = EnvFilter::try_new(filter).context("--log-filter cannot be read")?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    // Set already: several services share this process.
-    let _ = match options.log {
-        LogFormat::Human => {
-            log.with_target(false).compact().finish().with(Quiet::default()).try_init()
-        }
-        LogFormat::Json => {
-            log.json().flatten_event(true).finish().with(Quiet::default()).try_init()
-        }
-    };
-    Ok(())
 }
 
 /// Runs a binary: its runtime, its errors as sentences, and an exit that waits for no stuck thread.

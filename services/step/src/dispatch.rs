@@ -13,16 +13,17 @@ use stepwell_proto::{
     v1::{Ack, Lease, StepResult},
 };
 use stepwell_store::{Ending, Inputs, LeaseRow, Report, Store, StoredDefinition, tasks_of};
+use stepwell_trace::TraceContext;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 use crate::{
-    contexts::Contexts,
+    contexts::{Contexts, Known},
     metrics::{Metrics, Way},
     node::{Acting, Node},
     sessions::{Held, Sessions},
     settle::{Ended, Settler, next},
+    trace::{self, About},
 };
 
 /// A parent's result travels with the lease up to this size.
@@ -206,10 +207,13 @@ impl Dispatch {
             }
         }
         let task = task_of(filling.row.step);
-        let known = self.contexts.lock().unwrap_or_else(PoisonError::into_inner).get(task);
-        let (uid, context) = known?;
+        let known = self.known(task)?;
+        if known.trace.is_some() && filling.row.attempt > 1 {
+            // The attempt before is to be read.
+            return None;
+        }
         let result = |parent| results.get(&parent).map(|r| (*r).to_owned());
-        Some(lease(filling, uid, &context, result))
+        Some(lease(filling, &known, None, result))
     }
 
     /// Reads what leases need and sends them, until it is told to stop and there are none.
@@ -230,39 +234,72 @@ impl Dispatch {
         let pairs: Vec<(i64, i64)> =
             batch.iter().flat_map(|f| f.parents().map(|parent| (f.row.step, parent))).collect();
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         let inputs = loop {
             match self.store.inputs(&tasks, &pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await {
                 Ok(inputs) => break inputs,
-                Err(error) => {
+                Err(error) if !std::mem::replace(&mut failing, true) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "reading inputs again"
+                        leases = batch.len(),
+                        "inputs cannot be read; trying again"
                     );
                 }
+                Err(_) => {}
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         };
-        self.send_filled(batch, inputs);
+        let previous = self.previous(batch, &inputs).await;
+        self.send_filled(batch, inputs, &previous);
     }
 
-    fn send_filled(&self, batch: &[Filling], mut inputs: Inputs) {
-        let mut known: HashMap<i64, (Uuid, Arc<str>)> = HashMap::new();
+    /// Where the attempts before those of the batch are in a trace. Nothing is read for tasks that
+    /// are not traced, and without an exporter.
+    async fn previous(&self, batch: &[Filling], inputs: &Inputs) -> HashMap<i64, TraceContext> {
+        if !stepwell_trace::is_exported() {
+            return HashMap::new();
+        }
+        let is_traced = |step| inputs.tasks.get(&task_of(step)).is_some_and(|t| t.2.is_some());
+        let retries = batch.iter().filter(|f| f.row.attempt > 1 && is_traced(f.row.step));
+        let steps: Vec<i64> = retries.map(|f| f.row.step).collect();
+        if steps.is_empty() {
+            return HashMap::new();
+        }
+        // A link is worth no second try.
+        self.store.previous_traces(&steps).await.unwrap_or_default()
+    }
+
+    fn send_filled(
+        &self,
+        batch: &[Filling],
+        mut inputs: Inputs,
+        previous: &HashMap<i64, TraceContext>,
+    ) {
+        let mut known: HashMap<i64, Known> = HashMap::new();
         {
             let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-            for (task, (uid, context)) in inputs.tasks.drain() {
-                known.insert(task, (uid, contexts.put(task, uid, context)));
+            for (task, (uid, context, trace)) in inputs.tasks.drain() {
+                let of_task = Known { uid, context: context.into(), trace };
+                contexts.put(task, of_task.clone());
+                known.insert(task, of_task);
             }
         }
         let mut outgoing: HashMap<i64, (Vec<Lease>, Vec<Ack>)> = HashMap::new();
         for filling in batch {
             let step = filling.row.step;
-            let Some((uid, context)) = known.get(&task_of(step)) else {
-                tracing::error!(step, "a leased step's task has no context");
+            let Some(known) = known.get(&task_of(step)) else {
+                let LeaseRow { attempt, session, .. } = filling.row;
+                tracing::error!(
+                    key = step,
+                    attempt,
+                    session,
+                    "a leased step's task has no context"
+                );
                 continue;
             };
             let result = |parent| inputs.results.get(&(step, parent)).cloned().flatten();
-            let lease = lease(filling, *uid, context, result);
+            let lease = lease(filling, known, previous.get(&step).copied(), result);
             outgoing.entry(filling.row.session).or_default().0.push(lease);
         }
         self.push(outgoing);
@@ -279,6 +316,23 @@ impl Dispatch {
     /// The line of leases whose inputs are to be read.
     pub(crate) fn line(&self) -> mpsc::WeakSender<Vec<Filling>> {
         self.fills.downgrade()
+    }
+
+    /// What is known here of a task; none: none of its steps was leased here lately.
+    pub(crate) fn known(&self, task: i64) -> Option<Known> {
+        self.contexts.lock().unwrap_or_else(PoisonError::into_inner).get(task)
+    }
+
+    /// The step of a lease, for lines of the log and for spans.
+    pub(crate) fn about(&self, lease: LeaseId, queue: i32, session: i64) -> About {
+        let definition = self.definition_of(queue);
+        let step = definition.as_ref().and_then(|d| d.step(number_of(lease.step)));
+        About {
+            task: self.known(task_of(lease.step)).map(|known| known.uid),
+            step: step.map(|step| step.name.clone()).unwrap_or_default(),
+            attempt: lease.attempt,
+            session,
+        }
     }
 
     /// The store, for reads.
@@ -304,14 +358,14 @@ fn completed(reports: &[Report]) -> HashMap<i64, &str> {
 
 fn lease(
     filling: &Filling,
-    task: Uuid,
-    context: &str,
+    task: &Known,
+    previous: Option<TraceContext>,
     mut result: impl FnMut(i64) -> Option<String>,
 ) -> Lease {
     let Filling { row, definition, .. } = filling;
     let number = number_of(row.step);
     let template = definition.step(number);
-    let task_id = task.to_string();
+    let task_id = task.uid.to_string();
     let parents = filling.parents().map(|parent| {
         let name = definition.step(number_of(parent)).map(|t| t.name.clone());
         let result = result(parent);
@@ -321,7 +375,7 @@ fn lease(
             result: result.unwrap_or_default(),
         }
     });
-    Lease {
+    let mut lease = Lease {
         lease_id: filling.id().encode(),
         step_id: step_id(&task_id, number),
         task_id,
@@ -332,9 +386,12 @@ fn lease(
         definition_version: definition.definition.version.clone(),
         attempt: row.attempt,
         max_attempts: row.max_attempts,
-        context: context.to_owned(),
+        context: task.context.as_ref().to_owned(),
         config: template.map(|t| t.config.clone()).unwrap_or_default(),
         parents: parents.collect(),
         timeout: template.and_then(|t| t.timeout),
-    }
+        traceparent: String::new(),
+    };
+    trace::dispatch(&mut lease, row.session, task.trace, previous);
+    lease
 }

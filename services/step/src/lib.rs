@@ -28,6 +28,7 @@ mod service;
 mod sessions;
 mod settle;
 mod sweep;
+mod trace;
 mod verdict;
 mod walk;
 

@@ -22,15 +22,18 @@ use stepwell_proto::{
 };
 use stepwell_serve::{Age, Line, Shutdown};
 use stepwell_store::Ending;
+use stepwell_trace::TraceContext;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
+use tracing::Instrument;
 
 use crate::{
     offer::{Offer, SLOTS_MAX},
     outbox::Outbox,
-    sessions::Held,
+    sessions::{Held, Owned},
     settle::{Ended, lost},
     sweep::{Sweeps, queues_of},
+    trace,
     walk::Walks,
 };
 
@@ -92,11 +95,16 @@ impl Steps {
         let node = dispatch.node().act(dispatch.store()).await?.id();
         let id = (i64::from(node) << 32) | number;
         let outbox = Arc::new(Outbox::default());
+        // Of what it is about, not of the call: lines of it come when that was answered long since.
+        let span = tracing::info_span!(
+            "session", service = "step", session = id, executor = ?offer.name
+        );
         let session = Arc::new(Session {
             id,
             outbox: Arc::clone(&outbox),
             steps: self.clone(),
             fault: Mutex::default(),
+            span,
         });
         // Without slots until it knows what it holds: what it adopts takes some of them.
         inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
@@ -110,10 +118,10 @@ impl Steps {
             unmatched_handlers: offer.unmatched(&queues),
         });
         inner.sweeps.sessions.set_slots(id, usize::try_from(hello.slots).unwrap_or(0));
-        tracing::info!(
-            executor = ?offer.name, namespace = %offer.namespace, session = id,
-            slots = hello.slots, sdk = ?hello.sdk, "executor connected"
-        );
+        session.span.in_scope(|| {
+            let (namespace, slots, sdk) = (&offer.namespace, hello.slots, &hello.sdk);
+            tracing::info!(%namespace, slots, ?sdk, "executor connected");
+        });
         Ok(session)
     }
 
@@ -169,8 +177,9 @@ async fn adopt(
         return Ok((Vec::new(), held));
     }
     let adopting = Arc::clone(session);
-    let adopting =
-        tokio::spawn(async move { adopting.steps.0.walks.adopt(&leases, adopting.id).await });
+    let span = session.span.clone();
+    let adopting = async move { adopting.steps.0.walks.adopt(&leases, adopting.id).await };
+    let adopting = tokio::spawn(adopting.instrument(span));
     let adopted = adopting.await.map_err(|_| {
         Refusal::new(ErrorReason::Internal, "a fault of the service; see its log")
     })??;
@@ -186,6 +195,8 @@ struct Session {
     steps: Steps,
     /// Why it was ended, for the executor.
     fault: Mutex<Option<Refusal>>,
+    /// Around what its lines in the log are about.
+    span: tracing::Span,
 }
 
 impl Drop for Session {
@@ -196,7 +207,7 @@ impl Drop for Session {
         let inner = &steps.0;
         inner.sweeps.sessions.lose(id, Instant::now() + inner.bounds.grace);
         inner.sweeps.sessions.deadline.notify_one();
-        tracing::info!(session = id, "executor gone");
+        self.span.in_scope(|| tracing::info!("executor gone"));
         if !unsent.is_empty() {
             inner.sweeps.dispatch.take_back(id, unsent);
         }
@@ -241,7 +252,7 @@ impl Session {
                 }
             };
             let Ok(next) = next else {
-                tracing::info!(session = self.id, ?silence, "nothing was heard; stream ended");
+                tracing::info!(?silence, "nothing was heard; stream ended");
                 return;
             };
             let taken = match next {
@@ -253,12 +264,12 @@ impl Session {
                 })),
             };
             if let Err(refusal) = taken {
-                tracing::info!(session = self.id, %refusal, "stream ended");
+                tracing::info!(%refusal, "stream ended");
                 *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
                 return;
             }
             if self.outbox.is_stuck(silence) {
-                tracing::info!(session = self.id, ?silence, "nothing was taken; stream ended");
+                tracing::info!(?silence, "nothing was taken; stream ended");
                 return;
             }
         }
@@ -310,16 +321,19 @@ impl Session {
             strange.push((lease, ending_of(&kind)));
             return;
         };
-        let (ending, text) = self.judge(kind, lease, held);
-        let Held { queue, max_attempts, .. } = held;
+        let trace = TraceContext::parse(&outcome.traceparent);
         let session = self.id;
         let since = std::time::Instant::now();
         let is_swept = false;
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept, since };
+        let (ending, text) = self.judge(kind, &Owned { session, lease, held }, trace);
+        let Held { queue, max_attempts, .. } = held;
+        let span = trace::settle(ending, trace, || sweeps.dispatch.about(lease, queue, session));
+        let ended =
+            Ended { session, lease, queue, max_attempts, ending, text, is_swept, since, span };
         sweeps.settler.push(ended).await;
     }
 
-    fn judge(&self, kind: Kind, lease: LeaseId, held: Held) -> (Ending, String) {
+    fn judge(&self, kind: Kind, owned: &Owned, trace: Option<TraceContext>) -> (Ending, String) {
         let sweeps = &self.steps.0.sweeps;
         let failure = match kind {
             Kind::HandBack(hand_back) => {
@@ -345,7 +359,8 @@ impl Session {
             }
             Kind::Fail(failure) => failure,
         };
-        sweeps.judge(lease, held.queue, held.max_attempts, &failure)
+        let (ending, stored) = sweeps.judge(owned, &failure, trace);
+        (ending, stored.to_text())
     }
 
     /// Outcomes of leases this session does not hold: accepted if they are repeats of what was
@@ -364,6 +379,7 @@ impl Session {
                 // Without an answer the executor keeps the outcome and reports it again later.
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
+                    outcomes = strange.len(),
                     "outcomes stay unanswered"
                 );
                 self.outbox.close();
@@ -409,7 +425,8 @@ impl step_service_server::StepService for Steps {
         let hello = first?.and_then(|first| first.hello);
         let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
         let session = self.open(hello).await?;
-        let reader = tokio::spawn(Arc::clone(&session).read(requests, line));
+        let reading = Arc::clone(&session).read(requests, line).instrument(session.span.clone());
+        let reader = tokio::spawn(reading);
         let end = Reading { session, reader, leases_sent: false };
         let responses = stream::unfold(end, async |mut end| {
             if std::mem::take(&mut end.leases_sent) {

@@ -17,12 +17,14 @@ use stepwell_store::{
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::{
     dispatch::{Began, Dispatch},
     metrics::Way,
     node::{Acting, Node},
     sessions::Sessions,
+    trace,
 };
 
 const ITEMS_MAX: usize = 500;
@@ -44,6 +46,8 @@ pub(crate) struct Ended {
     pub(crate) is_swept: bool,
     /// When we heard of it, or decided it.
     pub(crate) since: Instant,
+    /// Of its way from here to the answer.
+    pub(crate) span: Span,
 }
 
 impl Ended {
@@ -58,6 +62,7 @@ impl Ended {
             text: reason.to_owned(),
             is_swept: true,
             since: Instant::now(),
+            span: Span::none(),
         }
     }
 }
@@ -113,7 +118,7 @@ impl Settling {
             // In the order of keys: the leases' slots then line up with their parents' sessions.
             batch.sort_by_key(|e| (e.is_swept, e.lease.step));
             for part in batch.chunk_by(|a, b| a.is_swept == b.is_swept) {
-                self.settle(part).await;
+                self.settle(part).instrument(trace::batch(part)).await;
             }
             batch.clear();
         }
@@ -142,6 +147,9 @@ impl Settling {
             self.dispatch.timers.notify_one();
         }
         self.dispatch.metrics().ended(batch, &settled.accepted);
+        for (ended, _) in batch.iter().zip(&settled.accepted).filter(|(_, accepted)| !**accepted) {
+            ended.span.record("stepwell.lease_lost", true);
+        }
         let acks = acks(batch, &settled);
         fault_point!("settle::unacknowledged");
         let since = settled.leases.iter().map(|row| released_at(batch, row)).collect();
@@ -184,16 +192,19 @@ impl Settling {
         sweep: Option<&Sweep>,
     ) -> (Settled, Vec<usize>, Acting) {
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         loop {
             let error = match self.once(reports, slots, sweep).await {
                 Ok(answer) => return answer,
                 Err(error) => error,
             };
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                items = reports.len(),
-                "settling again"
-            );
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    outcomes = reports.len(),
+                    "outcomes cannot be settled; trying again"
+                );
+            }
             if !error.is_undone() && !error.is_retired() {
                 self.writer = None;
             }

@@ -5,18 +5,21 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use rand::RngExt;
 use stepwell_proto::{
-    id::{LeaseId, number_of},
+    id::{LeaseId, number_of, task_of},
     v1::Failure,
 };
 use stepwell_serve::Ticker;
-use stepwell_store::{Ending, Error, LeaseRow, Store, Topic, Writer};
+use stepwell_store::{Ending, Error, LeaseRow, Store, StoredFailure, Topic, Writer};
+use stepwell_trace::TraceContext;
 use tokio::time::Instant;
+use tracing::{Level, field::display};
 
 use crate::{
     dispatch::Dispatch,
     metrics::Expiry,
-    sessions::{Owned, Sessions},
+    sessions::{Held, Owned, Sessions},
     settle::{Ended, Settler},
+    trace::{self, About},
     verdict::{self, Attempt},
 };
 
@@ -57,28 +60,40 @@ impl Sweeps {
     async fn fail(&self, owned: Owned, class: &str, message: &str) {
         let Owned { session, lease, held } = owned;
         let failure = lost(class, message);
-        let (ending, text) = self.judge(lease, held.queue, held.max_attempts, &failure);
+        // The executor says nothing any more, so this goes on from the task.
+        let trace = self.dispatch.known(task_of(lease.step)).and_then(|known| known.trace);
+        let (ending, mut stored) = self.judge(&owned, &failure, trace);
         let (queue, max_attempts) = (held.queue, held.max_attempts);
         let (is_swept, since) = (true, std::time::Instant::now());
-        let ended = Ended { session, lease, queue, max_attempts, ending, text, is_swept, since };
+        let span = trace::settle(ending, trace, || self.dispatch.about(lease, queue, session));
+        if let Some(here) = TraceContext::of(&span) {
+            stored.traceparent = Some(here.to_string());
+        }
+        let text = stored.to_text();
+        let ended =
+            Ended { session, lease, queue, max_attempts, ending, text, is_swept, since, span };
         self.settler.push(ended).await;
     }
 
-    /// The verdict on a failure of a step, by the policy of its definition.
+    /// The verdict on a failure of a step, by the policy of its definition. The attempt's place in a
+    /// trace is stored with it, for the next one to link to.
     pub(crate) fn judge(
         &self,
-        lease: LeaseId,
-        queue: i32,
-        max_attempts: i32,
+        owned: &Owned,
         failure: &Failure,
-    ) -> (Ending, String) {
+        trace: Option<TraceContext>,
+    ) -> (Ending, StoredFailure) {
+        let Owned { session, lease, held: Held { queue, max_attempts, .. } } = *owned;
         let definition = self.dispatch.definition_of(queue);
         let template = definition.as_ref().and_then(|d| d.step(number_of(lease.step)));
         let policy = template.and_then(|t| t.retry.clone()).unwrap_or_default();
         let attempt = Attempt { attempt: lease.attempt, max_attempts };
         let spread = rand::rng().random_range(-1.0..=1.0);
-        let (ending, stored) = verdict::on_failure(&policy, attempt, failure, spread);
-        (ending, stored.to_text())
+        let (ending, mut stored) = verdict::on_failure(&policy, attempt, failure, spread);
+        let sampled = trace.filter(|trace| trace.is_sampled());
+        stored.traceparent = sampled.map(|trace| trace.to_string());
+        tell(&stored, trace, || self.dispatch.about(lease, queue, session));
+        (ending, stored)
     }
 
     /// Makes the definitions of leases known.
@@ -185,6 +200,31 @@ impl Sweeps {
             }
         }
         Ok(())
+    }
+}
+
+/// One line for each attempt that failed: loud if the step is given up, quiet if it is tried again.
+/// What the handler said of it is in the event; it may quote anything.
+fn tell(failed: &StoredFailure, trace: Option<TraceContext>, about: impl FnOnce() -> About) {
+    if failed.is_final && tracing::enabled!(Level::INFO) {
+        let About { task, step, attempt, session } = about();
+        let (task, trace_id) = (task.map(display), trace.map(TraceContext::trace_id));
+        let error_class = failed.error_class.as_str();
+        tracing::info!(task, step, attempt, session, trace_id, error_class, "step given up");
+    } else if tracing::enabled!(Level::DEBUG) {
+        let About { task, step, attempt, session } = about();
+        let (task, trace_id) = (task.map(display), trace.map(TraceContext::trace_id));
+        let (error_class, wait_ms) = (failed.error_class.as_str(), failed.backoff_ms);
+        tracing::debug!(
+            task,
+            step,
+            attempt,
+            session,
+            trace_id,
+            error_class,
+            wait_ms,
+            "attempt failed"
+        );
     }
 }
 

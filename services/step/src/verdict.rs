@@ -48,6 +48,7 @@ pub(crate) fn on_failure(
         is_final: wait.is_none(),
         max_attempts: attempt.max_attempts,
         backoff_ms: wait.map(millis),
+        traceparent: None,
     };
     let wait_ms = wait.map(|wait| i64::try_from(millis(wait)).expect("at most a day"));
     (Ending::Fail { wait_ms }, stored)

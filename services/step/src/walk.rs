@@ -16,9 +16,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     metrics::Expiry,
+    sessions::{Held, Owned},
     settle::Ended,
     sweep::{Sweeps, connected, lost},
 };
@@ -74,7 +76,7 @@ impl Walks {
     pub(crate) async fn run_lease(self, stop: CancellationToken) {
         let node = Arc::clone(self.sweeps.dispatch.node());
         let (mut writer, mut steady) = (None, Steady::default());
-        let mut wait = Duration::ZERO;
+        let (mut wait, mut failing) = (Duration::ZERO, false);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -82,11 +84,15 @@ impl Walks {
                 () = sleep(wait) => {}
             }
             wait = node.lease() / 3;
-            if let Err(error) = self.extend(&mut writer, &mut steady).await {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the node's lease was not extended"
-                );
+            let extended = self.extend(&mut writer, &mut steady).await;
+            let failed_before = std::mem::replace(&mut failing, extended.is_err());
+            if let Err(error) = extended {
+                if !failed_before {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the node's lease was not extended; trying again"
+                    );
+                }
                 steady.failed();
                 writer = None;
                 wait = AGAIN_AFTER.min(wait);
@@ -111,7 +117,8 @@ impl Walks {
         for over in taken {
             if self.walking.lock().unwrap_or_else(PoisonError::into_inner).insert(over.node) {
                 let walks = self.clone();
-                tokio::spawn(async move { walks.walk_other(over, id).await });
+                let walk = async move { walks.walk_other(over, id).await };
+                tokio::spawn(walk.in_current_span());
             }
         }
         Ok(())
@@ -126,9 +133,11 @@ impl Walks {
         self.sweeps.dispatch.metrics().took_over();
         sleep(wait).await;
         let (mut writer, mut after, mut expired) = (None, walked, 0);
+        let mut failing = false;
         loop {
             match self.expire_chunk(&mut writer, node, by, after).await {
                 Ok((n, next)) => {
+                    failing = false;
                     expired += n;
                     match next {
                         Some(next) => after = next,
@@ -136,7 +145,7 @@ impl Walks {
                     }
                 }
                 Err(error) => {
-                    walking_again(&error, node);
+                    walking_again(&error, node, &mut failing);
                     writer = None;
                     sleep(AGAIN_AFTER).await;
                 }
@@ -180,8 +189,11 @@ impl Walks {
 
     fn expired(&self, row: &LeaseRow) -> Report {
         let failure = lost("LeaseExpired", "the executor and its node were lost");
-        let (ending, text) = self.sweeps.judge(row.id(), row.queue, row.max_attempts, &failure);
-        Report { step: row.step, token: row.token, ending, text }
+        let LeaseRow { queue, max_attempts, session, .. } = *row;
+        let held = Held { queue, max_attempts, deadline: Instant::now() };
+        let owned = Owned { session, lease: row.id(), held };
+        let (ending, stored) = self.sweeps.judge(&owned, &failure, None);
+        Report { step: row.step, token: row.token, ending, text: stored.to_text() }
     }
 
     // ── the leases of our own former ids ────────────────────────────────────────────────────────
@@ -191,13 +203,16 @@ impl Walks {
         while let Some(node) = left.recv().await {
             self.sweeps.dispatch.metrics().gave_up();
             self.walking.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
-            let mut writer = None;
+            let (mut writer, mut failing) = (None, false);
             loop {
                 match self.walk_own(&mut writer, node).await {
                     Ok(true) => break,
-                    Ok(false) => sleep(BETWEEN_WALKS).await,
+                    Ok(false) => {
+                        failing = false;
+                        sleep(BETWEEN_WALKS).await;
+                    }
                     Err(error) => {
-                        walking_again(&error, node);
+                        walking_again(&error, node, &mut failing);
                         writer = None;
                         sleep(AGAIN_AFTER).await;
                     }
@@ -264,7 +279,7 @@ impl Walks {
         leases: &[LeaseId],
         session: i64,
     ) -> Result<Vec<LeaseId>, Error> {
-        let mut in_doubt = false;
+        let (mut in_doubt, mut failing) = (false, false);
         loop {
             let error = match self.adopt_once(leases, session).await {
                 Ok(adopted) => return Ok(adopted),
@@ -274,7 +289,14 @@ impl Walks {
             if !in_doubt && !error.is_retired() {
                 return Err(error);
             }
-            tracing::warn!(error = &error as &dyn std::error::Error, session, "adopting again");
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    session,
+                    leases = leases.len(),
+                    "leases cannot be adopted; trying again"
+                );
+            }
             sleep(AGAIN_AFTER).await;
         }
     }
@@ -286,8 +308,15 @@ impl Walks {
         let acting = dispatch.node().act(store).await?;
         let adopted = self.call_adopt(&mut writer, &keys, acting.id()).await?;
         let rows: Vec<LeaseRow> = adopted.iter().map(|kept| kept.lease).collect();
+        let mut failing = false;
         while let Err(error) = self.sweeps.learn(&rows).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "reading definitions again");
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    session,
+                    "definitions cannot be read; trying again"
+                );
+            }
             sleep(AGAIN_AFTER).await;
         }
         for Adopted { lease: row, age_ms } in &adopted {
@@ -322,8 +351,11 @@ impl Walks {
     }
 }
 
-fn walking_again(error: &Error, node: i32) {
-    tracing::warn!(error = error as &dyn std::error::Error, node, "walking again");
+fn walking_again(error: &Error, node: i32, failing: &mut bool) {
+    if !std::mem::replace(failing, true) {
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(error, node, "a node's leases cannot be walked; trying again");
+    }
 }
 
 #[cfg(test)]

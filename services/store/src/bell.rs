@@ -111,8 +111,11 @@ pub(crate) async fn run(options: PgConnectOptions, patience: Duration, bell: Arc
 
 async fn run_outgoing(options: PgConnectOptions, patience: Duration, bell: &Bell) {
     let options = options.options([("synchronous_commit", "off")]);
+    let mut failing = false;
     loop {
-        if let Err(error) = send(&options, patience, bell).await {
+        if let Err(error) = send(&options, patience, bell, &mut failing).await
+            && !std::mem::replace(&mut failing, true)
+        {
             tracing::warn!(error = &error as &dyn std::error::Error, "bells cannot be sent");
         }
         tokio::time::sleep(BETWEEN_CONNECTS).await;
@@ -123,6 +126,7 @@ async fn send(
     options: &PgConnectOptions,
     patience: Duration,
     bell: &Bell,
+    failing: &mut bool,
 ) -> Result<(), sqlx::Error> {
     let connection = within(patience, PgConnection::connect_with(options)).await?;
     // Bells are no work: they are not measured with the statements that are.
@@ -133,14 +137,20 @@ async fn send(
         sqlx::query!("select pg_notify(channel, '') from unnest($1::text[]) channel", &channels)
             .fetch_all(&mut connection)
             .await?;
+        if std::mem::take(failing) {
+            tracing::info!("bells are sent again");
+        }
         tokio::time::sleep(BETWEEN_NOTIFIES).await;
     }
 }
 
 async fn run_incoming(options: PgConnectOptions, patience: Duration, bell: &Bell) {
     let options = options.options([("statement_timeout", "0")]);
+    let mut failing = false;
     loop {
-        if let Err(error) = receive(&options, patience, bell).await {
+        if let Err(error) = receive(&options, patience, bell, &mut failing).await
+            && !std::mem::replace(&mut failing, true)
+        {
             tracing::warn!(error = &error as &dyn std::error::Error, "bells cannot be heard");
         }
         tokio::time::sleep(BETWEEN_CONNECTS).await;
@@ -151,10 +161,14 @@ async fn receive(
     options: &PgConnectOptions,
     patience: Duration,
     bell: &Bell,
+    failing: &mut bool,
 ) -> Result<(), sqlx::Error> {
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
     let mut listener = within(patience, PgListener::connect_with(&pool)).await?;
     listener.listen_all(Topic::ALL.map(Topic::channel)).await?;
+    if std::mem::take(failing) {
+        tracing::info!("bells are heard again");
+    }
     // What rang while nobody heard is unknown: look at everything once.
     Topic::ALL.iter().for_each(|topic| bell.wake(*topic));
     loop {

@@ -92,19 +92,18 @@ impl From<Refusal> for Error {
     }
 }
 
+/// The error itself is for the log, where the call that fails is written down.
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => *refusal,
             error if error.is_transient() => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "database unavailable");
                 Refusal::new(ErrorReason::DatabaseUnavailable, "the database does not answer")
                     .retry_after(Duration::from_millis(250))
+                    .because_of(error)
             }
-            error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "database fault");
-                Refusal::new(ErrorReason::Internal, "a fault of the service; see its log")
-            }
+            error => Refusal::new(ErrorReason::Internal, "a fault of the service; see its log")
+                .because_of(error),
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct EventRow {
     pub text: Option<String>,
     /// Step numbers, by type.
     pub names: Option<Vec<i32>>,
+    /// The trace context of its task.
+    pub trace: Option<Vec<u8>>,
 }
 
 impl Store {
@@ -71,7 +73,7 @@ impl Store {
         let rows = sqlx::query_as!(
             EventRow,
             r#"select position, batch, at, task, uid, definition, no, type, from_state, to_state,
-                      attempt, session, mark, text, names
+                      attempt, session, mark, text, names, trace
                  from stepwell.event where position > $1 order by position limit $2"#,
             position,
             max,

@@ -30,6 +30,9 @@ pub struct StoredFailure {
     /// The wait before the next attempt; none when final.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff_ms: Option<u64>,
+    /// The `traceparent` of the attempt, for the next one to link to; none: it is not traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 impl StoredFailure {

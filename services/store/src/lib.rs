@@ -13,6 +13,7 @@ mod metrics;
 mod migrate;
 mod node;
 mod patient;
+mod span;
 mod step;
 mod survey;
 mod task;

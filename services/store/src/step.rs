@@ -1,11 +1,14 @@
 //! Steps: leasing them, settling what became of the leases, and what a node needs around that.
 
+mod previous;
+
 use std::{collections::HashMap, sync::Arc};
 
 use sqlx::types::Uuid;
 use stepwell_proto::id::{LeaseId, task_of};
+use stepwell_trace::TraceContext;
 
-use crate::{Error, Store, StoredDefinition, Writer};
+use crate::{Error, Store, StoredDefinition, Writer, span};
 
 /// Free slots for the verbs to fill: disjoint, so that no two steps get one slot.
 #[derive(Clone, Debug, Default)]
@@ -176,8 +179,8 @@ pub struct SignalRow {
 /// What steps need to run: their tasks' ids and contexts, and their parents' results.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
-    /// By task key: the task's id and its context.
-    pub tasks: HashMap<i64, (Uuid, String)>,
+    /// By task key: the task's id, its context, and where in a trace it goes on.
+    pub tasks: HashMap<i64, (Uuid, String, Option<TraceContext>)>,
     /// By step key and parent's key: the result; none when it is too large to travel.
     pub results: HashMap<(i64, i64), Option<String>>,
 }
@@ -201,7 +204,7 @@ impl Writer {
             Some(Sweep::Sessions(sessions)) => (None, Some(sessions.as_slice())),
             Some(Sweep::Node(node)) => (Some(*node), None),
         };
-        let row = sqlx::query!(
+        let call = sqlx::query!(
             r#"select a_status as "status!", ready_n as "ready!", l_key as step, l_token as token,
                       l_attempt as attempt, l_max_attempts as max_attempts, l_queue as queue,
                       l_session as session
@@ -218,8 +221,14 @@ impl Writer {
             (!slots.is_empty()).then_some(node),
             of_node,
             of_sessions,
+        );
+        let call = async { Ok(call.fetch_one(&mut self.connection).await?) };
+        let row = span::verb(
+            "db.settle",
+            reports.len(),
+            |row| row.step.as_ref().map_or(0, Vec::len),
+            call,
         )
-        .fetch_one(&mut self.connection)
         .await?;
         Ok(Settled {
             accepted: row.status.iter().map(|status| *status == 1).collect(),
@@ -281,7 +290,7 @@ impl Writer {
     ) -> Result<Claimed, Error> {
         let from: Vec<i64> =
             slots.queue.iter().map(|q| from.get(q).copied().unwrap_or(0)).collect();
-        let row = sqlx::query!(
+        let call = sqlx::query!(
             r#"select l_key as step, l_token as token, l_attempt as attempt,
                       l_max_attempts as max_attempts, l_queue as queue, l_session as session,
                       l_place as place
@@ -292,8 +301,14 @@ impl Writer {
             &slots.at,
             &slots.session,
             node,
+        );
+        let call = async { Ok(call.fetch_one(&mut self.connection).await?) };
+        let row = span::verb(
+            "db.claim",
+            slots.session.len(),
+            |row| row.step.as_ref().map_or(0, Vec::len),
+            call,
         )
-        .fetch_one(&mut self.connection)
         .await?;
         let places = row.place.unwrap_or_default();
         let leases =
@@ -312,7 +327,7 @@ impl Writer {
         let steps: Vec<i64> = held.iter().map(|h| h.0).collect();
         let tokens: Vec<i64> = held.iter().map(|h| h.1).collect();
         let sessions: Vec<i64> = held.iter().map(|h| h.2).collect();
-        let row = sqlx::query!(
+        let call = sqlx::query!(
             r#"select l_key as step, l_token as token, l_attempt as attempt,
                       l_max_attempts as max_attempts, l_queue as queue, l_session as session,
                       l_age_ms as age
@@ -321,8 +336,14 @@ impl Writer {
             &tokens,
             node,
             &sessions,
+        );
+        let call = async { Ok(call.fetch_one(&mut self.connection).await?) };
+        let row = span::verb(
+            "db.adopt_leases",
+            held.len(),
+            |row| row.step.as_ref().map_or(0, Vec::len),
+            call,
         )
-        .fetch_one(&mut self.connection)
         .await?;
         let leases =
             leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
@@ -333,14 +354,16 @@ impl Writer {
     /// Makes the steps ready whose timers are due, at most `max`. Answers how many timers it took
     /// and in how many milliseconds the next one is due.
     pub async fn release_due(&mut self, max: i32) -> Result<(usize, Option<u64>), Error> {
-        let row = sqlx::query!(
-            r#"select taken_n as "taken!", next_ms from stepwell.release_due($1)"#,
-            max
-        )
-        .fetch_one(&mut self.connection)
-        .await?;
-        let next = row.next_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
-        Ok((usize::try_from(row.taken).unwrap_or(0), next))
+        let call = async {
+            let call = sqlx::query!(
+                r#"select taken_n as "taken!", next_ms from stepwell.release_due($1)"#,
+                max
+            );
+            let row = call.fetch_one(&mut self.connection).await?;
+            let next = row.next_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
+            Ok((usize::try_from(row.taken).unwrap_or(0), next))
+        };
+        span::verb("db.release_due", usize::try_from(max).unwrap_or(0), |row| row.0, call).await
     }
 }
 
@@ -444,14 +467,16 @@ impl Store {
     ) -> Result<Inputs, Error> {
         let (steps, parents): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
         let rows = sqlx::query!(
-            r#"select i.key as "key!", null::bigint as parent, t.uid as "uid?", d.context as text
+            r#"select i.key as "key!", null::bigint as parent, t.uid as "uid?", d.context as text,
+                      t.trace as trace
                  from unnest($1::bigint[]) i(key),
-                      lateral (select uid from stepwell.task where id = i.key offset 0) t,
+                      lateral (select uid, trace from stepwell.task where id = i.key offset 0) t,
                       lateral (select context from stepwell.task_detail where task = i.key offset 0) d
                union all
                select step, parent, null,
                       case when n <= $4 and sum(case when n <= $4 then n else 0 end)
-                                              over (partition by step order by no) <= $5 then result end
+                                              over (partition by step order by no) <= $5 then result end,
+                      null
                  from (select i.step, i.parent, i.no, s.result, octet_length(s.result) n
                          from unnest($2::bigint[], $3::bigint[]) with ordinality i(step, parent, no),
                               lateral (select result from stepwell.step where key = i.parent offset 0) s) r"#,
@@ -470,7 +495,8 @@ impl Store {
                     inputs.results.insert((row.key, parent), row.text);
                 }
                 (None, Some(uid)) => {
-                    inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default()));
+                    let trace = row.trace.as_deref().and_then(TraceContext::from_bytes);
+                    inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default(), trace));
                 }
                 (None, None) => {}
             }

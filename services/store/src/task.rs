@@ -12,8 +12,9 @@ use sqlx::types::{
     chrono::{DateTime, Utc},
 };
 use stepwell_proto::v1::{self, State};
+use stepwell_trace::TraceContext;
 
-use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp};
+use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct NewTask {
     pub reason: String,
     /// Free labels.
     pub tags: Vec<String>,
+    /// Where in a trace it goes on; none: nobody said.
+    pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
     pub key: Option<i64>,
 }
@@ -108,7 +111,8 @@ impl Writer {
         tasks: &mut [NewTask],
     ) -> Result<Vec<Created>, Error> {
         let keys = self.draw_keys(store, tasks).await?;
-        let new = self.call_create(tasks, &keys).await?;
+        let call = self.call_create(tasks, &keys);
+        let new = span::verb("db.create_tasks", tasks.len(), Vec::len, call).await?;
         if !new.is_empty() {
             store.bell().ring(Topic::Ready);
             store.bell().ring(Topic::Event);
@@ -165,8 +169,11 @@ impl Writer {
         let systems: Vec<&str> = tasks.iter().map(|t| t.source_system.as_str()).collect();
         let reasons: Vec<&str> = tasks.iter().map(|t| t.reason.as_str()).collect();
         let tags: Vec<Option<String>> = tasks.iter().map(tags_text).collect();
+        let traces: Vec<_> = tasks.iter().map(|t| t.trace.map(TraceContext::to_bytes)).collect();
+        let traces: Vec<Option<&[u8]>> =
+            traces.iter().map(|trace| trace.as_ref().map(<[u8; _]>::as_slice)).collect();
         let new = sqlx::query_scalar!(
-            r#"select stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9) as "keys!""#,
+            r#"select stepwell.create_traced_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) as "keys!""#,
             keys,
             &uids,
             &definitions,
@@ -176,6 +183,7 @@ impl Writer {
             &systems as &[&str],
             &reasons as &[&str],
             &tags as &[Option<String>],
+            &traces as &[Option<&[u8]>],
         )
         .fetch_one(&mut self.connection)
         .await?;
@@ -324,14 +332,16 @@ impl Store {
         reason: &str,
         actor: &str,
     ) -> Result<Cancelled, Error> {
-        let row = sqlx::query!(
-            r#"select was, told as "told!" from stepwell.cancel_task($1, $2, $3)"#,
-            uid,
-            reason,
-            actor,
-        )
-        .fetch_one(self.reads())
-        .await?;
+        let call = async {
+            let call = sqlx::query!(
+                r#"select was, told as "told!" from stepwell.cancel_task($1, $2, $3)"#,
+                uid,
+                reason,
+                actor,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.cancel_task", 1, |_| 1, call).await?;
         let was = row.was.map(state).transpose()?;
         if let Some(State::Pending | State::InProgress | State::Error) = was {
             self.bell().ring(Topic::Event);

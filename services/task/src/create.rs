@@ -11,6 +11,9 @@ use opentelemetry::metrics::Meter;
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
 use stepwell_store::{Created, Error, NewTask, Store, Writer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+use tracing::Instrument;
+
+use crate::trace;
 
 use crate::metrics::{Answered, Metrics, watch_line};
 
@@ -158,7 +161,8 @@ impl Creating {
                 callers.push((item.tasks.len(), item.since, item.answer, item._room));
                 tasks.extend(item.tasks);
             }
-            let answers = self.create_each(tasks, until).await;
+            let span = trace::batch(&tasks);
+            let answers = self.create_each(tasks, until).instrument(span).await;
             let waited = callers.iter().map(|(_, since, ..)| *since);
             self.metrics.answered(&Answered::count(&answers), waited);
             let mut answers = answers.into_iter();
@@ -225,6 +229,7 @@ impl Creating {
         until: Instant,
     ) -> Result<Vec<Created>, Error> {
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         loop {
             let error = match self.once(tasks).await {
                 Ok(created) => return Ok(created),
@@ -237,7 +242,13 @@ impl Creating {
             if is_divisible || !error.is_transient() || Instant::now() + wait > until {
                 return Err(error);
             }
-            tracing::warn!(error = &error as &dyn std::error::Error, "creating again");
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    tasks = tasks.len(),
+                    "tasks cannot be created; trying again"
+                );
+            }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(1));
         }
@@ -285,6 +296,7 @@ mod tests {
             source_system: String::new(),
             reason: String::new(),
             tags: Vec::new(),
+            trace: None,
             key: None,
         }
     }

@@ -14,6 +14,7 @@ mod resolve;
 mod rule;
 mod schema;
 mod service;
+mod trace;
 mod wait;
 mod yaml;
 

@@ -9,12 +9,14 @@ use stepwell_proto::{
     v1::{CreateTaskRequest, ErrorReason},
 };
 use stepwell_store::{NewTask, StoredDefinition, Wanted};
+use stepwell_trace::TraceContext;
 use uuid::Uuid;
 
 use crate::{
     canonical::{self, Hash},
     rule::{self, Fault, NAMESPACE_DEFAULT},
     schema::{self, Validators},
+    trace::Call,
 };
 
 const TEXT_BYTES_MAX: usize = 256;
@@ -34,6 +36,8 @@ pub(crate) struct Draft {
     source_system: String,
     reason: String,
     tags: Vec<String>,
+    /// Where in a trace the task goes on.
+    trace: Option<TraceContext>,
     hash: [u8; 32],
 }
 
@@ -90,8 +94,15 @@ impl Draft {
             source_system,
             reason,
             tags: request.tags,
+            trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
         })
+    }
+
+    /// The task goes on from the call that creates it, unless its request says from where.
+    pub(crate) fn continuing(mut self, call: Call) -> Self {
+        self.trace = call.task(self.trace);
+        self
     }
 
     /// The task to store, if the context fits the definition.
@@ -129,6 +140,7 @@ impl Draft {
             source_system: self.source_system,
             reason: self.reason,
             tags: self.tags,
+            trace: self.trace,
             key: None,
         })
     }

@@ -73,6 +73,7 @@ impl Resolving {
     async fn find(&self, wanted: &[Wanted]) -> Result<Found, Refusal> {
         let began = Instant::now();
         let mut wait = Duration::from_millis(10);
+        let mut failing = false;
         loop {
             match self.store.find_definitions(wanted).await {
                 Ok(found) => {
@@ -80,7 +81,12 @@ impl Resolving {
                     return Ok(pairs.filter_map(|(wanted, f)| Some((wanted, f?))).collect());
                 }
                 Err(error) if error.is_transient() && began.elapsed() + wait < TRIED_FOR => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "asking again");
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "definitions cannot be read; asking again"
+                        );
+                    }
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(Duration::from_secs(1));
                 }

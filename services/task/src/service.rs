@@ -26,6 +26,7 @@ use crate::{
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
     schema::Validators,
+    trace::Call,
     wait::Waiters,
 };
 
@@ -89,8 +90,13 @@ impl Tasks {
         Ok(GetDefinitionResponse { definition: Some(found.definition.clone()) })
     }
 
-    async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Refusal> {
+    async fn create(
+        &self,
+        request: CreateTaskRequest,
+        call: Call,
+    ) -> Result<CreateTaskResponse, Refusal> {
         let draft = Draft::read(request, self.context_bytes_max, "").map_err(Refusal::fields)?;
+        let draft = draft.continuing(call);
         let mut answers = self.create_all(vec![(draft, String::new())]).await?;
         let answer = answers
             .pop()
@@ -102,6 +108,7 @@ impl Tasks {
     async fn create_batch(
         &self,
         request: BatchCreateTasksRequest,
+        call: Call,
     ) -> Result<BatchCreateTasksResponse, Refusal> {
         if request.requests.len() > BATCH_MAX {
             return Err(Refusal::field("requests", format!("at most {BATCH_MAX} are allowed")));
@@ -117,7 +124,7 @@ impl Tasks {
         for (i, request) in request.requests.into_iter().enumerate() {
             let prefix = format!("requests[{i}].");
             match Draft::read(request, self.context_bytes_max, &prefix) {
-                Ok(draft) => drafts.push((draft, prefix)),
+                Ok(draft) => drafts.push((draft.continuing(call), prefix)),
                 Err(found) => faults.extend(found),
             }
         }
@@ -282,14 +289,16 @@ impl task_service_server::TaskService for Tasks {
         &self,
         request: Request<CreateTaskRequest>,
     ) -> Result<Response<CreateTaskResponse>, Status> {
-        Ok(Response::new(self.create(request.into_inner()).await?))
+        let call = Call::of(request.metadata());
+        Ok(Response::new(self.create(request.into_inner(), call).await?))
     }
 
     async fn batch_create_tasks(
         &self,
         request: Request<BatchCreateTasksRequest>,
     ) -> Result<Response<BatchCreateTasksResponse>, Status> {
-        Ok(Response::new(self.create_batch(request.into_inner()).await?))
+        let call = Call::of(request.metadata());
+        Ok(Response::new(self.create_batch(request.into_inner(), call).await?))
     }
 
     async fn get_task(

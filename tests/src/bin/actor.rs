@@ -18,7 +18,10 @@ use stepwell_client::{
     Addresses, Client, CursorStore, Executor, FileCursor, HandlerError, Limits, Observation, Start,
     StepContext, Subscription, v1,
 };
-use stepwell_tests::history::{History, SHAPES};
+use stepwell_tests::{
+    Exports,
+    history::{History, SHAPES},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
@@ -71,6 +74,14 @@ enum Role {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let actor = Actor::parse();
+    let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
+    let exports = endpoint.map(|endpoint| Exports::new(&endpoint, "executor"));
+    if let Some(exports) = &exports {
+        tracing::dispatcher::set_global_default(exports.dispatch.clone()).unwrap();
+    } else if std::env::var("STEPWELL_LOG").is_ok_and(|format| format == "json") {
+        let lines = tracing_subscriber::fmt().json().flatten_event(true);
+        lines.with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+    }
     let history = Arc::new(History::create(&actor.history));
     let limits = Limits { stream_silence: Duration::from_secs(5), ..Limits::default() };
     let client = Client::connect(Addresses::from_env()).unwrap().with_limits(limits);
@@ -85,6 +96,9 @@ async fn main() {
         Role::Subscriber { cursor, rest_ms } => {
             follow(client, history, cursor, Duration::from_millis(rest_ms)).await;
         }
+    }
+    if let Some(exports) = exports {
+        exports.flush().await;
     }
 }
 
@@ -106,7 +120,11 @@ async fn execute(client: &Client, history: Arc<History>, seed: u64, slots: usize
         .slots(slots)
         .grace(Duration::from_secs(5))
         .observer(move |seen| observer.record(entry(&seen)))
-        .handler("work", move |step| work(step, seed, work_ms));
+        .handler("work", move |step| work(step, seed, work_ms))
+        .handler("told", {
+            let client = client.clone();
+            move |step| told(step, client.clone())
+        });
     let report = executor.run(terminated()).await.unwrap();
     history.record(json!({"what": "ended", "unacknowledged": report.unacknowledged}));
 }
@@ -162,6 +180,43 @@ async fn work(step: StepContext, seed: u64, work_ms: u64) -> Result<Value, Handl
         n += result["n"].as_i64().unwrap();
     }
     Ok(json!({"n": n, "lease": step.lease().lease_id}))
+}
+
+/// What the context of a task tells its handlers.
+#[derive(serde::Deserialize)]
+struct Told {
+    /// This step's first attempt fails.
+    #[serde(default)]
+    fails: String,
+    /// This step fails for good.
+    #[serde(default)]
+    dies: String,
+    /// This step waits for the end of another task.
+    #[serde(default)]
+    waits: String,
+    #[serde(default)]
+    waits_for: String,
+    /// What to fail with, and to return.
+    #[serde(default)]
+    says: String,
+}
+
+/// Does as it is told by the context. It makes a call first, by which a test sees that it began.
+async fn told(step: StepContext, client: Client) -> Result<Value, HandlerError> {
+    let told: Told = step.input()?;
+    let task_id = step.task_id().to_owned();
+    client.get_task(v1::GetTaskRequest { task_id, include_results: false }).await?;
+    tracing::info!("told");
+    if step.step_name() == told.dies {
+        return Err(HandlerError::new("Doomed", told.says).permanent());
+    }
+    if step.step_name() == told.fails && step.attempt() == 1 {
+        return Err(HandlerError::new("Flaky", told.says));
+    }
+    if step.step_name() == told.waits {
+        client.wait_task(told.waits_for, None).await?;
+    }
+    Ok(json!({"says": told.says}))
 }
 
 // ── producer ────────────────────────────────────────────────────────────────────────────────────

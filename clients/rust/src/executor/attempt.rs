@@ -9,8 +9,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{context::StepContext, error::HandlerError, handlers::Handler};
+use crate::trace;
 
 /// How long a handler that was told to stop may go on before it is dropped.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(1);
@@ -40,10 +42,16 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> Ended {
     let lease_id = step.lease().lease_id.clone();
+    let (of_lease, span) = (step.clone(), trace::handle_step(step.lease()));
+    let race = race(handler, step, deadline, stop).instrument(span.clone());
     // Around all of it: dropping a handler that was stopped may panic too.
-    let kind = AssertUnwindSafe(race(handler, step, deadline, stop)).catch_unwind().await;
+    let kind = AssertUnwindSafe(race).catch_unwind().await;
     let kind = kind.unwrap_or_else(|panic| Kind::Fail(panicked(&*panic)));
-    Ended { outcome: Outcome { lease_id: lease_id.clone(), kind: Some(kind) }, lease_id }
+    let traceparent = trace::handled(&span, of_lease.lease(), &kind);
+    Ended {
+        outcome: Outcome { lease_id: lease_id.clone(), kind: Some(kind), traceparent },
+        lease_id,
+    }
 }
 
 async fn race(
@@ -74,7 +82,7 @@ async fn race(
 /// A lease goes back without having been started.
 pub(super) fn hand_back(lease_id: String, reason: &str) -> Outcome {
     let kind = Kind::HandBack(HandBack { reason: reason.to_owned() });
-    Outcome { lease_id, kind: Some(kind) }
+    Outcome { lease_id, kind: Some(kind), ..Outcome::default() }
 }
 
 /// A lease that no handler fits.
@@ -84,7 +92,8 @@ pub(super) fn unknown_handler(lease: Lease) -> Outcome {
         lease.handler, lease.definition_version, lease.definition_name
     );
     let failure = HandlerError::new("UnknownHandler", message).into_failure();
-    Outcome { lease_id: lease.lease_id, kind: Some(Kind::Fail(failure)) }
+    let (lease_id, traceparent) = (lease.lease_id, lease.traceparent);
+    Outcome { lease_id, kind: Some(Kind::Fail(failure)), traceparent }
 }
 
 fn completion(result: String) -> Kind {

@@ -72,6 +72,16 @@ impl HandlerError {
         self
     }
 
+    /// Its class, for lines of the log: its message may quote anything.
+    pub(crate) fn class(&self) -> &str {
+        &self.class
+    }
+
+    /// Where it was made.
+    pub(crate) fn place(&self) -> &'static Location<'static> {
+        self.at
+    }
+
     /// As it travels.
     pub(super) fn into_failure(self) -> Failure {
         let class = cut(self.class, CLASS_BYTES_MAX);

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use stepwell_proto::v1::{Lease, Outcome};
+use stepwell_trace::TraceContext;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,11 +30,31 @@ pub(super) struct Waiting {
 
 enum Held {
     /// Its handler runs; the token stops it.
-    Running(CancellationToken),
+    Running(CancellationToken, About),
     /// Its lease is void, but its handler still uses the slot.
     Void,
+    /// Its handler has ended; the outcome is about to be kept.
+    Ended(About),
     /// Its outcome is not acknowledged.
-    Finished { outcome: Outcome, sent: bool },
+    Finished { outcome: Outcome, sent: bool, about: About },
+}
+
+/// Which step a lease is of, for lines of the log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct About {
+    /// The step's id, which begins with its task's.
+    pub(super) step: String,
+    /// Which attempt; 0: the lease was not started.
+    pub(super) attempt: i32,
+    /// Where in a trace it is.
+    pub(super) trace: Option<TraceContext>,
+}
+
+impl About {
+    pub(super) fn of(lease: &Lease) -> Self {
+        let (step, attempt) = (lease.step_id.clone(), lease.attempt);
+        Self { step, attempt, trace: TraceContext::parse(&lease.traceparent) }
+    }
 }
 
 /// Whether the outcome of a handler that ended is wanted.
@@ -75,8 +96,8 @@ impl Ledger {
     }
 
     /// The handler of a lease was started and uses a slot.
-    pub(super) fn start(&mut self, lease_id: &str, stop: CancellationToken) {
-        self.held.insert(lease_id.to_owned(), Held::Running(stop));
+    pub(super) fn start(&mut self, lease: &Lease, stop: CancellationToken) {
+        self.held.insert(lease.lease_id.clone(), Held::Running(stop, About::of(lease)));
         self.running += 1;
     }
 
@@ -84,20 +105,27 @@ impl Ledger {
     pub(super) fn end(&mut self, lease_id: &str) -> Ending {
         self.running -= 1;
         match self.held.remove(lease_id) {
-            Some(Held::Running(_)) => Ending::Wanted,
+            Some(Held::Running(_, about)) => {
+                self.held.insert(lease_id.to_owned(), Held::Ended(about));
+                Ending::Wanted
+            }
             _ => Ending::Void,
         }
     }
 
     /// This outcome is to be kept until it is acknowledged.
     pub(super) fn finish(&mut self, outcome: Outcome, sent: bool) {
-        self.held.insert(outcome.lease_id.clone(), Held::Finished { outcome, sent });
+        let about = match self.held.remove(&outcome.lease_id) {
+            Some(Held::Ended(about)) => about,
+            _ => About::default(),
+        };
+        self.held.insert(outcome.lease_id.clone(), Held::Finished { outcome, sent, about });
     }
 
     /// An outcome was answered. None: there was none to answer.
-    pub(super) fn acknowledge(&mut self, lease_id: &str) -> Option<Outcome> {
+    pub(super) fn acknowledge(&mut self, lease_id: &str) -> Option<(Outcome, About)> {
         match self.held.remove(lease_id) {
-            Some(Held::Finished { outcome, .. }) => Some(outcome),
+            Some(Held::Finished { outcome, about, .. }) => Some((outcome, about)),
             Some(other) => {
                 self.held.insert(lease_id.to_owned(), other);
                 None
@@ -118,22 +146,25 @@ impl Ledger {
         }
     }
 
-    /// A lease is void: nothing is reported of it, and its handler is stopped. False: it was not
+    /// A lease is void: nothing is reported of it, and its handler is stopped. None: it was not
     /// held.
-    pub(super) fn void(&mut self, lease_id: &str) -> bool {
+    pub(super) fn void(&mut self, lease_id: &str) -> Option<About> {
         match self.held.get_mut(lease_id) {
-            Some(Held::Void) => false,
-            Some(held @ Held::Running(_)) => {
-                if let Held::Running(stop) = std::mem::replace(held, Held::Void) {
+            Some(Held::Void) => None,
+            Some(held @ Held::Running(..)) => match std::mem::replace(held, Held::Void) {
+                Held::Running(stop, about) => {
                     stop.cancel();
+                    Some(about)
                 }
-                true
-            }
-            Some(Held::Finished { .. }) => self.held.remove(lease_id).is_some(),
+                _ => None,
+            },
+            Some(Held::Finished { .. } | Held::Ended(_)) => match self.held.remove(lease_id)? {
+                Held::Finished { about, .. } | Held::Ended(about) => Some(about),
+                _ => None,
+            },
             None => {
-                let before = self.waiting.len();
-                self.waiting.retain(|w| w.lease.lease_id != lease_id);
-                self.waiting.len() < before
+                let at = self.waiting.iter().position(|w| w.lease.lease_id == lease_id)?;
+                self.waiting.remove(at).map(|waiting| About::of(&waiting.lease))
             }
         }
     }
@@ -146,7 +177,7 @@ impl Ledger {
     /// Tells every handler to stop.
     pub(super) fn stop_all(&self) {
         for held in self.held.values() {
-            if let Held::Running(stop) = held {
+            if let Held::Running(stop, _) = held {
                 stop.cancel();
             }
         }
@@ -163,7 +194,7 @@ impl Ledger {
     pub(super) fn unsent(&mut self, all: bool) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for held in self.held.values_mut() {
-            if let Held::Finished { outcome, sent } = held
+            if let Held::Finished { outcome, sent, .. } = held
                 && (all || !*sent)
             {
                 *sent = true;
@@ -189,17 +220,17 @@ mod tests {
     use super::*;
 
     fn lease(id: &str) -> Lease {
-        Lease { lease_id: id.into(), ..Default::default() }
+        Lease { lease_id: id.into(), step_id: format!("step of {id}"), ..Default::default() }
     }
 
     fn outcome(id: &str) -> Outcome {
-        Outcome { lease_id: id.into(), kind: None }
+        Outcome { lease_id: id.into(), ..Outcome::default() }
     }
 
     fn start_next(ledger: &mut Ledger) -> Option<(String, CancellationToken)> {
         let waiting = ledger.next()?;
         let stop = CancellationToken::new();
-        ledger.start(&waiting.lease.lease_id, stop.clone());
+        ledger.start(&waiting.lease, stop.clone());
         Some((waiting.lease.lease_id, stop))
     }
 
@@ -212,8 +243,8 @@ mod tests {
         assert!(ledger.knows("b") && !ledger.knows("c"));
         let (id, stop) = start_next(&mut ledger).unwrap();
         assert!(id == "a" && start_next(&mut ledger).is_none());
-        assert!(ledger.void("a") && stop.is_cancelled());
-        assert!(!ledger.void("a"));
+        assert!(ledger.void("a").is_some() && stop.is_cancelled());
+        assert!(ledger.void("a").is_none());
         assert!(start_next(&mut ledger).is_none() && ledger.knows("a") && ledger.is_running());
         assert_eq!(ledger.end("a"), Ending::Void);
         assert!(!ledger.knows("a") && !ledger.is_running());
@@ -239,7 +270,8 @@ mod tests {
         assert_eq!(ledger.unsent(false), []);
         assert_eq!(ledger.unsent(true), [outcome("done")]);
         assert_eq!(ledger.acknowledge("run"), None);
-        assert_eq!(ledger.acknowledge("done"), Some(outcome("done")));
+        let (acknowledged, about) = ledger.acknowledge("done").unwrap();
+        assert_eq!((acknowledged, about.step.as_str()), (outcome("done"), "step of done"));
         assert_eq!(ledger.acknowledge("done"), None);
     }
 
@@ -251,7 +283,8 @@ mod tests {
         start_next(&mut ledger);
         ledger.end("a");
         ledger.finish(outcome("a"), false);
-        assert!(ledger.void("a") && ledger.void("b") && !ledger.void("c"));
+        let voided = ["a", "b", "c"].map(|id| ledger.void(id).map(|about| about.step));
+        assert_eq!(voided, [Some("step of a".into()), Some("step of b".into()), None]);
         assert!(ledger.is_empty());
     }
 

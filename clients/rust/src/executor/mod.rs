@@ -32,6 +32,8 @@ const SLOTS_MAX: usize = 10_000;
 ///   it returns is not reported. A handler that blocks its thread cannot be stopped: use
 ///   `tokio::task::spawn_blocking` for such work.
 /// - A handler that panics fails its attempt with the error class `Panic`.
+/// - A handler runs in a span `step.handle` with its namespace, task, step and attempt, which goes on
+///   from the task's trace: its lines in the log say which step they are about.
 pub struct Executor {
     client: Client,
     hello: v1::Hello,

@@ -133,7 +133,7 @@ mod tests {
 
     fn outcome(bytes: usize) -> Outcome {
         let kind = Kind::Complete(Completion { result: "x".repeat(bytes) });
-        Outcome { lease_id: "lease".into(), kind: Some(kind) }
+        Outcome { lease_id: "lease".into(), kind: Some(kind), ..Outcome::default() }
     }
 
     fn next(messages: &mut Messages) -> Option<Option<WorkRequest>> {

@@ -7,6 +7,7 @@ use std::{collections::HashSet, future::pending, pin::pin, time::Duration};
 use stepwell_proto::v1::{
     Ack, ErrorReason, Hello, Lease, Outcome, Welcome, WorkResponse, outcome::Kind,
 };
+use stepwell_trace::TraceContext;
 use tokio::{
     select,
     task::{JoinError, JoinSet},
@@ -18,7 +19,7 @@ use tonic::Code;
 use super::{
     Executor, Observation, Report, StepContext,
     attempt::{self, Ended, STOP_GRACE},
-    ledger::{Ending, Ledger, Waiting},
+    ledger::{About, Ending, Ledger, Waiting},
     link::{Link, Signal},
 };
 use crate::{error::Error, limits::after};
@@ -119,7 +120,10 @@ impl Session {
                 self.send(outcomes);
             }
             Signal::Lost(lost) if lost.is_final() => return Err(lost.into()),
-            Signal::Lost(lost) => tracing::warn!(%lost, "stream lost; connecting again"),
+            Signal::Lost(lost) => {
+                let executor = &self.executor.hello.name;
+                tracing::warn!(%executor, %lost, "stream lost; connecting again");
+            }
         }
         Ok(())
     }
@@ -151,7 +155,8 @@ impl Session {
         self.on_cancels_and_acks(&message);
         self.on_leases(message.leases);
         if let Some(drain) = message.drain {
-            tracing::info!(deadline = ?drain.deadline, "the node sends us on; moving to another");
+            let executor = &self.executor.hello.name;
+            tracing::info!(%executor, deadline = ?drain.deadline, "the node sends us on; moving to another");
             let successor = self.link.successor();
             self.leaving = Some(std::mem::replace(&mut self.link, successor));
         }
@@ -159,7 +164,7 @@ impl Session {
 
     fn on_welcome(&mut self, welcome: &Welcome) {
         tracing::info!(
-            executor_id = %welcome.executor_id, adopted = welcome.adopted_leases.len(),
+            executor = %self.executor.hello.name, executor_id = %welcome.executor_id, adopted = welcome.adopted_leases.len(),
             lost = welcome.lost_leases.len(), unmatched = ?welcome.unmatched_handlers, "connected"
         );
         self.report.sessions += 1;
@@ -186,7 +191,6 @@ impl Session {
 
     fn on_cancels_and_acks(&mut self, message: &WorkResponse) {
         for cancel in &message.cancels {
-            tracing::debug!(lease = %cancel.lease_id, reason = %cancel.reason, "lease is void");
             self.void(&cancel.lease_id);
         }
         for ack in &message.acks {
@@ -195,7 +199,9 @@ impl Session {
     }
 
     fn void(&mut self, lease_id: &str) {
-        if self.ledger.void(lease_id) {
+        if let Some(About { step, attempt, trace }) = self.ledger.void(lease_id) {
+            let trace_id = trace.map(TraceContext::trace_id);
+            tracing::debug!(%step, attempt, trace_id, "lease is void");
             self.report.voided += 1;
         }
     }
@@ -205,11 +211,13 @@ impl Session {
             self.ledger.postpone(&ack.lease_id);
             return;
         }
-        let Some(outcome) = self.ledger.acknowledge(&ack.lease_id) else { return };
+        let Some((outcome, about)) = self.ledger.acknowledge(&ack.lease_id) else { return };
         self.observe(Observation::Acknowledged(ack));
         match (&ack.refusal, outcome.kind) {
             (Some(refusal), _) => {
-                tracing::info!(lease = %ack.lease_id, reason = %refusal.message, "outcome refused");
+                let About { step, attempt, trace } = about;
+                let (trace_id, reason) = (trace.map(TraceContext::trace_id), refusal.reason());
+                tracing::info!(%step, attempt, trace_id, ?reason, "outcome refused");
                 self.report.refused += 1;
             }
             (None, Some(Kind::Complete(_))) => self.report.completed += 1,
@@ -249,7 +257,7 @@ impl Session {
                 continue;
             };
             let stop = CancellationToken::new();
-            self.ledger.start(&lease.lease_id, stop.clone());
+            self.ledger.start(&lease, stop.clone());
             let deadline = attempt::deadline(&lease, at);
             let client = self.executor.client.clone();
             let step = StepContext::new(lease, deadline, stop.child_token(), client);
@@ -305,7 +313,7 @@ impl Session {
     // ── the end ─────────────────────────────────────────────────────────────────────────────────
 
     fn on_shutdown(&mut self) {
-        tracing::info!("draining");
+        tracing::info!(executor = %self.executor.hello.name, "draining");
         self.drain = Some(Drain::Handlers(after(self.executor.grace)));
         if let Some(outbox) = self.outbox() {
             outbox.drain();

@@ -8,13 +8,14 @@ use stepwell_proto::{
     v1::Event,
 };
 use tokio::select;
+use tracing::Instrument;
 
 use super::{
     cursor::{CursorStore, NoCursor},
     selection::{Start, Subscription},
     stream::{Delivery, EventStream},
 };
-use crate::{client::Client, error::Error, executor::HandlerError};
+use crate::{client::Client, error::Error, executor::HandlerError, trace};
 
 /// Names that are less similar than this are not suggested.
 const SIMILAR: f64 = 0.8;
@@ -25,8 +26,9 @@ type Handler =
 /// Calls handlers for events, in the order of the feed, one after the other.
 ///
 /// The service sends only events that some handler is for. A handler that fails or panics is
-/// logged, and the others and the feed go on. The cursor is saved after the handlers ran: after a
-/// crash an event may be handled again, and none is left out.
+/// logged, without its message unless at level DEBUG, and the others and the feed go on. It runs in
+/// a span `event.handle`, which goes on from the task's trace. The cursor is saved after the handlers
+/// ran: after a crash an event may be handled again, and none is left out.
 ///
 /// ```no_run
 /// # async fn main_(client: stepwell_client::Client) -> Result<(), stepwell_client::Error> {
@@ -193,12 +195,23 @@ impl<S: CursorStore> Subscriber<S> {
 }
 
 async fn call(handler: &Handler, event: &Arc<Event>) {
-    let handled = async { handler(Arc::clone(event)).await };
-    let (name, position) = (&event.name, event.position);
-    match AssertUnwindSafe(handled).catch_unwind().await {
+    let span = trace::handle_event(event);
+    let handled = async { handler(Arc::clone(event)).await }.instrument(span.clone());
+    let ended = AssertUnwindSafe(handled).catch_unwind().await;
+    // The span says which event it is.
+    let _within = span.enter();
+    match ended {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%name, position, %error, "an event's handler failed"),
-        Err(_) => tracing::error!(%name, position, "an event's handler panicked"),
+        Ok(Err(error)) => {
+            let (error_class, at) = (error.class(), error.place());
+            tracing::error!(error_class, %at, "an event's handler failed");
+            tracing::debug!(%error, "what it said");
+            trace::event_failed(&span, error_class);
+        }
+        Err(_) => {
+            tracing::error!("an event's handler panicked");
+            trace::event_failed(&span, "Panic");
+        }
     }
 }
 

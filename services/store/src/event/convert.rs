@@ -10,6 +10,7 @@ use stepwell_proto::{
         TaskInitializeRequested, TaskStartRequested, event::Detail,
     },
 };
+use stepwell_trace::TraceContext;
 
 use super::EventRow;
 use crate::{Error, StoredDefinition, StoredFailure, definition::timestamp};
@@ -37,6 +38,7 @@ pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> 
         step_name: step.map(|step| step.name.clone()).unwrap_or_default(),
         attempt: row.attempt.unwrap_or(0),
         ordinal: 0,
+        traceparent: row.trace.as_deref().map(traceparent).unwrap_or_default(),
         detail: Some(detail(row, number, stored)?),
     })
 }
@@ -106,6 +108,10 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
         45 => Detail::StepCancelled(StepCancelled { reason: text() }),
         _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),
     })
+}
+
+fn traceparent(trace: &[u8]) -> String {
+    TraceContext::from_bytes(trace).map(|trace| trace.to_string()).unwrap_or_default()
 }
 
 /// The public form of a session.
