@@ -27,8 +27,8 @@ use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 
 /// What no payload in a log may contain.
 const MARK: &str = "sesame-7c1d";
-/// The most memory that a service may ever have had while they were at work: 256 MiB for messages
-/// and answers under way, and what a service without debug information's blessings needs otherwise.
+/// The most memory that a service may ever have had while they were at work: 256 MiB for messages and
+/// answers under way, and as much again and more for everything else. Without the bounds it is 5 GiB.
 const RESIDENT_MAX_MIB: u64 = 700;
 /// Lines of its log.
 const LINES_MAX: usize = 3000;
