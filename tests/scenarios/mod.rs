@@ -9,6 +9,7 @@ mod docs;
 mod executors;
 mod feed;
 mod hostile;
+mod idle;
 mod limits;
 mod logs;
 mod metrics;

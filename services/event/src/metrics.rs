@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use opentelemetry::{
@@ -34,8 +34,10 @@ pub(crate) struct Metrics {
     delivered: Counter<u64>,
     survey: Histogram<f64>,
     surveyed: Arc<Mutex<Option<Surveyed>>>,
-    /// What the clock of the database is ahead of ours. Microseconds.
-    ahead: AtomicI64,
+    /// Where microseconds are counted from here.
+    began: Instant,
+    /// The database's time at that moment, in microseconds; 0 until it was asked.
+    database_began: AtomicI64,
     failed: Mutex<i64>,
 }
 
@@ -94,7 +96,8 @@ impl Metrics {
                 "One survey of the whole, counting of the log included",
             ),
             surveyed: Arc::default(),
-            ahead: AtomicI64::new(0),
+            began: Instant::now(),
+            database_began: AtomicI64::new(0),
             failed: Mutex::default(),
         };
         metrics.delivered.add(0, &[]);
@@ -164,7 +167,11 @@ impl Metrics {
         self.tail_batch.record(count(events), &[]);
         let Some(at) = oldest.and_then(|event| event.at) else { return };
         let at = at.seconds * 1_000_000 + i64::from(at.nanos) / 1000;
-        let lag = micros(SystemTime::now()) + self.ahead.load(Ordering::Relaxed) - at;
+        let database_began = self.database_began.load(Ordering::Relaxed);
+        if database_began == 0 {
+            return;
+        }
+        let lag = database_began + micros(self.began.elapsed()) - at;
         self.tail_lag.record(Duration::from_micros(lag.try_into().unwrap_or(0)).as_secs_f64(), &[]);
     }
 
@@ -176,9 +183,10 @@ impl Metrics {
     // ── the survey ──────────────────────────────────────────────────────────────────────────────
 
     /// The whole was looked at, between these two moments.
-    pub(crate) fn surveyed(&self, survey: Survey, asked: SystemTime, answered: SystemTime) {
-        let middle = i64::midpoint(micros(asked), micros(answered));
-        self.ahead.store(survey.at.timestamp_micros() - middle, Ordering::Relaxed);
+    pub(crate) fn surveyed(&self, survey: Survey, asked: Instant, answered: Instant) {
+        let since = |at: Instant| micros(at.saturating_duration_since(self.began));
+        let middle = i64::midpoint(since(asked), since(answered));
+        self.database_began.store(survey.at.timestamp_micros() - middle, Ordering::Relaxed);
         let surveyed = Surveyed { survey, when: Instant::now() };
         *self.surveyed.lock().unwrap_or_else(PoisonError::into_inner) = Some(surveyed);
     }
@@ -449,9 +457,8 @@ fn whole(n: i64) -> f64 {
     n as f64
 }
 
-fn micros(at: SystemTime) -> i64 {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+fn micros(passed: Duration) -> i64 {
+    i64::try_from(passed.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

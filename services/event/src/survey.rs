@@ -2,10 +2,7 @@
 //! statement when nothing happened, and none on a step's way; it is done here because reading the log
 //! is what this service is for.
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::{sync::Arc, time::Instant};
 
 use stepwell_serve::{SECONDS, Shutdown, Ticker};
 use stepwell_store::{Error, Store};
@@ -45,10 +42,10 @@ impl Surveying {
     }
 
     async fn look(&mut self) -> Result<(), Error> {
-        let (began, asked) = (Instant::now(), SystemTime::now());
+        let began = Instant::now();
         let survey = self.store.survey().await?;
         let head = survey.head;
-        self.metrics.surveyed(survey, asked, SystemTime::now());
+        self.metrics.surveyed(survey, began, Instant::now());
         let mut place = self.counted.map_or(head, |counted| counted.min(head));
         while place < head && !self.shutdown.begun() {
             let (counts, last) = self.store.count_after(place, head, &SECONDS).await?;

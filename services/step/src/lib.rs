@@ -202,13 +202,13 @@ fn spawn_loops(
         });
     }
     let claiming = Claiming::new(store.clone(), Arc::clone(sessions), dispatch.clone());
-    service.spawn_loop("claim", claiming.run(every(backlog, 800, 1200)));
+    service.spawn_loop("claim", claiming.run(every(backlog, 2000, 3000)));
     let deadline = Arc::clone(&sessions.deadline);
     service.spawn_loop("deadlines", sweeps.clone().run_deadlines(every(deadline, 800, 1200)));
     let timers = Arc::clone(&dispatch.timers);
-    service.spawn_loop("timers", sweeps.clone().run_timers(every(timers, 800, 1200)));
+    service.spawn_loop("timers", sweeps.clone().run_timers(every(timers, 2000, 3000)));
     let signals = bell(Topic::Signal);
-    service.spawn_loop("signals", sweeps.clone().run_signals(every(signals, 800, 1200)));
+    service.spawn_loop("signals", sweeps.clone().run_signals(every(signals, 2000, 3000)));
     let definitions = bell(Topic::Definition);
     service.spawn_loop("queues", sweeps.clone().run_queues(every(definitions, 4000, 6000)));
     let log = store.clone();
