@@ -269,12 +269,10 @@ impl Run {
 
         let mut report = Report::new(self, ground.setup().await?, &before, &after, seconds);
         report.take_load(load);
+        creating.stop().await?;
         if let Some(seconds) = self.oversupply {
-            creating.stop().await?;
             let rate = report.tasks_per_second * OVERSUPPLY;
             report.oversupply = Some(oversupply(load, &mut watch, rate, seconds).await?);
-        } else {
-            creating.stop().await?;
         }
         let rest = tokio::time::timeout(ENDS_WITHIN, load.down_to(0)).await;
         rest.map_err(|_| Fault::new(format!("not all tasks ended within {ENDS_WITHIN:?}")))?;

@@ -80,33 +80,14 @@ impl http_body::Body for Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::VecDeque,
-        convert::Infallible,
-        io,
-        sync::{Arc, Mutex},
-    };
+    use std::{collections::VecDeque, convert::Infallible, io, sync::Arc};
 
     use axum::body::Bytes;
     use http::{HeaderValue, Request, Response};
     use tower::{Layer, ServiceExt};
 
     use super::*;
-    use crate::layer::SeenLayer;
-
-    /// What was logged.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::{layer::SeenLayer, log::Log};
 
     /// Frames that are there already.
     struct Frames(VecDeque<Frame<Bytes>>);
@@ -157,7 +138,7 @@ mod tests {
         {
             frame.unwrap();
         }
-        let written = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let written = log.text();
         written.lines().map(str::to_owned).collect()
     }
 
@@ -200,7 +181,7 @@ mod tests {
         let request = Request::post("/stepwell.test.Feed/Read").body(()).unwrap();
         let seen = SeenLayer { service: "test" }.layer(service);
         seen.oneshot(request).await.unwrap();
-        let written = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let written = log.text();
         let lines: Vec<String> = written.lines().map(str::to_owned).collect();
         assert_eq!(lines.len(), 1, "{lines:?}");
         for word in ["WARN", "failed", "Unavailable", "connection refused", "Feed/Read"] {

@@ -9,6 +9,8 @@ mod bounded;
 mod incoming;
 mod layer;
 mod limits;
+#[cfg(test)]
+mod log;
 mod metrics;
 mod options;
 mod quiet;

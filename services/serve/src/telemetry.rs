@@ -204,14 +204,12 @@ impl<P: SpanProcessor> SpanProcessor for WithoutIdle<P> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
+    use std::sync::Mutex;
 
     use opentelemetry_sdk::error::OTelSdkError;
 
     use super::*;
+    use crate::log::Log;
 
     #[tokio::test]
     async fn an_endpoint_is_a_url_with_or_without_tls() {
@@ -235,19 +233,6 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[tokio::test]
     async fn a_receiver_that_goes_and_comes_is_mentioned_twice() {
         let log = Log::default();
@@ -260,7 +245,7 @@ mod tests {
         for _ in 0..6 {
             let _ = told.export(Vec::new()).await;
         }
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let log = log.text();
         assert_eq!(log.lines().count(), 2, "{log}");
         assert!(log.contains("nobody is there") && log.contains("exported again"), "{log}");
     }

@@ -14,6 +14,7 @@ use stepwell_suite::{
 use super::{
     Run,
     load::Load,
+    report::expected,
     watch::Watch,
     worker::{Executed, Seen, expected_file, read, ready_file, write},
 };
@@ -136,7 +137,8 @@ impl Ground {
         }
         let Some((out, process)) = &self.subscriber else { return Ok((all, Seen::default())) };
         let (tasks, steps) = load.created();
-        write(&expected_file(out), &(3 * tasks + 2 * steps + 3 * all.failed))?;
+        let events: u64 = expected(tasks, steps, all.failed).iter().map(|(_, n)| n).sum();
+        write(&expected_file(out), &events)?;
         process.kill(Signal::SIGTERM).await?;
         process.wait().await;
         Ok((all, read(out)?))

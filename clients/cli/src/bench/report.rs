@@ -431,6 +431,19 @@ fn waits(series: &[Second]) -> BTreeMap<String, f64> {
     waits
 }
 
+/// The events of so many tasks with so many steps in all, of which so many attempts failed.
+pub(super) fn expected(tasks: u64, steps: u64, failed: u64) -> [(&'static str, u64); 7] {
+    [
+        ("task.initialize_requested", tasks),
+        ("task.start_requested", tasks),
+        ("task.completed", tasks),
+        ("step.execution_requested", steps + failed),
+        ("step.completed", steps),
+        ("step.failed", failed),
+        ("step.retry_requested", failed),
+    ]
+}
+
 /// What a number of tasks with steps in all must have come to, and did not.
 fn differences(
     tasks: u64,
@@ -448,15 +461,7 @@ fn differences(
     };
     same("steps executed", executed.completed, steps);
     same("tasks ended otherwise than complete", astray, 0);
-    let expected = [
-        ("task.initialize_requested", tasks),
-        ("task.start_requested", tasks),
-        ("task.completed", tasks),
-        ("step.execution_requested", steps + failed),
-        ("step.completed", steps),
-        ("step.failed", failed),
-        ("step.retry_requested", failed),
-    ];
+    let expected = expected(tasks, steps, failed);
     for (n, stream) in seen.streams.iter().enumerate() {
         for (name, must) in expected {
             let is = stream.get(name).copied().unwrap_or(0);

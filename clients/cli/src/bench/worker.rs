@@ -101,6 +101,12 @@ impl Times {
     }
 }
 
+/// A client of one service. A worker needs no other, but a client wants to know them all.
+fn client_of(address: String) -> Result<Client, Fault> {
+    let all = || vec![address.clone()];
+    Ok(Client::connect(Addresses { task: all(), step: all(), event: all() })?)
+}
+
 /// Measures from SIGUSR1 to SIGUSR2.
 fn measure_between_signals() -> std::io::Result<Arc<AtomicBool>> {
     let measuring = Arc::<AtomicBool>::default();
@@ -173,11 +179,7 @@ impl ExecutorProcess {
         let measuring = measure_between_signals()?;
         let (start, hand_over) = (Times::new(&measuring), Times::new(&measuring));
         let (completed, failed) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let addresses = Addresses { step: vec![self.step_address], ..Addresses::default() };
-        // It needs the others for nothing, but a client wants to know all.
-        let addresses =
-            Addresses { task: addresses.step.clone(), event: addresses.step.clone(), ..addresses };
-        let client = Client::connect(addresses)?;
+        let client = client_of(self.step_address)?;
         let (payload, fail_rate) = (self.payload, self.fail_rate);
         let handler = {
             let (start, hand_over) = (start.clone(), hand_over.clone());
@@ -253,12 +255,7 @@ impl SubscriberProcess {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         let measuring = measure_between_signals()?;
         let delivery = Times::new(&measuring);
-        let addresses = Addresses {
-            task: vec![self.event_address.clone()],
-            step: vec![self.event_address.clone()],
-            event: vec![self.event_address],
-        };
-        let client = Client::connect(addresses)?;
+        let client = client_of(self.event_address)?;
         let (enough, mut following) = (Enough::default(), Vec::new());
         for _ in 0..self.streams {
             let all = Subscription::new().namespaces([NAMESPACE]).from(Start::Latest);
