@@ -1,3 +1,7 @@
+create or replace function stepwell.new_token() returns bigint language sql volatile as $$
+  select (random() * 9e15)::bigint
+$$;
+
 -- Leases ready steps to free slots: of each queue the oldest, from place q_from on. Queue rows first
 -- (SKIP LOCKED), then tasks: nobody who holds a task ever waits for a queue row. Rows that no longer
 -- hold (another attempt, cancelled, still waiting) are dropped.
@@ -13,10 +17,9 @@ create or replace function stepwell.claim(
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_key   bigint[];
+  v_queue int[];
   v_att   int[];
   v_id    bigint[];
-  v_lease freed[];
-  v_begun bigint[];
   v_ev    ev[];
   v_at    timestamptz;
 begin
@@ -26,49 +29,43 @@ begin
         from unnest(q_queue, q_from, q_n) q(queue, place, n),
              lateral (select r.ctid from ready_step r where r.queue = q.queue and r.id >= q.place
                        order by r.queue, r.id, r.key limit q.n for update skip locked) x))
-    returning r.key, r.attempt, r.id)
-  select array_agg(key), array_agg(attempt), array_agg(id) from d into v_key, v_att, v_id;
+    returning r.key, r.queue, r.attempt, r.id)
+  select array_agg(key), array_agg(queue), array_agg(attempt), array_agg(id) from d into v_key, v_queue, v_att, v_id;
   if v_key is null then return; end if;
 
-  perform lock_tasks(v_key);
+  perform 1 from task where id = any(array(select distinct k >> 14 from unnest(v_key) k))
+    order by id for no key update;
   v_at := coalesce(p_at, clock_timestamp());
   with able as (                                  -- grouped: two rows of one step in one claim
-    select s.place, s.key, s.queue, min(r.id) id
-      from unnest(v_key, v_att, v_id) r(key, attempt, id),
-           lateral (select s.ctid place, s.* from step s where s.key = r.key offset 0) s
-     where s.state = 1 and s.attempt = r.attempt and s.waiting_on = 0
-       and (s.not_before is null or s.not_before <= v_at)
-       and (select t.state in (1, 2) from task t where t.id = r.key >> 14)
-     group by s.place, s.key, s.queue),
-  ranked as (
-    select *, row_number() over (partition by queue order by id, key)::int rank from able),
+    select place, queue, min(id) id, key
+      from (select r.*,
+                   (select s.ctid from step s
+                     where s.key = r.key and s.state = 1 and s.attempt = r.attempt and s.waiting_on = 0
+                       and (s.not_before is null or s.not_before <= v_at)) place
+              from unnest(v_key, v_queue, v_att, v_id) r(key, queue, attempt, id)) r
+     where place is not null and (select state in (1, 2) from task where id = key >> 14)
+     group by place, queue, key),
   u as (
     update step k set state = 2, attempt = k.attempt + 1, token = new_token(), node = p_node, leased_at = v_at,
            session = p_session[q.at + a.rank - 1]
-      from ranked a join unnest(q_queue, q_at) q(queue, at) on q.queue = a.queue
+      from (select *, row_number() over (partition by queue order by id, key)::int rank from able) a
+           join unnest(q_queue, q_at) q(queue, at) on q.queue = a.queue
      where k.ctid = a.place
-    returning k.key, k.queue, k.attempt, k.token, k.session, k.max_attempts, a.id)
-  select array_agg((key, id, queue, attempt, null, token, session, max_attempts)::freed order by id, key)
-    from u into v_lease;
-  if v_lease is null then return; end if;
-
-  with u as (
+    returning k.key, k.queue, k.attempt, k.token, k.session, k.max_attempts, a.id),
+  begun as (
     update task t set state = 2, started_at = v_at
-      from (select distinct key >> 14 id from unnest(v_lease)) i,
-           lateral (select x.ctid place from task x where x.id = i.id and x.state = 1 offset 0) p
-     where t.ctid = p.place
+      from (select (select ctid from task where id = i.task and state = 1) place
+              from (select distinct key >> 14 task from u) i) i
+     where t.ctid = i.place
     returning t.id)
-  select array_agg(id) from u into v_begun;
-
-  select array_agg(e order by i, key) from (
-      select 1 i, t key, (t, null, 21, 1, 2, null, null, null, null, null)::ev e from unnest(v_begun) t
-      union all
-      select 2, key, (key >> 14, key & 16383, 40, 1, 2, attempt, session, null, null, null)::ev
-        from unnest(v_lease)) x
-    into v_ev;
-  perform append(v_ev, null, p_at, p_node);
-  select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
-         array_agg(session), array_agg(parent)
-    from unnest(v_lease)
-    into l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_place;
+  select * from
+      (select array_agg(e) from (                 -- in the order of the branches
+        select (id, null, 21, 1, 2, null, null, null, null, null)::ev e from begun
+        union all
+        select (key >> 14, key & 16383, 40, 1, 2, attempt, session, null, null, null)::ev from u) x) e,
+      (select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
+              array_agg(session), array_agg(id)
+         from (select * from u order by id, key) l) l
+    into v_ev, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_place;
+  if v_ev is not null then perform append(v_ev, null, p_at, p_node); end if;
 end $$;

@@ -1,48 +1,21 @@
--- Applies what the verbs did to the live steps of tasks, and ends a task when none is left: complete
--- when every step is complete or resolved, else error. The look at the steps is made only then.
--- Answers the events of it.
-create or replace function stepwell.finish(p_change stepwell.change[], p_at timestamptz)
-  returns stepwell.ev[] language plpgsql volatile set search_path = stepwell as $$
-declare
-  v_ev ev[];
-begin
-  with d as (
-    select task, sum(live)::int live from unnest(p_change) group by task having sum(live) <> 0),
-  o as (
-    select t.place, d.live, t.started_at, e.failed,
-           case when t.live_n + d.live > 0 then t.state when e.failed is null then 3 else 4 end::smallint to_state
-      from d,
-           lateral (select t.ctid place, t.* from task t where t.id = d.task offset 0) t,
-           lateral (select (array_agg((s.key & 16383)::int order by s.key) filter (where s.state not in (3, 6)))[:100] failed
-                      from step s
-                     where t.live_n + d.live = 0 and s.key between t.id << 14 and (t.id << 14) + 16383
-                       and s.state in (3, 4, 6)) e),
-  u as (
-    update task t set live_n = t.live_n + o.live, state = o.to_state,
-           finished_at = case when o.to_state in (3, 4) then p_at end
-      from o where t.ctid = o.place
-    returning t.id, o.to_state, o.failed, t.started_at)
-  select array_agg((id, null, case to_state when 3 then 22 else 23 end, 2, to_state, null, null, started_at, null,
-                    failed)::ev order by id)
-    from u where to_state in (3, 4) into v_ev;
-  return coalesce(v_ev, '{}');
-end $$;
-
 -- Ends leases: outcomes 1 complete, 2 fail (p_wait: milliseconds until the next attempt, null = final),
 -- 3 hand back (uncounted). Children of completed steps wait for one parent less; those with nothing
--- left to wait for take the free slots at once, the rest become ready.
+-- left to wait for take the slots that were reserved for them at once, the rest become ready. A task
+-- with no live step left ends: in error if some step is, else complete.
 --
 -- Reports match the token. A sweep (expiry, time-out, hand-back by the node) matches the holder too:
 -- the session of each lease (p_of_session; a session's id is of one node and is never used again) or
--- the node (p_of_node, of a take-over). So an adopted lease is safe from who held it before.
+-- the node (p_of_node, of a take-over). So an adopted lease is safe from who held it before. Of two
+-- reports of one lease the first counts.
 --
--- Slots   as in claim.
+-- Slots   the n-th child of the i-th report may take one of session p_session[p_slot[i] + n - 1], if
+--         it is not null.
 -- Locks   tasks, the append; checks p_node after it (SW001).
 -- Answers a_status for each item (1 accepted, now or before; 0 the lease is lost), the number of steps
 --         that became ready without a slot, and the leases of those that got one.
 create or replace function stepwell.settle(
     p_key bigint[], p_token bigint[], p_kind smallint[], p_wait bigint[], p_text text[],
-    q_queue int[], q_n int[], q_at int[], p_session bigint[], p_node int,
+    p_slot int[], p_session bigint[], p_node int,
     p_of_node int default null, p_of_session bigint[] default null, p_at timestamptz default null,
     out a_status smallint[], out ready_n int,
     out l_key bigint[], out l_token bigint[], out l_attempt int[], out l_max_attempts int[], out l_queue int[],
@@ -50,22 +23,17 @@ create or replace function stepwell.settle(
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_sweep  bool := p_of_node is not null or p_of_session is not null;
-  v_done   settled[];
-  v_freed  freed[];
+  v_n      int;
   v_ev     ev[];
+  v_failed ev[];
   v_wait   waiter[];
-  v_change change[];
   v_at     timestamptz;
 begin
-  perform lock_tasks(p_key);
+  perform 1 from task where id = any(array(select distinct k >> 14 from unnest(p_key) k))
+    order by id for no key update;
   v_at := coalesce(p_at, clock_timestamp());
-  with i as (
-    select distinct on (s.place) i.*, s.place, v_at + i.wait * interval '1 ms' due
-      from unnest(p_key, p_token, p_kind, p_wait, p_text, p_of_session) i(key, token, kind, wait, text, session),
-           lateral (select s.ctid place, s.state, s.token, s.node, s.session from step s where s.key = i.key offset 0) s
-     where s.state = 2 and s.token = i.token
-       and (p_of_node is null or s.node = p_of_node) and (i.session is null or s.session = i.session)),
-  u as (
+  -- Rows are found by one probe each and written by their place: no plan can turn that round.
+  with u as (
     update step s set
            state        = case i.kind when 1 then 3 when 2 then case when i.due is null then 4 else 1 end else 1 end,
            result       = case when i.kind = 1 then i.text else s.result end,
@@ -74,78 +42,96 @@ begin
            max_attempts = case when i.kind = 3 then s.max_attempts + 1 else s.max_attempts end,
            token = null, node = null, session = null,
            last_token = i.token, last_kind = case when v_sweep then 9 else i.kind end
-      from i where s.ctid = i.place
-    returning s.key, i.kind, s.attempt, s.queue, i.due, s.leased_at, i.text, s.children),
+      from (select i.*, v_at + i.wait * interval '1 ms' due,
+                   (select x.ctid from step x
+                     where x.key = i.key and x.state = 2 and x.token = i.token
+                       and (p_of_node is null or x.node = p_of_node)
+                       and (i.session is null or x.session = i.session)) place
+              from unnest(p_key, p_token, p_kind, p_wait, p_text, p_slot, p_of_session)
+                     i(key, token, kind, wait, text, slot, session)) i
+     where s.ctid = i.place
+    returning s.key, i.kind, s.attempt, s.queue, i.due, s.leased_at, i.text, s.children, i.slot),
   less as (
-    select (u.key & ~16383::bigint) | c as key, count(*)::int n, max(u.key) parent
-      from u, unnest(u.children) c where u.kind = 1 group by 1),
-  child as (
-    select l.*, k.queue, k.place, k.state = 1 and k.waiting_on = l.n as free
-      from less l,
-           lateral (select s.ctid place, s.queue, s.state, s.waiting_on from step s where s.key = l.key offset 0) k),
-  ranked as (
-    select c.*, case when free then row_number() over (partition by c.queue, c.free order by c.key) end::int rank
-      from child c),
-  taken as (
-    select r.*, case when r.rank <= q.n then p_session[q.at + r.rank - 1] end as session
-      from ranked r left join unnest(q_queue, q_n, q_at) q(queue, n, at) on q.queue = r.queue),
+    select (key & ~16383::bigint) | child as key, count(*)::int n, max(key) parent,
+           max(p_session[slot + nth - 1]) session
+      from (select key, slot, unnest(children) child, generate_subscripts(children, 1) nth from u where kind = 1) c
+     group by 1),
   f as (
     update step k set waiting_on = k.waiting_on - t.n,
-           state     = case when t.session is null then k.state     else 2 end,
-           attempt   = case when t.session is null then k.attempt   else k.attempt + 1 end,
-           token     = case when t.session is null then k.token     else new_token() end,
-           node      = case when t.session is null then k.node      else p_node end,
-           leased_at = case when t.session is null then k.leased_at else v_at end,
-           session   = case when t.session is null then k.session   else t.session end
-      from taken t where k.ctid = t.place
-    returning k.key, t.parent, k.queue, k.attempt, t.session, k.token, k.max_attempts, t.free)
-  select (select array_agg((key, kind, attempt, queue, due, leased_at, text)::settled order by key) from u),
-         (select array_agg((key, parent, queue, attempt, null, case when session is not null then token end, session,
-                            max_attempts)::freed order by key) from f where free)
-    into v_done, v_freed;
+           state     = case when t.session is not null and k.state = 1 and k.waiting_on = t.n then 2 else k.state end,
+           attempt   = case when t.session is not null and k.state = 1 and k.waiting_on = t.n
+                            then k.attempt + 1 else k.attempt end,
+           token     = case when t.session is not null and k.state = 1 and k.waiting_on = t.n
+                            then new_token() else k.token end,
+           node      = case when t.session is not null and k.state = 1 and k.waiting_on = t.n
+                            then p_node else k.node end,
+           leased_at = case when t.session is not null and k.state = 1 and k.waiting_on = t.n
+                            then v_at else k.leased_at end,
+           session   = case when t.session is not null and k.state = 1 and k.waiting_on = t.n
+                            then t.session else k.session end
+      from (select l.*, (select ctid from step where key = l.key) place from less l) t
+     where k.ctid = t.place
+    returning k.key, t.parent, k.queue, k.attempt, k.session, k.token, k.max_attempts,
+              k.waiting_on = 0 and k.state in (1, 2) free),       -- it waited, so it was pending
+  o as (
+    update task t set live_n = t.live_n + d.live, failed_n = t.failed_n + d.failed,
+           state = case when t.live_n + d.live > 0 then t.state when t.failed_n + d.failed = 0 then 3 else 4 end,
+           finished_at = case when t.live_n + d.live = 0 then v_at end
+      from (select d.*, (select ctid from task where id = d.task) place
+              from (select task, sum(live)::int live, sum(failed)::int failed
+                      from (select key >> 14 task, -1 live, case kind when 2 then 1 else 0 end failed
+                              from u where kind = 1 or kind = 2 and due is null
+                            union all
+                            select key >> 14, 1, 0 from f where free) x
+                     group by task
+                    having sum(live) <> 0 or sum(failed) <> 0) d) d
+     where t.ctid = d.place
+    returning t.id, t.live_n, t.state, t.started_at)
+  select * from
+      (select count(*) from u) n,
+      (select array_agg(e) from (                 -- in the order of the branches
+        select (key >> 14, key & 16383, 40 + kind + case kind when 3 then 1 else 0 end, 2,
+                case kind when 1 then 3 when 2 then 4 else 1 end, attempt, null, leased_at,
+                case when kind <> 1 or octet_length(text) <= 8192 then text end, r.names)::ev e
+          from u left join (select parent, array_agg((key & 16383)::int order by key) names from f where free group by parent) r
+                   on r.parent = u.key
+        union all
+        select (key >> 14, key & 16383, 43, 4, 1, attempt, null, due, null, null)::ev
+          from u where kind = 2 and due is not null
+        union all
+        select (key >> 14, key & 16383, 40, 1, 2, attempt, session, null, null, null)::ev
+          from f where token is not null
+        union all
+        select (id, null, 22, 2, 3, null, null, started_at, null, null)::ev
+          from o where live_n = 0 and state = 3) x) e,
+      (select array_agg((id, null, 23, 2, 4, null, null, started_at, null, null)::ev)
+         from o where live_n = 0 and state = 4) failed,
+      (select array_agg(w) from (
+        select (queue, key, attempt, due)::waiter w from u where kind = 3 or kind = 2 and due is not null
+        union all
+        select (queue, key, attempt, null)::waiter from f where free and token is null) x) w,
+      (select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
+              array_agg(session)
+         from f where token is not null) l
+    into v_n, v_ev, v_failed, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
 
-  ready_n := 0;
-  if v_done is not null then
-    select array_agg(e order by i, key) from (
-        select 1 i, d.key,
-               (d.key >> 14, d.key & 16383, 40 + d.kind + case when d.kind = 3 then 1 else 0 end, 2,
-                case d.kind when 1 then 3 when 2 then 4 else 1 end, d.attempt, null, d.leased_at,
-                case when d.kind <> 1 or octet_length(d.text) <= 8192 then d.text end, r.names)::ev e
-          from unnest(v_done) d
-          left join (select parent, array_agg((key & 16383)::int) names from unnest(v_freed) group by parent) r
-            on r.parent = d.key
-        union all
-        select 2, key, (key >> 14, key & 16383, 43, 4, 1, attempt, null, due, null, null)::ev
-          from unnest(v_done) where kind = 2 and due is not null
-        union all
-        select 3, key, (key >> 14, key & 16383, 40, 1, 2, attempt, session, null, null, null)::ev
-          from unnest(v_freed) where token is not null) x
+  if v_failed is not null then                    -- with the numbers of the steps in error
+    select v_ev || array_agg((e.task, null, e.type, e.from_state, e.to_state, null, null, e.mark, null, s.numbers)::ev)
+      from unnest(v_failed) e,
+           lateral (select (array_agg((key & 16383)::int order by key))[:100] numbers from step
+                     where key between e.task << 14 and (e.task << 14) + 16383 and state = 4) s
       into v_ev;
-    select array_agg(c) from (
-        select (key >> 14, -1)::change c from unnest(v_done) where kind = 1 or kind = 2 and due is null
-        union all
-        select (key >> 14, 1)::change from unnest(v_freed)) x
-      into v_change;
-    if v_change is not null then v_ev := v_ev || finish(v_change, v_at); end if;
-    select array_agg(w) from (
-        select (queue, key, attempt, due)::waiter w from unnest(v_done) where kind = 3 or kind = 2 and due is not null
-        union all
-        select (queue, key, attempt, null)::waiter from unnest(v_freed) where token is null) x
-      into v_wait;
-    perform append(v_ev, v_wait, p_at, p_node);
-    ready_n := coalesce(cardinality(v_wait), 0);
   end if;
+  if v_n > 0 then perform append(v_ev, v_wait, p_at, p_node); end if;
+  ready_n := coalesce(cardinality(v_wait), 0);
 
-  if cardinality(v_done) = cardinality(p_key) then           -- the usual case: everything accepted
-    a_status := array_fill(1::smallint, array[cardinality(p_key)]);
-  else                                                       -- the same report again is accepted again
+  if v_n = cardinality(p_key) then                -- the usual case: everything accepted
+    a_status := array_fill(1::smallint, array[v_n]);
+  else                                            -- the same report again is accepted again
     select array_agg(case when s.last_token = i.token and s.last_kind = case when v_sweep then 9 else i.kind end
                           then 1 else 0 end::smallint order by i.no)
       from unnest(p_key, p_token, p_kind) with ordinality i(key, token, kind, no)
       left join lateral (select last_token, last_kind from step where key = i.key offset 0) s on true
       into a_status;
   end if;
-  select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue), array_agg(session)
-    from unnest(v_freed) where token is not null
-    into l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
 end $$;

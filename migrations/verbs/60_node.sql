@@ -9,7 +9,8 @@ create or replace function stepwell.adopt_leases(
     out l_session bigint[], out l_age_ms bigint[])
   language plpgsql volatile set search_path = stepwell as $$
 begin
-  perform lock_tasks(p_key);
+  perform 1 from task where id = any(array(select distinct k >> 14 from unnest(p_key) k))
+    order by id for no key update;
   perform pg_advisory_xact_lock(42);
   perform 1 from node where id = p_node and retired_at is null;
   if not found then raise exception 'node % is retired', p_node using errcode = 'SW001'; end if;

@@ -16,8 +16,8 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Connection, PgConnection};
 use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
 use stepwell_store::{
-    Claimed, Ending, LeaseRow, NewTask, Options, Report, Settled, Slots, Store, StoredDefinition,
-    Writer,
+    ChildSlots, Claimed, Ending, LeaseRow, NewTask, Options, Report, Settled, Slots, Store,
+    StoredDefinition, Writer,
 };
 use stepwell_suite::TestDatabase;
 use uuid::Uuid;
@@ -135,7 +135,7 @@ impl Rows {
 
     /// Settles without slots for what becomes ready.
     pub async fn settle(&self, writer: &mut Writer, reports: &[Report]) -> Settled {
-        writer.settle(reports, &Slots::default(), self.node, None).await.unwrap()
+        writer.settle(reports, &ChildSlots::default(), self.node, None).await.unwrap()
     }
 
     /// One value of a query.
@@ -188,6 +188,13 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
 pub fn slots(queue: i32, n: usize) -> Slots {
     let mut slots = Slots::default();
     slots.push(queue, vec![SESSION; n]);
+    slots
+}
+
+/// A free slot of the test's session for each of so many children of each report's step.
+pub fn child_slots(children: &[usize]) -> ChildSlots {
+    let mut slots = ChildSlots::default();
+    children.iter().for_each(|n| slots.push(&vec![Some(SESSION); *n]));
     slots
 }
 

@@ -1,7 +1,7 @@
 //! What each verb does when it meets nobody.
 
-use stepwell_store::{Created, Ending, Report, Slots, Sweep};
-use stepwell_tests::{Rows, SESSION, check, complete, new_task, report, slots};
+use stepwell_store::{ChildSlots, Created, Ending, Report, Sweep};
+use stepwell_tests::{Rows, SESSION, check, child_slots, complete, new_task, report};
 
 #[tokio::test]
 async fn a_chain_is_handed_from_step_to_step_and_ends_complete() {
@@ -15,7 +15,7 @@ async fn a_chain_is_handed_from_step_to_step_and_ends_complete() {
         assert_eq!(leases.len(), 1);
         assert_eq!((leases[0].step & 16_383, leases[0].session), (step, SESSION));
         let done = [complete(&leases[0], "{}")];
-        let settled = writer.settle(&done, &slots(queue, 1), rows.node, None).await.unwrap();
+        let settled = writer.settle(&done, &child_slots(&[1]), rows.node, None).await.unwrap();
         assert_eq!((settled.accepted, settled.ready), (vec![true], 0));
         leases = settled.leases;
     }
@@ -36,7 +36,9 @@ async fn what_gets_no_slot_becomes_ready_and_is_claimed_oldest_first() {
     let first = rows.claim(&mut writer, queue, 1).await;
     assert_eq!(first[0].step >> 14, tasks[0]);
     let done = [complete(&first[0], "{}")];
-    let settled = writer.settle(&done, &slots(queue, 1), rows.node, None).await.unwrap();
+    let mut slots = ChildSlots::default();
+    slots.push(&[Some(SESSION), None]);
+    let settled = writer.settle(&done, &slots, rows.node, None).await.unwrap();
     assert_eq!((settled.leases.len(), settled.ready), (1, 1));
     let order: Vec<i64> =
         rows.claim(&mut writer, queue, 9).await.iter().map(|lease| lease.step).collect();
@@ -144,7 +146,7 @@ async fn a_poison_row_in_a_batch_of_500_harms_nobody_else() {
     let mut reports: Vec<Report> = leases.iter().map(|lease| complete(lease, "1")).collect();
     reports[317].text = "\0".into();
     let (settled, poison) =
-        writer.settle_each(&reports, &slots(queue, 500), rows.node, None).await.unwrap();
+        writer.settle_each(&reports, &child_slots(&[1; 500]), rows.node, None).await.unwrap();
     assert_eq!(poison, [317]);
     assert_eq!(settled.accepted.iter().filter(|a| **a).count(), 499);
     assert_eq!(settled.ready, 499);
@@ -167,7 +169,7 @@ async fn a_sweep_ends_only_what_is_still_its_session_s() {
     let expired = leases.iter().map(|l| report(l, Ending::Fail { wait_ms: Some(0) }, "{}"));
     let sweep = Sweep::Sessions(vec![SESSION; 2]);
     let expired: Vec<_> = expired.collect();
-    let none = Slots::default();
+    let none = ChildSlots::default();
     let settled = writer.settle(&expired, &none, rows.node, Some(&sweep)).await.unwrap();
     assert_eq!(settled.accepted, [false, true]);
     let late = rows.settle(&mut writer, &[expired[1].clone()]).await;
@@ -188,7 +190,7 @@ async fn nothing_is_leased_in_the_name_of_a_retired_node() {
     writer.retire_node(rows.node).await.unwrap();
     assert!(rows.try_claim(&mut writer, queue, 1).await.unwrap_err().is_retired());
     let done = [complete(&lease, "1")];
-    let refused = writer.settle(&done, &slots(queue, 1), rows.node, None).await.unwrap_err();
+    let refused = writer.settle(&done, &child_slots(&[1]), rows.node, None).await.unwrap_err();
     assert!(refused.is_retired());
     let held = [(lease.step, lease.token, 8)];
     assert!(writer.adopt(&held, rows.node).await.unwrap_err().is_retired());

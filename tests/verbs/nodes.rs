@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stepwell_store::{Ending, LeaseRow, Report, Slots, Sweep};
+use stepwell_store::{ChildSlots, Ending, LeaseRow, Report, Sweep};
 use stepwell_tests::{Rows, SESSION, check, report, slots};
 
 use super::races::{hold, hold_log, race, settle};
@@ -24,7 +24,7 @@ async fn expire(rows: &Rows, dead: i32, leases: &[LeaseRow]) -> Vec<bool> {
     let expired: Vec<Report> =
         leases.iter().map(|l| report(l, Ending::Fail { wait_ms: Some(0) }, "{}")).collect();
     let mut writer = rows.writer().await;
-    let none = Slots::default();
+    let none = ChildSlots::default();
     writer.settle(&expired, &none, rows.node, Some(&Sweep::Node(dead))).await.unwrap().accepted
 }
 

@@ -2,7 +2,7 @@
 //! step stay the same from the first batch on empty, vacuumed tables to the last.
 
 use stepwell_store::{Report, Writer};
-use stepwell_tests::{Rows, complete, slots};
+use stepwell_tests::{Rows, child_slots, complete};
 
 const STEPS: usize = 20_000;
 
@@ -48,7 +48,7 @@ async fn run(
     assert_eq!(leases.len(), batch);
     while !leases.is_empty() {
         let done: Vec<Report> = leases.iter().map(|lease| complete(lease, "{}")).collect();
-        let slots = slots(queue, batch);
+        let slots = child_slots(&vec![1; batch]);
         leases = writer.settle(&done, &slots, rows.node, None).await.unwrap().leases;
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 use stepwell_store::{Ending, Error, LeaseRow, Settled, Sweep};
-use stepwell_tests::{Rows, check, complete, report, slots};
+use stepwell_tests::{Rows, check, child_slots, complete, report};
 
 /// Holds the task's row until dropped into `release`.
 pub(super) async fn hold(rows: &Rows, task: i64) -> PgConnection {
@@ -55,7 +55,7 @@ pub(super) async fn race<A, B>(
 pub(super) async fn settle(rows: &Rows, lease: LeaseRow, result: &str) -> Settled {
     let mut writer = rows.writer().await;
     let done = [complete(&lease, result)];
-    writer.settle(&done, &slots(lease.queue, 1), rows.node, None).await.unwrap()
+    writer.settle(&done, &child_slots(&[1]), rows.node, None).await.unwrap()
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn a_settle_whose_backend_is_killed_is_undone_and_can_be_repeated() {
         let lease = rows.claim(&mut writer, queue, 1).await[0];
         let latch = if log { hold_log(&rows).await } else { hold(&rows, task).await };
         let done = [complete(&lease, "1")];
-        let slot = slots(queue, 1);
+        let slot = child_slots(&[1]);
         let kill = async {
             rows.in_line(1).await;
             sqlx::query(
@@ -238,7 +238,7 @@ async fn adopted_or_expired_but_never_both() {
         let expire = async {
             let expired = [report(&lease, Ending::Fail { wait_ms: None }, "{}")];
             let sweep = Sweep::Sessions(vec![stepwell_tests::SESSION]);
-            let none = stepwell_store::Slots::default();
+            let none = stepwell_store::ChildSlots::default();
             writer.settle(&expired, &none, rows.node, Some(&sweep)).await.unwrap().accepted[0]
         };
         let (adopted, expired) = if adopt_first {
@@ -287,7 +287,7 @@ async fn cancel_and_whatever_ends_or_frees_a_step_come_in_either_order_to_the_sa
                         return true;
                     }
                 };
-                let none = stepwell_store::Slots::default();
+                let none = stepwell_store::ChildSlots::default();
                 let ended = [report(&lease, ending, "{}")];
                 let settled = writer.settle(&ended, &none, rows.node, sweep.as_ref()).await;
                 settled.unwrap().accepted[0]

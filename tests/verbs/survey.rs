@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::Connection;
 use stepwell_store::{Count, Ending, Ready, Survey};
-use stepwell_tests::{Rows, complete, report, slots};
+use stepwell_tests::{Rows, child_slots, complete, report};
 
 #[tokio::test]
 async fn an_empty_database_has_nothing_to_tell() {
@@ -105,7 +105,7 @@ async fn the_log_is_counted_once_however_it_is_cut() {
             1 => report(lease, Ending::Fail { wait_ms: Some(1) }, "{}"),
             _ => report(lease, Ending::Fail { wait_ms: None }, "{}"),
         };
-        writer.settle(&[ended], &slots(queue, 1), rows.node, None).await.unwrap();
+        writer.settle(&[ended], &child_slots(&[1]), rows.node, None).await.unwrap();
     }
     let head = rows.store.survey().await.unwrap().head;
     let of = |counts: Vec<Count>| {

@@ -91,8 +91,6 @@ pub async fn run(
     let seats = Arc::new(Seats::default());
     metrics::watch_feed(&service.meter(), &seats, &ring);
 
-    let bells = store.clone();
-    service.spawn_beside("bell", async move { bells.run_bell().await });
     // Both growth of the log and a new subscription are a reason to look.
     let look = Arc::new(Notify::new());
     for source in [store.bell().listen(Topic::Event), Arc::clone(&begun)] {
@@ -104,6 +102,8 @@ pub async fn run(
             }
         });
     }
+    let bells = store.clone();
+    service.spawn_beside("bell", async move { bells.run_bell().await });
     let every = |bell, from, to| {
         service.ticker(bell, Duration::from_millis(from)..Duration::from_millis(to))
     };
@@ -113,6 +113,7 @@ pub async fn run(
         ring: Arc::clone(&ring),
         epoch,
         metrics: Arc::clone(&metrics),
+        reader: None,
     };
     service.spawn_loop("tail", tail.run(every(look, 800, 1200)));
     if options.survey_interval > 0 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prost::Message;
 use stepwell_serve::Ticker;
-use stepwell_store::{Error, EventRow, Store, event};
+use stepwell_store::{Error, EventRow, Store, Writer, event};
 
 use crate::{
     metrics::Metrics,
@@ -32,12 +32,13 @@ pub(crate) struct Tail {
     /// Which log this process reads.
     pub(crate) epoch: i64,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) reader: Option<Writer>,
 }
 
 impl Tail {
     /// Runs until shutdown begins, or until the log is another one: a standby took over. Places in
     /// the former log mean nothing there, so the process begins anew.
-    pub(crate) async fn run(self, mut ticker: Ticker) {
+    pub(crate) async fn run(mut self, mut ticker: Ticker) {
         let mut in_doubt = false;
         while ticker.next().await {
             match self.look(in_doubt).await {
@@ -52,6 +53,7 @@ impl Tail {
                 Ok(Looked::All) => ticker.ok(),
                 Err(error) => {
                     ticker.back_off(&error);
+                    self.reader = None;
                     in_doubt = true;
                     continue;
                 }
@@ -60,7 +62,7 @@ impl Tail {
         }
     }
 
-    async fn look(&self, in_doubt: bool) -> Result<Looked, Error> {
+    async fn look(&mut self, in_doubt: bool) -> Result<Looked, Error> {
         if in_doubt && self.store.log_epoch().await? != self.epoch {
             return Ok(Looked::OtherLog);
         }
@@ -68,7 +70,7 @@ impl Tail {
     }
 
     /// True when there may be more to read at once.
-    async fn tick(&self) -> Result<bool, Error> {
+    async fn tick(&mut self) -> Result<bool, Error> {
         if self.ring.readers() == 0 {
             self.ring.sleep();
             return Ok(false);
@@ -77,7 +79,12 @@ impl Tail {
             self.ring.wake(self.store.head().await?);
             return Ok(true);
         };
-        let Some(page) = read_page(&self.store, end, ROWS_MAX).await? else { return Ok(false) };
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            none => none.insert(self.store.writer().await?),
+        };
+        let rows = reader.read_after(end, ROWS_MAX).await?;
+        let Some(page) = page(&self.store, end, &rows).await? else { return Ok(false) };
         let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);
         self.metrics.tailed(page.events.len(), page.events.first().map(|first| &first.event));
         self.ring.push(page);
@@ -92,6 +99,11 @@ pub(crate) async fn read_page(
     rows_max: i64,
 ) -> Result<Option<Page>, Error> {
     let rows = store.read_after(after, rows_max).await?;
+    page(store, after, &rows).await
+}
+
+/// Rows of whole commits as a page; none: there are none.
+async fn page(store: &Store, after: i64, rows: &[EventRow]) -> Result<Option<Page>, Error> {
     let Some(last) = rows.last().map(|row| row.position) else { return Ok(None) };
     let mut ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
     ids.sort_unstable();

@@ -72,7 +72,18 @@ impl Claiming {
         let max = free.min(SLOTS_PER_CALL_MAX);
         // One more than there are slots: the oldest that stays tells whom a freed slot belongs to.
         let read = i64::try_from(max + 1).expect("bounded");
-        let ready = self.store.ready(&queues, &self.places, read).await?;
+        let places = &self.places;
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(self.store.writer().await?),
+        };
+        let ready = match writer.ready(&queues, places, read).await {
+            Ok(ready) => ready,
+            Err(error) => {
+                self.writer = None;
+                return Err(error);
+            }
+        };
         let full = ready.len() > max;
         let slots = self.sessions.reserve_for_ready(&ready, &queues);
         if slots.is_empty() {
@@ -99,7 +110,7 @@ impl Claiming {
             Ok(_) => Ok(full),
             Err(error) => Err(error),
         };
-        self.sessions.unreserve(&slots);
+        self.sessions.unreserve(slots.sessions());
         answer
     }
 

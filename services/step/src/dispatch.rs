@@ -12,7 +12,9 @@ use stepwell_proto::{
     id::{LeaseId, number_of, step_id, task_of},
     v1::{Ack, Lease, StepResult},
 };
-use stepwell_store::{Ending, Inputs, LeaseRow, Report, Store, StoredDefinition, tasks_of};
+use stepwell_store::{
+    Ending, Error, Inputs, LeaseRow, Report, Store, StoredDefinition, Writer, tasks_of,
+};
 use stepwell_trace::TraceContext;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -219,39 +221,54 @@ impl Dispatch {
     /// Reads what leases need and sends them, until it is told to stop and there are none.
     pub(crate) async fn run_fills(self, mut fills: Fills, stop: CancellationToken) {
         let mut batch = Vec::new();
+        let mut reader = None;
         while let Some(first) = next(&mut fills.0, &stop).await {
             batch.extend(first);
             while batch.len() < 500 {
                 let Ok(next) = fills.0.try_recv() else { break };
                 batch.extend(next);
             }
-            self.fill(&std::mem::take(&mut batch)).await;
+            self.fill(&mut reader, &std::mem::take(&mut batch)).await;
         }
     }
 
-    async fn fill(&self, batch: &[Filling]) {
+    async fn fill(&self, reader: &mut Option<Writer>, batch: &[Filling]) {
         let tasks = tasks_of(batch.iter().map(|f| f.row.step));
         let pairs: Vec<(i64, i64)> =
             batch.iter().flat_map(|f| f.parents().map(|parent| (f.row.step, parent))).collect();
         let mut wait = Duration::from_millis(10);
         let mut failing = false;
         let inputs = loop {
-            match self.store.inputs(&tasks, &pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await {
+            let error = match self.inputs(reader, &tasks, &pairs).await {
                 Ok(inputs) => break inputs,
-                Err(error) if !std::mem::replace(&mut failing, true) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        leases = batch.len(),
-                        "inputs cannot be read; trying again"
-                    );
-                }
-                Err(_) => {}
+                Err(error) => error,
+            };
+            *reader = None;
+            if !std::mem::replace(&mut failing, true) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    leases = batch.len(),
+                    "inputs cannot be read; trying again"
+                );
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         };
         let previous = self.previous(batch, &inputs).await;
         self.send_filled(batch, inputs, &previous);
+    }
+
+    async fn inputs(
+        &self,
+        reader: &mut Option<Writer>,
+        tasks: &[i64],
+        pairs: &[(i64, i64)],
+    ) -> Result<Inputs, Error> {
+        let reader = match reader {
+            Some(reader) => reader,
+            none => none.insert(self.store.writer().await?),
+        };
+        reader.inputs(tasks, pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await
     }
 
     /// Where the attempts before those of the batch are in a trace. Nothing is read for tasks that

@@ -50,7 +50,7 @@ use crate::{
     node::Node,
     service::{Bounds, Steps},
     sessions::Sessions,
-    settle::{Settler, Settling},
+    settle::{Settler, Settling, Turn},
     sweep::Sweeps,
     walk::Walks,
 };
@@ -119,7 +119,7 @@ pub async fn run(
     let (node, left) = Node::register(&store, lease).await?;
     let node = Arc::new(node);
     let sessions = Arc::new(Sessions::default());
-    let (settler, queue) = Settler::new(Arc::clone(&sessions));
+    let (settler, line) = Settler::new(Arc::clone(&sessions));
     let metrics = Arc::new(Metrics::new(&service.meter()));
     metrics::watch_sessions(&service.meter(), &sessions);
     let (dispatch, fills) = Dispatch::new(
@@ -136,22 +136,22 @@ pub async fn run(
         settler,
         dispatch: dispatch.clone(),
     };
-    let writer = Some(store.writer().await?);
+    let writer = store.writer().await?;
 
-    let bells = store.clone();
-    service.spawn_beside("bell", async move { bells.run_bell().await });
     let stop = CancellationToken::new();
     service.spawn("fills", dispatch.clone().run_fills(fills, stop.clone()));
-    let settling = Settling {
-        store: store.clone(),
-        node: Arc::clone(&node),
-        sessions: Arc::clone(&sessions),
-        dispatch: dispatch.clone(),
-        queue,
-        writer,
-    };
-    service.spawn("settle", settling.run(stop.clone()));
+    for (name, turn, writer) in
+        [("settle", Turn::Always, Some(writer)), ("settle beside", Turn::Beside, None)]
+    {
+        let (store, node) = (store.clone(), Arc::clone(&node));
+        let (sessions, dispatch) = (Arc::clone(&sessions), dispatch.clone());
+        let line = line.clone();
+        let settling = Settling { store, node, sessions, dispatch, line, turn, writer };
+        service.spawn(name, settling.run(stop.clone()));
+    }
     spawn_loops(&service, &store, &sessions, &dispatch, &sweeps);
+    let bells = store.clone();
+    service.spawn_beside("bell", async move { bells.run_bell().await });
     let grace = Duration::from_secs(options.session_grace);
     let walks = Walks::new(sweeps.clone(), grace);
     service.spawn("lease", walks.clone().run_lease(stop.clone()));

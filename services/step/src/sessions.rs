@@ -273,27 +273,31 @@ impl Sessions {
     }
 
     /// Reserves a slot for each child (queue, step key, session of its parent) that may become
-    /// ready, first in its parent's session. A child younger than the oldest step left in its queue
-    /// gets none: the slot goes to that one.
-    pub(crate) fn reserve_for_children(&self, children: &[(i32, i64, i64)]) -> Slots {
+    /// ready, first in its parent's session; none for one that has been named before. A child younger
+    /// than the oldest step left in its queue gets none: the slot goes to that one.
+    pub(crate) fn reserve_for_children(&self, children: &[(i32, i64, i64)]) -> Vec<Option<i64>> {
         let mut inner = self.lock();
-        let mut granted: Vec<(i32, Vec<i64>)> = Vec::new();
-        for (queue, step, parent_session) in children {
+        let mut seen = HashSet::with_capacity(children.len());
+        let mut left = SLOTS_PER_CALL_MAX;
+        let reserve = |(queue, step, parent_session): &(i32, i64, i64)| {
+            if left == 0 || !seen.insert(*step) {
+                return None;
+            }
             if inner.heads.get(queue).is_some_and(|head| head < step) {
                 self.freed.notify_one();
-                continue;
+                return None;
             }
-            if let Some(session) = inner.reserve(*queue, Some(*parent_session)) {
-                add(&mut granted, *queue, session);
-            }
-        }
-        slots(granted)
+            let session = inner.reserve(*queue, Some(*parent_session));
+            left -= usize::from(session.is_some());
+            session
+        };
+        children.iter().map(reserve).collect()
     }
 
     /// Gives reserved slots back; those that were filled are held by their leases by now.
-    pub(crate) fn unreserve(&self, slots: &Slots) {
+    pub(crate) fn unreserve<'a>(&self, slots: impl Iterator<Item = &'a i64>) {
         let mut inner = self.lock();
-        for session in slots.sessions() {
+        for session in slots {
             if let Some(s) = inner.sessions.get_mut(session) {
                 s.reserved = s.reserved.saturating_sub(1);
             }
@@ -516,9 +520,11 @@ mod tests {
         open(&sessions, 7, &[1, 2], 2);
         let first = sessions.reserve_for_ready(&[(1, 1, 10), (2, 2, 11), (1, 3, 12)], &[1, 2]);
         assert_eq!(first.sessions().count(), 2);
-        assert!(sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
-        sessions.unreserve(&first);
-        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]).sessions().count(), 1);
+        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [None]);
+        sessions.unreserve(first.sessions());
+        let children = [(1, 5, 7), (1, 5, 7), (1, 6, 7), (1, 8, 7)];
+        let once = [Some(7), None, Some(7), None];
+        assert_eq!(sessions.reserve_for_children(&children), once);
     }
 
     #[test]
@@ -526,9 +532,9 @@ mod tests {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 1);
         assert!(sessions.hold(&lease(3, 7), Duration::from_secs(1)));
-        assert!(sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
+        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [None]);
         assert!(sessions.release(7, id(3)).is_some() && sessions.release(7, id(3)).is_none());
-        assert!(!sessions.reserve_for_children(&[(1, 5, 7)]).is_empty());
+        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [Some(7)]);
     }
 
     #[test]
@@ -536,9 +542,9 @@ mod tests {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 1);
         let taken = sessions.reserve_for_ready(&[(1, 1, 10), (1, 2, 20)], &[1]);
-        sessions.unreserve(&taken);
-        assert!(sessions.reserve_for_children(&[(1, 30, 7)]).is_empty());
-        assert!(!sessions.reserve_for_children(&[(1, 15, 7)]).is_empty());
+        sessions.unreserve(taken.sessions());
+        assert_eq!(sessions.reserve_for_children(&[(1, 30, 7)]), [None]);
+        assert_eq!(sessions.reserve_for_children(&[(1, 15, 7)]), [Some(7)]);
     }
 
     #[test]
@@ -550,8 +556,7 @@ mod tests {
             sessions.reserve_for_ready(&[(1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 1, 4)], &[1]);
         let of = |s: i64| granted.sessions().filter(|x| **x == s).count();
         assert_eq!((of(7), of(8)), (2, 2));
-        let granted = sessions.reserve_for_children(&[(1, 5, 8), (1, 6, 8)]);
-        assert!(granted.sessions().all(|s| *s == 8));
+        assert_eq!(sessions.reserve_for_children(&[(1, 5, 8), (1, 6, 8)]), [Some(8), Some(8)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! Outcomes to rows. One loop with one connection: while a call is in flight the next batch
-//! collects, so batches are as large as the load makes them and nothing ever waits for a timer.
-//! Acks go out after the commit, with the leases of the steps it released.
+//! collects, so batches are as large as the load makes them and nothing ever waits for a timer. When
+//! many wait meanwhile, a second loop takes them with a connection of its own: one works while the
+//! other waits for the disk. Acks go out after the commit, with the leases of the steps it released.
 
 use std::{
     sync::Arc,
@@ -13,9 +14,10 @@ use stepwell_proto::{
     v1::{Ack, ErrorReason},
 };
 use stepwell_store::{
-    Ending, Error, LeaseRow, Report, Settled, Slots, Store, StoredFailure, Sweep, Topic, Writer,
+    ChildSlots, Ending, Error, LeaseRow, Report, Settled, Store, StoredFailure, Sweep, Topic,
+    Writer,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
@@ -31,6 +33,9 @@ const ITEMS_MAX: usize = 500;
 const BYTES_MAX: usize = 4 << 20;
 /// Outcomes waiting for the loop; a full queue stops the readers of the streams.
 pub(crate) const QUEUE_MAX: usize = 4096;
+/// So many that wait are worth a call of their own while another is in flight. Fewer cost more, by
+/// what a call costs however little it is given.
+const MANY: usize = 48;
 
 /// One lease that has ended.
 #[derive(Debug)]
@@ -72,12 +77,61 @@ impl Ended {
 pub(crate) struct Settler {
     queue: mpsc::Sender<Ended>,
     sessions: Arc<Sessions>,
+    /// Rings when many wait.
+    many: Arc<Notify>,
+}
+
+/// The far end of the queue, shared by the loops.
+#[derive(Clone)]
+pub(crate) struct Line {
+    queue: Arc<Mutex<mpsc::Receiver<Ended>>>,
+    many: Arc<Notify>,
+}
+
+/// When a loop takes what waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// As soon as there is something.
+    Always,
+    /// When many wait.
+    Beside,
+}
+
+impl Line {
+    /// What waits, as much as fits into a call; waits for the first. None: it is told to stop, and there
+    /// is nothing.
+    async fn batch(&self, turn: Turn, stop: &CancellationToken) -> Option<Vec<Ended>> {
+        let mut queue = loop {
+            if turn == Turn::Beside {
+                tokio::select! {
+                    () = self.many.notified() => {}
+                    () = stop.cancelled() => return None,
+                }
+            }
+            let queue = self.queue.lock().await;
+            // The other loop may have taken them.
+            if turn == Turn::Always || queue.len() >= MANY {
+                break queue;
+            }
+        };
+        let first = next(&mut queue, stop).await?;
+        let mut bytes = first.text.len();
+        let mut batch = vec![first];
+        while batch.len() < ITEMS_MAX && bytes < BYTES_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += next.text.len();
+            batch.push(next);
+        }
+        Some(batch)
+    }
 }
 
 impl Settler {
-    pub(crate) fn new(sessions: Arc<Sessions>) -> (Self, mpsc::Receiver<Ended>) {
+    pub(crate) fn new(sessions: Arc<Sessions>) -> (Self, Line) {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
-        (Self { queue, sessions }, receiver)
+        let many = Arc::new(Notify::new());
+        let line = Line { queue: Arc::new(Mutex::new(receiver)), many: Arc::clone(&many) };
+        (Self { queue, sessions, many }, line)
     }
 
     /// The line of those that wait for the loop.
@@ -88,46 +142,40 @@ impl Settler {
     /// Waits for room in the queue.
     pub(crate) async fn push(&self, ended: Ended) {
         self.sessions.settling(ended.lease);
-        // The loop runs as long as anybody can push.
+        // The loops run as long as anybody can push.
         let _ = self.queue.send(ended).await;
+        if self.queue.max_capacity() - self.queue.capacity() >= MANY {
+            self.many.notify_one();
+        }
     }
 }
 
-/// The loop.
+/// A loop.
 pub(crate) struct Settling {
     pub(crate) store: Store,
     pub(crate) node: Arc<Node>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) dispatch: Dispatch,
-    pub(crate) queue: mpsc::Receiver<Ended>,
+    pub(crate) line: Line,
+    pub(crate) turn: Turn,
     pub(crate) writer: Option<Writer>,
 }
 
 impl Settling {
     /// Runs until it is told to stop and the queue is empty.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut batch = Vec::new();
-        while let Some(first) = next(&mut self.queue, &stop).await {
-            let mut bytes = first.text.len();
-            batch.push(first);
-            while batch.len() < ITEMS_MAX && bytes < BYTES_MAX {
-                let Ok(next) = self.queue.try_recv() else { break };
-                bytes += next.text.len();
-                batch.push(next);
-            }
+        while let Some(mut batch) = self.line.batch(self.turn, &stop).await {
             // In the order of keys: the leases' slots then line up with their parents' sessions.
             batch.sort_by_key(|e| (e.is_swept, e.lease.step));
             for part in batch.chunk_by(|a, b| a.is_swept == b.is_swept) {
                 self.settle(part).instrument(trace::batch(part)).await;
             }
-            batch.clear();
         }
     }
 
     async fn settle(&mut self, batch: &[Ended]) {
         let mut reports: Vec<Report> = batch.iter().map(report).collect();
-        let children = self.children(batch);
-        let slots = self.sessions.reserve_for_children(&children);
+        let slots = self.slots(batch);
         let is_swept = batch.first().is_some_and(|e| e.is_swept);
         let sweep = is_swept.then(|| Sweep::Sessions(batch.iter().map(|e| e.session).collect()));
         let (mut settled, poison, acting) = self.carry_out(&reports, &slots, sweep.as_ref()).await;
@@ -136,7 +184,7 @@ impl Settling {
             reports[index] = refused_result(&batch[index]);
             let one = std::slice::from_ref(&reports[index]);
             let sweep = is_swept.then(|| Sweep::Sessions(vec![batch[index].session]));
-            let (alone, ..) = self.carry_out(one, &Slots::default(), sweep.as_ref()).await;
+            let (alone, ..) = self.carry_out(one, &ChildSlots::default(), sweep.as_ref()).await;
             settled.accepted[index] = alone.accepted.first().copied().unwrap_or(false);
         }
         self.store.bell().ring(Topic::Event);
@@ -155,40 +203,48 @@ impl Settling {
         let since = settled.leases.iter().map(|row| released_at(batch, row)).collect();
         let began = Began { way: Way::HandedOver, since };
         self.dispatch.send(&settled.leases, acting, &reports, acks, began).await;
-        self.sessions.unreserve(&slots);
+        self.sessions.unreserve(slots.sessions());
         self.sessions.settled(batch.iter().map(|e| e.lease));
     }
 
-    /// The steps that may become ready: queue, key, and the session whose slot their parent frees.
-    fn children(&self, batch: &[Ended]) -> Vec<(i32, i64, i64)> {
-        let mut children = Vec::new();
-        for ended in batch.iter().filter(|e| e.ending == Ending::Complete) {
-            let Some(definition) = self.dispatch.definition_of(ended.queue) else { continue };
-            let number = number_of(ended.lease.step);
-            let first = ended.lease.step - i64::from(number);
-            let Some(numbers) =
-                usize::try_from(number).ok().and_then(|n| definition.children.get(n))
-            else {
-                continue;
-            };
-            for child in numbers {
-                let queue = usize::try_from(*child).ok().and_then(|n| definition.queues.get(n));
-                if let Some(queue) = queue {
-                    children.push((*queue, first + i64::from(*child), ended.session));
-                }
+    /// Reserves slots for the children of the steps that completed: they may become ready.
+    fn slots(&self, batch: &[Ended]) -> ChildSlots {
+        let mut children = Vec::with_capacity(batch.len());
+        let mut ends = Vec::with_capacity(batch.len());
+        for ended in batch {
+            if ended.ending == Ending::Complete {
+                self.children(ended, &mut children);
             }
+            ends.push(children.len());
         }
-        children.sort_unstable_by_key(|(queue, step, _)| (*step, *queue));
-        children.dedup_by_key(|(_, step, _)| *step);
-        children.truncate(crate::sessions::SLOTS_PER_CALL_MAX);
-        children
+        let sessions = self.sessions.reserve_for_children(&children);
+        let mut slots = ChildSlots::default();
+        let mut first = 0;
+        for end in ends {
+            slots.push(&sessions[first..end]);
+            first = end;
+        }
+        slots
+    }
+
+    /// Adds the children of a step: queue, key, and the session whose slot their parent frees.
+    fn children(&self, ended: &Ended, children: &mut Vec<(i32, i64, i64)>) {
+        let number = number_of(ended.lease.step);
+        let first = ended.lease.step - i64::from(number);
+        let Some(definition) = self.dispatch.definition_of(ended.queue) else { return };
+        let place = |number: i32| usize::try_from(number).ok();
+        let Some(numbers) = place(number).and_then(|n| definition.children.get(n)) else { return };
+        children.extend(numbers.iter().map(|child| {
+            let queue = place(*child).and_then(|n| definition.queues.get(n)).copied();
+            (queue.unwrap_or_default(), first + i64::from(*child), ended.session)
+        }));
     }
 
     /// Calls the verb until its answer is known. Repeating is safe: the tokens stay the same.
     async fn carry_out(
         &mut self,
         reports: &[Report],
-        slots: &Slots,
+        slots: &ChildSlots,
         sweep: Option<&Sweep>,
     ) -> (Settled, Vec<usize>, Acting) {
         let mut wait = Duration::from_millis(10);
@@ -216,7 +272,7 @@ impl Settling {
     async fn once(
         &mut self,
         reports: &[Report],
-        slots: &Slots,
+        slots: &ChildSlots,
         sweep: Option<&Sweep>,
     ) -> Result<(Settled, Vec<usize>, Acting), Error> {
         let writer = match &mut self.writer {

@@ -10,7 +10,9 @@ use std::{
 };
 
 use stepwell_proto::id::{LeaseId, number_of};
-use stepwell_store::{Adopted, Error, LeaseRow, Report, Slots, Sweep, TakenOver, Topic, Writer};
+use stepwell_store::{
+    Adopted, ChildSlots, Error, LeaseRow, Report, Sweep, TakenOver, Topic, Writer,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -169,7 +171,7 @@ impl Walks {
         self.sweeps.learn(&leases).await?;
         for part in leases.chunks(500) {
             let reports: Vec<Report> = part.iter().map(|row| self.expired(row)).collect();
-            let none = Slots::default();
+            let none = ChildSlots::default();
             let sweep = Sweep::Node(node);
             let (settled, _) = writer.settle_each(&reports, &none, by, Some(&sweep)).await?;
             let expired = settled.accepted.iter().filter(|accepted| **accepted).count();

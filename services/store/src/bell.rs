@@ -33,8 +33,6 @@ pub enum Topic {
 }
 
 impl Topic {
-    const ALL: [Self; 4] = [Self::Ready, Self::Event, Self::Signal, Self::Definition];
-
     fn channel(self) -> &'static str {
         match self {
             Self::Ready => "stepwell_ready",
@@ -72,12 +70,19 @@ impl Bell {
         }
     }
 
-    /// A bell of one's own: it keeps one ring for a listener that is busy.
+    /// A bell of one's own: it keeps one ring for a listener that is busy. To be asked for before bells
+    /// are carried: only what is listened to then is heard from other processes.
     pub fn listen(&self, topic: Topic) -> Arc<Notify> {
         let bell = Arc::new(Notify::new());
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.entry(topic).or_default().push(Arc::clone(&bell));
         bell
+    }
+
+    /// What somebody here listens to.
+    fn topics(&self) -> Vec<Topic> {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.keys().copied().collect()
     }
 
     fn wake(&self, topic: Topic) {
@@ -165,12 +170,13 @@ async fn receive(
 ) -> Result<(), sqlx::Error> {
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
     let mut listener = within(patience, PgListener::connect_with(&pool)).await?;
-    listener.listen_all(Topic::ALL.map(Topic::channel)).await?;
+    let topics = bell.topics();
+    listener.listen_all(topics.iter().map(|topic| topic.channel())).await?;
     if std::mem::take(failing) {
         tracing::info!("bells are heard again");
     }
     // What rang while nobody heard is unknown: look at everything once.
-    Topic::ALL.iter().for_each(|topic| bell.wake(*topic));
+    topics.iter().for_each(|topic| bell.wake(*topic));
     loop {
         // Silence is what a connection that was cut off sounds like.
         let Ok(heard) = tokio::time::timeout(SILENCE, listener.try_recv()).await else {
@@ -178,7 +184,7 @@ async fn receive(
             continue;
         };
         let Some(notification) = heard? else { return Ok(()) };
-        if let Some(topic) = Topic::ALL.iter().find(|t| t.channel() == notification.channel()) {
+        if let Some(topic) = topics.iter().find(|t| t.channel() == notification.channel()) {
             bell.wake(*topic);
         }
     }

@@ -3,15 +3,18 @@
 mod convert;
 mod derive;
 
-use sqlx::types::{
-    Uuid,
-    chrono::{DateTime, Utc},
+use sqlx::{
+    PgExecutor,
+    types::{
+        Uuid,
+        chrono::{DateTime, Utc},
+    },
 };
 
 pub use convert::event;
 pub use derive::derive;
 
-use crate::{Error, Store};
+use crate::{Error, Store, Writer};
 
 /// One row of the log.
 #[derive(Clone, Debug)]
@@ -50,42 +53,62 @@ pub struct EventRow {
     pub trace: Option<Vec<u8>>,
 }
 
+impl Writer {
+    /// The same as of a store.
+    pub async fn read_after(&mut self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
+        let mut rows = page(&mut self.connection, position, max).await?;
+        while let Some((position, batch)) = cut(&rows, max) {
+            if !join(&mut rows, page(&mut self.connection, position, max).await?, batch) {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+async fn page(
+    connection: impl PgExecutor<'_>,
+    position: i64,
+    max: i64,
+) -> Result<Vec<EventRow>, Error> {
+    let rows = sqlx::query_as!(
+        EventRow,
+        r#"select position, batch, at, task, uid, definition, no, type, from_state, to_state,
+                  attempt, session, mark, text, names, trace
+             from stepwell.event where position > $1 order by position limit $2"#,
+        position,
+        max,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Where a page ended that is full: maybe inside a commit.
+fn cut(rows: &[EventRow], max: i64) -> Option<(i64, i64)> {
+    let full = i64::try_from(rows.len()).is_ok_and(|n| n >= max);
+    rows.last().filter(|_| full).map(|last| (last.position, last.batch))
+}
+
+/// Adds what the next page has of the same commit. False: nothing.
+fn join(rows: &mut Vec<EventRow>, next: Vec<EventRow>, batch: i64) -> bool {
+    let before = rows.len();
+    rows.extend(next.into_iter().take_while(|row| row.batch == batch));
+    rows.len() > before
+}
+
 impl Store {
     /// Rows after a position, in order, as long as commits are whole: at least `max` if there are as
     /// many, more if a commit goes on beyond. Positions are drawn under a lock that is held to the
     /// commit, so a row that is read was never preceded by one that comes later.
     pub async fn read_after(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
-        let mut rows = self.page(position, max).await?;
-        // A full page may end inside a commit: the rest of it, then.
-        while i64::try_from(rows.len()).is_ok_and(|n| n >= max) {
-            let Some(last) = rows.last() else { break };
-            let (position, batch) = (last.position, last.batch);
-            let rest = self.rest(position, batch, max).await?;
-            if rest.is_empty() {
+        let mut rows = page(self.reads(), position, max).await?;
+        while let Some((position, batch)) = cut(&rows, max) {
+            if !join(&mut rows, page(self.reads(), position, max).await?, batch) {
                 break;
             }
-            rows.extend(rest);
         }
         Ok(rows)
-    }
-
-    async fn page(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
-        let rows = sqlx::query_as!(
-            EventRow,
-            r#"select position, batch, at, task, uid, definition, no, type, from_state, to_state,
-                      attempt, session, mark, text, names, trace
-                 from stepwell.event where position > $1 order by position limit $2"#,
-            position,
-            max,
-        )
-        .fetch_all(self.reads())
-        .await?;
-        Ok(rows)
-    }
-
-    async fn rest(&self, position: i64, batch: i64, max: i64) -> Result<Vec<EventRow>, Error> {
-        let rows = self.page(position, max).await?;
-        Ok(rows.into_iter().take_while(|row| row.batch == batch).collect())
     }
 
     /// Position of the last event; 0 when there is none.

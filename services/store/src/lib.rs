@@ -146,12 +146,13 @@ impl Store {
         &self.0.bell
     }
 
-    /// Carries bells to and from other processes until the future is dropped.
+    /// Carries bells to other processes, and from them those that somebody here listens to by now, until
+    /// the future is dropped.
     pub async fn run_bell(&self) {
         bell::run(self.0.connect.clone(), self.0.patience, Arc::clone(&self.0.bell)).await;
     }
 
-    /// A connection of its own, for verbs.
+    /// A connection of its own.
     pub async fn writer(&self) -> Result<Writer, Error> {
         let patience = self.0.patience;
         let connection = within(patience, PgConnection::connect_with(&self.0.connect)).await;
@@ -172,7 +173,8 @@ impl Store {
     }
 }
 
-/// A connection for verbs. After an error that is not about data, drop it and make another.
+/// A connection of a loop's own, for verbs and for reads that come again and again. After an error that
+/// is not about data, drop it and make another.
 pub struct Writer {
     pub(crate) connection: Patient,
 }

@@ -13,7 +13,6 @@ const VERBS: &[(&str, &str)] = &[
     ("00_types", include_str!("../../../migrations/verbs/00_types.sql")),
     ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
     ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
-    ("30_lock_tasks", include_str!("../../../migrations/verbs/30_lock_tasks.sql")),
     ("40_claim", include_str!("../../../migrations/verbs/40_claim.sql")),
     ("50_settle", include_str!("../../../migrations/verbs/50_settle.sql")),
     ("60_node", include_str!("../../../migrations/verbs/60_node.sql")),

@@ -4,7 +4,7 @@ mod previous;
 
 use std::{collections::HashMap, sync::Arc};
 
-use sqlx::types::Uuid;
+use sqlx::{PgExecutor, types::Uuid};
 use stepwell_proto::id::{LeaseId, task_of};
 use stepwell_trace::TraceContext;
 
@@ -40,6 +40,37 @@ impl Slots {
     /// The session of each slot.
     pub fn sessions(&self) -> impl Iterator<Item = &i64> {
         self.session.iter()
+    }
+}
+
+/// Free slots for the steps that reports release: one place for each child of each report's step, in
+/// the order of the definition.
+#[derive(Clone, Debug, Default)]
+pub struct ChildSlots {
+    at: Vec<Option<i32>>,
+    session: Vec<Option<i64>>,
+}
+
+impl ChildSlots {
+    /// What the children of the next report's step get, each the slot of a session or none. Exactly
+    /// one for each child, or none at all.
+    pub fn push(&mut self, children: &[Option<i64>]) {
+        if children.iter().all(Option::is_none) {
+            self.at.push(None);
+            return;
+        }
+        self.at.push(Some(i32::try_from(self.session.len() + 1).expect("bounded by the batch")));
+        self.session.extend(children);
+    }
+
+    /// True when there is nothing to fill.
+    pub fn is_empty(&self) -> bool {
+        self.session.is_empty()
+    }
+
+    /// The session of each slot.
+    pub fn sessions(&self) -> impl Iterator<Item = &i64> {
+        self.session.iter().flatten()
     }
 }
 
@@ -190,7 +221,7 @@ impl Writer {
     pub async fn settle(
         &mut self,
         reports: &[Report],
-        slots: &Slots,
+        slots: &ChildSlots,
         node: i32,
         sweep: Option<&Sweep>,
     ) -> Result<Settled, Error> {
@@ -208,16 +239,14 @@ impl Writer {
             r#"select a_status as "status!", ready_n as "ready!", l_key as step, l_token as token,
                       l_attempt as attempt, l_max_attempts as max_attempts, l_queue as queue,
                       l_session as session
-                 from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"#,
+                 from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
             &steps,
             &tokens,
             &kinds,
             &waits as &[Option<i64>],
             &texts as &[&str],
-            &slots.queue,
-            &slots.n,
-            &slots.at,
-            &slots.session,
+            &slots.at as &[Option<i32>],
+            &slots.session as &[Option<i64>],
             (!slots.is_empty()).then_some(node),
             of_node,
             of_sessions,
@@ -250,7 +279,7 @@ impl Writer {
     pub async fn settle_each(
         &mut self,
         reports: &[Report],
-        slots: &Slots,
+        slots: &ChildSlots,
         node: i32,
         sweep: Option<&Sweep>,
     ) -> Result<(Settled, Vec<usize>), Error> {
@@ -264,7 +293,7 @@ impl Writer {
         while let Some(range) = ranges.pop() {
             let of_range = sweep.map(|s| s.part(range.clone()));
             let part = &reports[range.clone()];
-            match self.settle(part, &Slots::default(), node, of_range.as_ref()).await {
+            match self.settle(part, &ChildSlots::default(), node, of_range.as_ref()).await {
                 Ok(settled) => {
                     whole.accepted[range].copy_from_slice(&settled.accepted);
                     whole.ready += settled.ready;
@@ -279,6 +308,31 @@ impl Writer {
             }
         }
         Ok((whole, poison))
+    }
+
+    /// What is ready in these queues from the places in `from` on, at most `max` steps of each:
+    /// queue, place, step key; oldest first. Nothing is locked or taken.
+    pub async fn ready(
+        &mut self,
+        queues: &[i32],
+        from: &HashMap<i32, i64>,
+        max: i64,
+    ) -> Result<Vec<(i32, i64, i64)>, Error> {
+        let from: Vec<i64> = queues.iter().map(|q| from.get(q).copied().unwrap_or(0)).collect();
+        let rows = sqlx::query!(
+            r#"select q.queue as "queue!", r.id as "place!", r.key as "step!"
+                 from unnest($1::int[], $2::bigint[]) q(queue, place),
+                      lateral (select id, key from stepwell.ready_step r
+                                where r.queue = q.queue and r.id >= q.place
+                                order by r.queue, r.id, r.key limit $3) r
+                order by r.id, r.key"#,
+            queues,
+            &from,
+            max,
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.queue, row.place, row.step)).collect())
     }
 
     /// Leases ready steps to the slots; of each queue the oldest from the place in `from` on.
@@ -315,6 +369,17 @@ impl Writer {
             leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
         let places = leases.iter().zip(places).map(|(lease, place)| (lease.queue, place)).collect();
         Ok(Claimed { leases, places })
+    }
+
+    /// The same as of a store.
+    pub async fn inputs(
+        &mut self,
+        tasks: &[i64],
+        pairs: &[(i64, i64)],
+        each_max: i32,
+        all_max: i32,
+    ) -> Result<Inputs, Error> {
+        read_inputs(&mut self.connection, tasks, pairs, each_max, all_max).await
     }
 
     /// Moves leases that executors still hold to other sessions, wherever they were: step, token and
@@ -465,8 +530,33 @@ impl Store {
         each_max: i32,
         all_max: i32,
     ) -> Result<Inputs, Error> {
-        let (steps, parents): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
-        let rows = sqlx::query!(
+        read_inputs(self.reads(), tasks, pairs, each_max, all_max).await
+    }
+
+    /// The queues that executors of a namespace may serve: id, definition, handler.
+    pub async fn queues(&self, namespace: &str) -> Result<Vec<QueueRow>, Error> {
+        let rows = sqlx::query_as!(
+            QueueRow,
+            r#"select q.id, q.definition, q.handler, d.version
+                 from stepwell.queue q join stepwell.definition d on d.id = q.definition
+                where q.namespace = $1 order by q.id"#,
+            namespace
+        )
+        .fetch_all(self.reads())
+        .await?;
+        Ok(rows)
+    }
+}
+
+async fn read_inputs(
+    connection: impl PgExecutor<'_>,
+    tasks: &[i64],
+    pairs: &[(i64, i64)],
+    each_max: i32,
+    all_max: i32,
+) -> Result<Inputs, Error> {
+    let (steps, parents): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
+    let rows = sqlx::query!(
             r#"select i.key as "key!", null::bigint as parent, t.uid as "uid?", d.context as text,
                       t.trace as trace
                  from unnest($1::bigint[]) i(key),
@@ -486,62 +576,22 @@ impl Store {
             each_max,
             i64::from(all_max),
         )
-        .fetch_all(self.reads())
+        .fetch_all(connection)
         .await?;
-        let mut inputs = Inputs::default();
-        for row in rows {
-            match (row.parent, row.uid) {
-                (Some(parent), _) => {
-                    inputs.results.insert((row.key, parent), row.text);
-                }
-                (None, Some(uid)) => {
-                    let trace = row.trace.as_deref().and_then(TraceContext::from_bytes);
-                    inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default(), trace));
-                }
-                (None, None) => {}
+    let mut inputs = Inputs::default();
+    for row in rows {
+        match (row.parent, row.uid) {
+            (Some(parent), _) => {
+                inputs.results.insert((row.key, parent), row.text);
             }
+            (None, Some(uid)) => {
+                let trace = row.trace.as_deref().and_then(TraceContext::from_bytes);
+                inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default(), trace));
+            }
+            (None, None) => {}
         }
-        Ok(inputs)
     }
-
-    /// What is ready in these queues from the places in `from` on, at most `max` steps of each:
-    /// queue, place, step key; oldest first. Nothing is locked or taken.
-    pub async fn ready(
-        &self,
-        queues: &[i32],
-        from: &HashMap<i32, i64>,
-        max: i64,
-    ) -> Result<Vec<(i32, i64, i64)>, Error> {
-        let from: Vec<i64> = queues.iter().map(|q| from.get(q).copied().unwrap_or(0)).collect();
-        let rows = sqlx::query!(
-            r#"select q.queue as "queue!", r.id as "place!", r.key as "step!"
-                 from unnest($1::int[], $2::bigint[]) q(queue, place),
-                      lateral (select id, key from stepwell.ready_step r
-                                where r.queue = q.queue and r.id >= q.place
-                                order by r.queue, r.id, r.key limit $3) r
-                order by r.id, r.key"#,
-            queues,
-            &from,
-            max,
-        )
-        .fetch_all(self.reads())
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.queue, row.place, row.step)).collect())
-    }
-
-    /// The queues that executors of a namespace may serve: id, definition, handler.
-    pub async fn queues(&self, namespace: &str) -> Result<Vec<QueueRow>, Error> {
-        let rows = sqlx::query_as!(
-            QueueRow,
-            r#"select q.id, q.definition, q.handler, d.version
-                 from stepwell.queue q join stepwell.definition d on d.id = q.definition
-                where q.namespace = $1 order by q.id"#,
-            namespace
-        )
-        .fetch_all(self.reads())
-        .await?;
-        Ok(rows)
-    }
+    Ok(inputs)
 }
 
 /// One handler of one definition.

@@ -83,8 +83,6 @@ pub async fn run(
     let waiters = Arc::new(Waiters::default());
     metrics::watch_waiters(&service.meter(), &waiters);
 
-    let bells = store.clone();
-    service.spawn_beside("bell", async move { bells.run_bell().await });
     // These end when the last caller has its answer and the server is gone.
     service.spawn("resolve", resolving.run());
     service.spawn("create", creating.run());
@@ -99,6 +97,8 @@ pub async fn run(
             }
         });
     }
+    let bells = store.clone();
+    service.spawn_beside("bell", async move { bells.run_bell().await });
     let ticker = service.ticker(look, Duration::from_millis(800)..Duration::from_millis(1200));
     let (waited, reads) = (Arc::clone(&waiters), store.clone());
     service.spawn_loop("wait", async move { waited.run(&reads, ticker).await });

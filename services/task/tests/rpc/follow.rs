@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use stepwell_proto::v1::{
     CancelTaskRequest, CancelTaskResponse, ErrorReason, State, Task, WaitTaskRequest,
 };
-use stepwell_store::{Ending, Report, Slots, Wanted, Writer};
+use stepwell_store::{ChildSlots, Ending, Report, Slots, Wanted, Writer};
 
 use crate::{PAIR, World, answer, new_id, request};
 
@@ -61,7 +61,7 @@ impl Runner {
         let lease = claimed.leases[0];
         let report = Report { step: lease.step, token: lease.token, ending, text: text.into() };
         let settled =
-            self.writer.settle(&[report], &Slots::default(), self.node, None).await.unwrap();
+            self.writer.settle(&[report], &ChildSlots::default(), self.node, None).await.unwrap();
         assert_eq!(settled.accepted, [true]);
     }
 }
