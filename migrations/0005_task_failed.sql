@@ -15,6 +15,6 @@ alter table step
                                    and (state <> 2 or waiting_on = 0)) not valid;
 
 -- No release has called these in this form.
-drop function if exists finish, settle, lock_tasks;
+drop function if exists finish, settle, claim, lock_tasks, create_tasks, create_traced_tasks;
 
 set local search_path to default;

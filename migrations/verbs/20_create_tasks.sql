@@ -2,16 +2,13 @@
 -- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
 --
 -- Locks   the uids (sorted), then the append.
--- Answers the keys of the tasks it made; the caller's other keys go unused.
---
--- `create_tasks`, which binaries from before traces call, stays as their migration left it.
-create or replace function stepwell.create_traced_tasks(
+-- Answers the keys of the tasks it made, and when; the caller's other keys go unused.
+create or replace function stepwell.create_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
-    p_at timestamptz default null)
-  returns bigint[] language plpgsql volatile set search_path = stepwell as $$
+    p_at timestamptz default null, out n_key bigint[], out n_at timestamptz)
+  language plpgsql volatile set search_path = stepwell as $$
 declare
-  v_new   bigint[];
   v_ev    ev[];
   v_wait  waiter[];
   v_batch bigint;
@@ -24,11 +21,11 @@ begin
      order by t.uid
     on conflict (uid) do nothing
     returning id)
-  select array_agg(id order by id) from n into v_new;
-  if v_new is null then return '{}'; end if;
+  select array_agg(id order by id) from n into n_key;
+  if n_key is null then return; end if;
 
   with t as materialized (
-    select t.*, t.id = any(v_new) as new
+    select t.*, t.id = any(n_key) as new
       from unnest(t_id, t_definition, t_context) t(id, definition, context)),
   s as (
     insert into step (key, state, waiting_on, max_attempts, queue, children)
@@ -43,12 +40,12 @@ begin
     into v_ev, v_wait;
 
   v_batch := append(v_ev, v_wait, p_at);
+  n_at    := coalesce(p_at, clock_timestamp());
   insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position)
   select id, hash, context, initiator, source_system, reason,
          case when tags is null then '{}' else array(select json_array_elements_text(tags::json)) end,
-         coalesce(p_at, clock_timestamp()), v_batch
+         n_at, v_batch
     from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags)
            t(id, hash, context, initiator, source_system, reason, tags)
-   where id = any(v_new);
-  return v_new;
+   where id = any(n_key);
 end $$;

@@ -8,12 +8,14 @@ $$;
 --
 -- Slots   q_queue[i] has q_n[i] of them, for the sessions from p_session[q_at[i]] on.
 -- Locks   queue rows, tasks, the append; checks its node after it (SW001).
--- Answers the leases; `place` is where in its queue each stood.
+-- Answers the leases; `place` is where in its queue each stood. And of their tasks what a handler needs,
+--         if the context is short: the rest is read aside.
 create or replace function stepwell.claim(
     q_queue int[], q_from bigint[], q_n int[], q_at int[], p_session bigint[], p_node int,
     p_at timestamptz default null,
     out l_key bigint[], out l_token bigint[], out l_attempt int[], out l_max_attempts int[], out l_queue int[],
-    out l_session bigint[], out l_place bigint[])
+    out l_session bigint[], out l_place bigint[],
+    out t_id bigint[], out t_uid uuid[], out t_context text[], out t_trace bytea[])
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_key   bigint[];
@@ -67,5 +69,11 @@ begin
               array_agg(session), array_agg(id)
          from (select * from u order by id, key) l) l
     into v_ev, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_place;
-  if v_ev is not null then perform append(v_ev, null, p_at, p_node); end if;
+  if v_ev is null then return; end if;
+  select array_agg(id), array_agg(uid), array_agg(context), array_agg(trace)
+    from (select distinct k >> 14 task from unnest(l_key) k) i,
+         lateral (select id, uid, trace from task where id = i.task offset 0) t,
+         lateral (select context from task_detail where task = i.task and octet_length(context) <= 8192 offset 0) d
+    into t_id, t_uid, t_context, t_trace;
+  perform append(v_ev, null, p_at, p_node);
 end $$;

@@ -1,5 +1,6 @@
 //! The backlog: steps that became ready when no slot was free, and the first steps of new tasks.
-//! Each look reads the oldest ready steps of the queues that free slots serve, and leases as many
+//! While slots are plenty, each queue that they serve is given its share of a part of them, unseen. When
+//! a share was not enough, or slots are scarce, the oldest ready steps are read first, and as many leased
 //! as there are slots, oldest first over all queues.
 
 use std::{
@@ -30,6 +31,8 @@ pub(crate) struct Claiming {
     pub(crate) writer: Option<Writer>,
     pub(crate) places: HashMap<i32, i64>,
     pub(crate) places_since: Instant,
+    /// The last shares were not enough, or there are more steps than slots.
+    pub(crate) crowded: bool,
 }
 
 impl Claiming {
@@ -41,6 +44,7 @@ impl Claiming {
             writer: None,
             places: HashMap::new(),
             places_since: Instant::now(),
+            crowded: false,
         }
     }
 
@@ -66,8 +70,21 @@ impl Claiming {
             self.places_since = Instant::now();
         }
         let (queues, free) = self.sessions.open_queues();
-        if free == 0 {
+        if queues.is_empty() {
             return Ok(false);
+        }
+        if !self.crowded
+            && let Some(slots) = self.sessions.reserve_shares(&queues, free)
+        {
+            let share = slots.sessions().count() / queues.len();
+            let leases = self.fill(&queues, slots).await?;
+            let mut of_queue = HashMap::new();
+            self.crowded = leases.iter().any(|queue| {
+                let n: &mut usize = of_queue.entry(*queue).or_default();
+                *n += 1;
+                *n >= share
+            });
+            return Ok(self.crowded);
         }
         let max = free.min(SLOTS_PER_CALL_MAX);
         // One more than there are slots: the oldest that stays tells whom a freed slot belongs to.
@@ -86,13 +103,20 @@ impl Claiming {
         };
         let full = ready.len() > max;
         let slots = self.sessions.reserve_for_ready(&ready, &queues);
+        self.crowded = full;
         if slots.is_empty() {
             return Ok(false);
         }
+        self.fill(&queues, slots).await?;
+        Ok(full)
+    }
+
+    /// Leases what is ready to these slots. Answers the queue of each lease.
+    async fn fill(&mut self, queues: &[i32], slots: Slots) -> Result<Vec<i32>, Error> {
         let since = Instant::now();
         let claimed = self.claim(&slots).await;
         if let Ok((claimed, _)) = &claimed {
-            for queue in &queues {
+            for queue in queues {
                 match claimed.places.get(queue) {
                     Some(place) => self.places.insert(*queue, *place),
                     None => self.places.remove(queue),
@@ -100,14 +124,15 @@ impl Claiming {
             }
         }
         let answer = match claimed {
-            Ok((claimed, acting)) if !claimed.leases.is_empty() => {
+            Ok((mut claimed, acting)) if !claimed.leases.is_empty() => {
                 fault_point!("claim::unsent");
                 self.store.bell().ring(Topic::Event);
+                self.dispatch.learn(std::mem::take(&mut claimed.tasks));
                 let began = Began { way: Way::Claimed, since: vec![since; claimed.leases.len()] };
                 self.dispatch.send(&claimed.leases, acting, &[], Vec::new(), began).await;
-                Ok(full)
+                Ok(claimed.leases.iter().map(|lease| lease.queue).collect())
             }
-            Ok(_) => Ok(full),
+            Ok(_) => Ok(Vec::new()),
             Err(error) => Err(error),
         };
         self.sessions.unreserve(slots.sessions());

@@ -18,6 +18,7 @@ use stepwell_store::{
 use stepwell_trace::TraceContext;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 use crate::{
     contexts::{Contexts, Known},
@@ -117,6 +118,14 @@ impl Dispatch {
     /// Makes the definitions of queues known.
     pub(crate) fn know(&self, known: impl IntoIterator<Item = (i32, Arc<StoredDefinition>)>) {
         self.queues.write().unwrap_or_else(PoisonError::into_inner).extend(known);
+    }
+
+    /// Makes what never changes of tasks known.
+    pub(crate) fn learn(&self, tasks: Vec<(i64, Uuid, String, Option<TraceContext>)>) {
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (task, uid, context, trace) in tasks {
+            contexts.put(task, Known { uid, context: context.into(), trace });
+        }
     }
 
     /// Sends leases of one commit to their sessions, with the acks of that commit. `settled` are

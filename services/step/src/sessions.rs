@@ -272,6 +272,22 @@ impl Sessions {
         slots(granted)
     }
 
+    /// Reserves the same number of slots for each of these queues, of a quarter of those that are free:
+    /// the rest is for the children of what ends meanwhile. None: there are too few, or a queue is known
+    /// to have older steps than slots.
+    pub(crate) fn reserve_shares(&self, queues: &[i32], free: usize) -> Option<Slots> {
+        let share = (free / 4).min(SLOTS_PER_CALL_MAX) / queues.len().max(1);
+        let mut inner = self.lock();
+        if share == 0 || !inner.heads.is_empty() {
+            return None;
+        }
+        let mut slots = Slots::default();
+        for queue in queues {
+            slots.push(*queue, (0..share).map_while(|_| inner.reserve(*queue, None)));
+        }
+        Some(slots)
+    }
+
     /// Reserves a slot for each child (queue, step key, session of its parent) that may become
     /// ready, first in its parent's session; none for one that has been named before. A child younger
     /// than the oldest step left in its queue gets none: the slot goes to that one.
@@ -525,6 +541,23 @@ mod tests {
         let children = [(1, 5, 7), (1, 5, 7), (1, 6, 7), (1, 8, 7)];
         let once = [Some(7), None, Some(7), None];
         assert_eq!(sessions.reserve_for_children(&children), once);
+    }
+
+    #[test]
+    fn queues_share_a_quarter_of_the_free_slots_unless_older_steps_wait() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1, 2], 16);
+        let shares = sessions.reserve_shares(&[1, 2], 16).unwrap();
+        assert_eq!(shares.sessions().count(), 4);
+        sessions.unreserve(shares.sessions());
+        assert!(sessions.reserve_shares(&[1, 2], 7).is_none(), "too few for both");
+        let all: Vec<_> = (0..17).map(|step| (1, step, step)).collect();
+        let taken = sessions.reserve_for_ready(&all, &[1]);
+        sessions.unreserve(taken.sessions());
+        assert!(
+            sessions.reserve_shares(&[1, 2], 16).is_none(),
+            "the oldest that waits comes first"
+        );
     }
 
     #[test]

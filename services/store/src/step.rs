@@ -179,6 +179,8 @@ pub struct Claimed {
     pub leases: Vec<LeaseRow>,
     /// For each queue that was asked for, the place of the last step taken from it.
     pub places: HashMap<i32, i64>,
+    /// Of the leases' tasks those whose contexts are short: key, id, context, where in a trace it goes on.
+    pub tasks: Vec<(i64, Uuid, String, Option<TraceContext>)>,
 }
 
 /// A lease that an executor kept over a lost stream.
@@ -347,7 +349,8 @@ impl Writer {
         let call = sqlx::query!(
             r#"select l_key as step, l_token as token, l_attempt as attempt,
                       l_max_attempts as max_attempts, l_queue as queue, l_session as session,
-                      l_place as place
+                      l_place as place, t_id as task, t_uid as uid, t_context as context,
+                      t_trace as "trace: Vec<Option<Vec<u8>>>"
                  from stepwell.claim($1, $2, $3, $4, $5, $6)"#,
             &slots.queue,
             &from,
@@ -364,11 +367,18 @@ impl Writer {
             call,
         )
         .await?;
+        let ids = row.task.unwrap_or_default().into_iter().zip(row.uid.unwrap_or_default());
+        let contexts =
+            row.context.unwrap_or_default().into_iter().zip(row.trace.unwrap_or_default());
+        let tasks = ids.zip(contexts).map(|((task, uid), (context, trace))| {
+            (task, uid, context, trace.as_deref().and_then(TraceContext::from_bytes))
+        });
+        let tasks = tasks.collect();
         let places = row.place.unwrap_or_default();
         let leases =
             leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
         let places = leases.iter().zip(places).map(|(lease, place)| (lease.queue, place)).collect();
-        Ok(Claimed { leases, places })
+        Ok(Claimed { leases, places, tasks })
     }
 
     /// The same as of a store.

@@ -3,7 +3,7 @@
 mod steps;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -112,13 +112,13 @@ impl Writer {
     ) -> Result<Vec<Created>, Error> {
         let keys = self.draw_keys(store, tasks).await?;
         let call = self.call_create(tasks, &keys);
-        let new = span::verb("db.create_tasks", tasks.len(), Vec::len, call).await?;
+        let (new, at) =
+            span::verb("db.create_tasks", tasks.len(), |made| made.0.len(), call).await?;
         if !new.is_empty() {
             store.bell().ring(Topic::Ready);
             store.bell().ring(Topic::Event);
         }
-        let times = self.create_times(&new).await?;
-        let existing = tasks.iter().zip(&keys).filter(|(_, key)| !times.contains_key(*key));
+        let existing = tasks.iter().zip(&keys).filter(|(_, key)| !new.contains(*key));
         let existing: Vec<Uuid> = existing.map(|(task, _)| task.uid).collect();
         let rows: HashMap<Uuid, TaskRow> = if existing.is_empty() {
             HashMap::new()
@@ -128,8 +128,8 @@ impl Writer {
         };
         let mut answers = Vec::with_capacity(tasks.len());
         for (task, key) in tasks.iter().zip(&keys) {
-            answers.push(match times.get(key) {
-                Some(at) => Created::New(timestamp(*at)),
+            answers.push(match at.filter(|_| new.contains(key)) {
+                Some(at) => Created::New(timestamp(at)),
                 None => existing_task(store, task, *key, rows.get(&task.uid)).await?,
             });
         }
@@ -159,8 +159,12 @@ impl Writer {
         Ok(tasks.iter_mut().map(key).collect())
     }
 
-    /// The keys of the tasks that were made.
-    async fn call_create(&mut self, tasks: &[NewTask], keys: &[i64]) -> Result<Vec<i64>, Error> {
+    /// The keys of the tasks that were made, and when.
+    async fn call_create(
+        &mut self,
+        tasks: &[NewTask],
+        keys: &[i64],
+    ) -> Result<(HashSet<i64>, Option<DateTime<Utc>>), Error> {
         let uids: Vec<Uuid> = tasks.iter().map(|t| t.uid).collect();
         let definitions: Vec<i32> = tasks.iter().map(|t| t.definition.id).collect();
         let hashes: Vec<&[u8]> = tasks.iter().map(|t| t.hash.as_slice()).collect();
@@ -172,8 +176,9 @@ impl Writer {
         let traces: Vec<_> = tasks.iter().map(|t| t.trace.map(TraceContext::to_bytes)).collect();
         let traces: Vec<Option<&[u8]>> =
             traces.iter().map(|trace| trace.as_ref().map(<[u8; _]>::as_slice)).collect();
-        let new = sqlx::query_scalar!(
-            r#"select stepwell.create_traced_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) as "keys!""#,
+        let row = sqlx::query!(
+            r#"select n_key as keys, n_at as at
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
             keys,
             &uids,
             &definitions,
@@ -187,24 +192,7 @@ impl Writer {
         )
         .fetch_one(&mut self.connection)
         .await?;
-        Ok(new)
-    }
-
-    /// When the tasks with these keys were made.
-    async fn create_times(&mut self, keys: &[i64]) -> Result<HashMap<i64, DateTime<Utc>>, Error> {
-        if keys.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = sqlx::query!(
-            r#"select i.key as "key!", d.created_at as "at!"
-                 from unnest($1::bigint[]) i(key),
-                      lateral (select created_at from stepwell.task_detail
-                                where task = i.key offset 0) d"#,
-            keys
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.key, row.at)).collect())
+        Ok((row.keys.unwrap_or_default().into_iter().collect(), row.at))
     }
 }
 
