@@ -1,6 +1,7 @@
 -- A task counts its steps in error, so its end is known without a look at its steps: no step left that
 -- is live and none in error = all are complete or resolved. And one CHECK for a step instead of three:
--- each statement that writes steps reads and prepares every one of them.
+-- each statement that writes steps reads and prepares every one of them. What is there obeyed the three,
+-- so it is not read again.
 
 set local search_path = stepwell;
 
@@ -16,5 +17,6 @@ alter table step
 
 -- No release has called these in this form.
 drop function if exists finish, settle, claim, lock_tasks, create_tasks, create_traced_tasks;
+drop type if exists change, settled, freed;
 
 set local search_path to default;

@@ -35,7 +35,7 @@ begin
          array_agg(session) filter (where state = 2), array_agg(token)   filter (where state = 2),
          array_agg(attempt) filter (where state = 2)
     from u into v_ev, v_key, v_node, v_session, v_token, v_attempt;
-  update task set state = 5, live_n = 0, finished_at = coalesce(finished_at, v_at) where id = v_task;
+  update task set state = 5, live_n = 0, failed_n = 0, finished_at = coalesce(finished_at, v_at) where id = v_task;
   -- The actor travels in front of the reason, as a JSON array of both.
   perform append(v_ev || (v_task, null, 24, was, 5, null, null, null, json_build_array(p_actor, p_reason)::text, null)::ev,
                  null, p_at);

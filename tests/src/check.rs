@@ -44,6 +44,12 @@ const INVARIANTS: &[(&str, &str)] = &[
           group by t.id, t.live_n having t.live_n <> count(s.key)",
     ),
     (
+        "failed_n counts the steps in error",
+        "select t.id, t.failed_n, count(s.key) from stepwell.task t
+           left join stepwell.step s on s.key >> 14 = t.id and s.state = 4
+          group by t.id, t.failed_n having t.failed_n <> count(s.key)",
+    ),
+    (
         "a step with nothing to wait for stands in a queue",
         "select s.key from stepwell.step s join stepwell.task t on t.id = s.key >> 14
           where s.state = 1 and s.waiting_on = 0 and t.state in (1, 2)

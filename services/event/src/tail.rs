@@ -79,10 +79,7 @@ impl Tail {
             self.ring.wake(self.store.head().await?);
             return Ok(true);
         };
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            none => none.insert(self.store.writer().await?),
-        };
+        let reader = self.store.connected(&mut self.reader).await?;
         let rows = reader.read_after(end, ROWS_MAX).await?;
         let Some(page) = page(&self.store, end, &rows).await? else { return Ok(false) };
         let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);

@@ -74,33 +74,21 @@ impl Claiming {
             return Ok(false);
         }
         if !self.crowded
-            && let Some(slots) = self.sessions.reserve_shares(&queues, free)
+            && let Some((slots, share)) = self.sessions.reserve_shares(&queues, free)
         {
-            let share = slots.sessions().count() / queues.len();
-            let leases = self.fill(&queues, slots).await?;
-            let mut of_queue = HashMap::new();
-            self.crowded = leases.iter().any(|queue| {
-                let n: &mut usize = of_queue.entry(*queue).or_default();
-                *n += 1;
-                *n >= share
-            });
+            let leased = self.fill(&queues, slots).await?;
+            self.crowded = leased.values().any(|n| *n >= share);
             return Ok(self.crowded);
         }
         let max = free.min(SLOTS_PER_CALL_MAX);
         // One more than there are slots: the oldest that stays tells whom a freed slot belongs to.
         let read = i64::try_from(max + 1).expect("bounded");
-        let places = &self.places;
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(self.store.writer().await?),
-        };
-        let ready = match writer.ready(&queues, places, read).await {
-            Ok(ready) => ready,
-            Err(error) => {
-                self.writer = None;
-                return Err(error);
-            }
-        };
+        let writer = self.store.connected(&mut self.writer).await?;
+        let ready = writer.ready(&queues, &self.places, read).await;
+        if ready.is_err() {
+            self.writer = None;
+        }
+        let ready = ready?;
         let full = ready.len() > max;
         let slots = self.sessions.reserve_for_ready(&ready, &queues);
         self.crowded = full;
@@ -111,8 +99,8 @@ impl Claiming {
         Ok(full)
     }
 
-    /// Leases what is ready to these slots. Answers the queue of each lease.
-    async fn fill(&mut self, queues: &[i32], slots: Slots) -> Result<Vec<i32>, Error> {
+    /// Leases what is ready to these slots. Answers how many of each queue.
+    async fn fill(&mut self, queues: &[i32], slots: Slots) -> Result<HashMap<i32, usize>, Error> {
         let since = Instant::now();
         let claimed = self.claim(&slots).await;
         if let Ok((claimed, _)) = &claimed {
@@ -130,9 +118,11 @@ impl Claiming {
                 self.dispatch.learn(std::mem::take(&mut claimed.tasks));
                 let began = Began { way: Way::Claimed, since: vec![since; claimed.leases.len()] };
                 self.dispatch.send(&claimed.leases, acting, &[], Vec::new(), began).await;
-                Ok(claimed.leases.iter().map(|lease| lease.queue).collect())
+                let mut leased = HashMap::new();
+                claimed.leases.iter().for_each(|l| *leased.entry(l.queue).or_default() += 1);
+                Ok(leased)
             }
-            Ok(_) => Ok(Vec::new()),
+            Ok(_) => Ok(HashMap::new()),
             Err(error) => Err(error),
         };
         self.sessions.unreserve(slots.sessions());
@@ -140,10 +130,7 @@ impl Claiming {
     }
 
     async fn claim(&mut self, slots: &Slots) -> Result<(Claimed, Acting), Error> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(self.store.writer().await?),
-        };
+        let writer = self.store.connected(&mut self.writer).await?;
         let node = self.dispatch.node();
         let acting = node.act(&self.store).await?;
         let since = Instant::now();

@@ -180,7 +180,7 @@ impl Dispatch {
 
     fn hand_back(&self, row: &LeaseRow, reason: &str) {
         let ended = Ended::unsent(row, reason);
-        // Not awaited here: the settling loop itself may be the caller.
+        // Not awaited here: a settle loop itself may be the caller.
         let settler = self.settler.clone();
         self.returns.spawn(async move { settler.push(ended).await });
     }
@@ -273,10 +273,7 @@ impl Dispatch {
         tasks: &[i64],
         pairs: &[(i64, i64)],
     ) -> Result<Inputs, Error> {
-        let reader = match reader {
-            Some(reader) => reader,
-            none => none.insert(self.store.writer().await?),
-        };
+        let reader = self.store.connected(reader).await?;
         reader.inputs(tasks, pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await
     }
 

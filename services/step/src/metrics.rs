@@ -313,7 +313,7 @@ pub(crate) fn watch_sessions(meter: &Meter, sessions: &Arc<Sessions>) {
         .build();
 }
 
-/// The line before the settling loop, and batches whose inputs are still to be read.
+/// The line before the settle loops, and batches whose inputs are still to be read.
 pub(crate) fn watch_lines<T: Send + 'static>(
     meter: &Meter,
     outcomes: mpsc::WeakSender<Ended>,
@@ -322,7 +322,7 @@ pub(crate) fn watch_lines<T: Send + 'static>(
     meter
         .u64_observable_gauge("stepwell_step_settle_waiting_outcomes")
         .with_description(format!(
-            "Outcomes that wait for the settling loop; at {QUEUE_MAX} the streams are read no \
+            "Outcomes that wait for a settle loop; at {QUEUE_MAX} the streams are read no \
              further"
         ))
         .with_callback(move |seen| seen.observe(waiting(&outcomes), &[]))

@@ -37,6 +37,8 @@ struct Inner {
     deadlines: BTreeSet<(Instant, i64, LeaseId)>,
     /// Oldest step known to be left in a queue: younger ones do not go past it.
     heads: HashMap<i32, i64>,
+    /// Some queue was not looked at, because none of its slots was free: the next that frees rings.
+    unseen: bool,
     /// Outcomes on their way to the database.
     settling: HashSet<LeaseId>,
 }
@@ -240,15 +242,16 @@ impl Sessions {
 
     // ── slots ───────────────────────────────────────────────────────────────────────────────────
 
-    /// Queues that some free slot serves.
+    /// Queues that some free slot serves, to be looked at, and how many slots are free.
     pub(crate) fn open_queues(&self) -> (Vec<i32>, usize) {
-        let inner = self.lock();
+        let mut inner = self.lock();
         let mut free = 0;
         let mut queues = HashSet::new();
         for session in inner.sessions.values().filter(|s| s.free() > 0) {
             free += session.free();
             queues.extend(&session.queues);
         }
+        inner.unseen = inner.serving.iter().any(|(q, by)| !by.is_empty() && !queues.contains(q));
         (queues.into_iter().collect(), free)
     }
 
@@ -273,9 +276,9 @@ impl Sessions {
     }
 
     /// Reserves the same number of slots for each of these queues, of a quarter of those that are free:
-    /// the rest is for the children of what ends meanwhile. None: there are too few, or a queue is known
-    /// to have older steps than slots.
-    pub(crate) fn reserve_shares(&self, queues: &[i32], free: usize) -> Option<Slots> {
+    /// the rest is for the children of what ends meanwhile. Answers them, and how many each queue has.
+    /// None: there are too few for all of them, or a queue is known to have older steps than slots.
+    pub(crate) fn reserve_shares(&self, queues: &[i32], free: usize) -> Option<(Slots, usize)> {
         let share = (free / 4).min(SLOTS_PER_CALL_MAX) / queues.len().max(1);
         let mut inner = self.lock();
         if share == 0 || !inner.heads.is_empty() {
@@ -285,7 +288,11 @@ impl Sessions {
         for queue in queues {
             slots.push(*queue, (0..share).map_while(|_| inner.reserve(*queue, None)));
         }
-        Some(slots)
+        if slots.sessions().count() < share * queues.len() {
+            inner.unreserve(slots.sessions());
+            return None;
+        }
+        Some((slots, share))
     }
 
     /// Reserves a slot for each child (queue, step key, session of its parent) that may become
@@ -313,16 +320,12 @@ impl Sessions {
     /// Gives reserved slots back; those that were filled are held by their leases by now.
     pub(crate) fn unreserve<'a>(&self, slots: impl Iterator<Item = &'a i64>) {
         let mut inner = self.lock();
-        for session in slots {
-            if let Some(s) = inner.sessions.get_mut(session) {
-                s.reserved = s.reserved.saturating_sub(1);
-            }
-        }
-        if inner.heads.is_empty() {
-            return;
-        }
+        inner.unreserve(slots);
+        let wanted = inner.is_wanted();
         drop(inner);
-        self.freed.notify_one();
+        if wanted {
+            self.freed.notify_one();
+        }
     }
 
     // ── leases ──────────────────────────────────────────────────────────────────────────────────
@@ -348,7 +351,7 @@ impl Sessions {
     pub(crate) fn release(&self, session: i64, lease: LeaseId) -> Option<Held> {
         let mut inner = self.lock();
         let held = inner.release(session, lease)?;
-        let wanted = !inner.heads.is_empty();
+        let wanted = inner.is_wanted();
         drop(inner);
         if wanted {
             self.freed.notify_one();
@@ -452,6 +455,11 @@ impl Sessions {
 }
 
 impl Inner {
+    /// Steps may wait for a slot.
+    fn is_wanted(&self) -> bool {
+        self.unseen || !self.heads.is_empty()
+    }
+
     fn remove(&mut self, id: i64) -> Vec<Owned> {
         let Some(session) = self.sessions.remove(&id) else { return Vec::new() };
         for queue in &session.queues {
@@ -472,6 +480,14 @@ impl Inner {
         let held = self.sessions.get_mut(&session)?.leases.remove(&lease)?;
         self.deadlines.remove(&(held.deadline, session, lease));
         Some(held)
+    }
+
+    fn unreserve<'a>(&mut self, slots: impl Iterator<Item = &'a i64>) {
+        for session in slots {
+            if let Some(s) = self.sessions.get_mut(session) {
+                s.reserved = s.reserved.saturating_sub(1);
+            }
+        }
     }
 
     /// One free slot that serves the queue: of the preferred session, else of the one whose turn
@@ -547,10 +563,22 @@ mod tests {
     fn queues_share_a_quarter_of_the_free_slots_unless_older_steps_wait() {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1, 2], 16);
-        let shares = sessions.reserve_shares(&[1, 2], 16).unwrap();
-        assert_eq!(shares.sessions().count(), 4);
+        let (shares, each) = sessions.reserve_shares(&[1, 2], 16).unwrap();
+        assert_eq!((shares.sessions().count(), each), (4, 2));
         sessions.unreserve(shares.sessions());
         assert!(sessions.reserve_shares(&[1, 2], 7).is_none(), "too few for both");
+        open(&sessions, 8, &[3], 200);
+        assert!(
+            sessions.reserve_shares(&[1, 3], 216).is_none(),
+            "a queue that cannot be given its share has to be looked at"
+        );
+        let (shares, each) = sessions.reserve_shares(&[3], 200).unwrap();
+        assert_eq!(
+            (shares.sessions().count(), each),
+            (50, 50),
+            "and what was reserved for others is given back"
+        );
+        sessions.unreserve(shares.sessions());
         let all: Vec<_> = (0..17).map(|step| (1, step, step)).collect();
         let taken = sessions.reserve_for_ready(&all, &[1]);
         sessions.unreserve(taken.sessions());
@@ -558,6 +586,24 @@ mod tests {
             sessions.reserve_shares(&[1, 2], 16).is_none(),
             "the oldest that waits comes first"
         );
+    }
+
+    #[test]
+    fn the_first_slot_that_frees_rings_when_a_queue_was_not_looked_at_for_want_of_one() {
+        use futures::FutureExt;
+        let sessions = Sessions::default();
+        let rung = |sessions: &Sessions| sessions.freed.notified().now_or_never().is_some();
+        open(&sessions, 7, &[1], 1);
+        open(&sessions, 8, &[2], 9);
+        assert!(rung(&sessions), "a session came");
+        sessions.hold(&lease(3, 7), Duration::from_secs(1));
+        assert_eq!(sessions.open_queues(), (vec![2], 9));
+        sessions.release(7, id(3));
+        assert!(rung(&sessions), "a step of queue 1 may have become ready meanwhile");
+        assert_eq!(sessions.open_queues().1, 10);
+        sessions.hold(&lease(4, 7), Duration::from_secs(1));
+        sessions.release(7, id(4));
+        assert!(!rung(&sessions), "all was looked at");
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::{
 
 const ITEMS_MAX: usize = 500;
 const BYTES_MAX: usize = 4 << 20;
-/// Outcomes waiting for the loop; a full queue stops the readers of the streams.
+/// Outcomes waiting for a settle loop; a full queue stops the readers of the streams.
 pub(crate) const QUEUE_MAX: usize = 4096;
 /// So many that wait are worth a call of their own while another is in flight. Fewer cost more, by
 /// what a call costs however little it is given.
@@ -134,7 +134,7 @@ impl Settler {
         (Self { queue, sessions, many }, line)
     }
 
-    /// The line of those that wait for the loop.
+    /// The line of those that wait for a settle loop.
     pub(crate) fn line(&self) -> mpsc::WeakSender<Ended> {
         self.queue.downgrade()
     }
@@ -275,10 +275,7 @@ impl Settling {
         slots: &ChildSlots,
         sweep: Option<&Sweep>,
     ) -> Result<(Settled, Vec<usize>, Acting), Error> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(self.store.writer().await?),
-        };
+        let writer = self.store.connected(&mut self.writer).await?;
         let acting = self.node.act(&self.store).await?;
         fault_point!("settle::uncommitted");
         let since = Instant::now();
@@ -358,6 +355,7 @@ pub(crate) fn lost(lease_id: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use stepwell_proto::id::step_key;
 
     use super::*;
@@ -382,5 +380,42 @@ mod tests {
         let (step, token) = (step_key(2, 3), 1);
         let child = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
         assert_eq!(released_at(&batch, &child), began + Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn the_loop_beside_takes_what_waits_only_when_that_is_many_and_both_end_with_the_queue() {
+        let (settler, line) = Settler::new(Arc::default());
+        let stop = CancellationToken::new();
+        let row = |key| LeaseRow {
+            step: step_key(key, 0),
+            token: key,
+            attempt: 1,
+            max_attempts: 3,
+            queue: 1,
+            session: 7,
+        };
+        let push = async |n: usize| {
+            for _ in 0..n {
+                settler.push(Ended::unsent(&row(1), "")).await;
+            }
+        };
+        push(MANY - 1).await;
+        assert!(line.batch(Turn::Beside, &stop).now_or_never().is_none(), "too few");
+        push(1).await;
+        let many = line.batch(Turn::Beside, &stop).now_or_never().flatten();
+        assert_eq!(many.map(|batch| batch.len()), Some(MANY));
+        push(MANY).await;
+        let all = line.batch(Turn::Always, &stop).await;
+        assert_eq!(all.map(|batch| batch.len()), Some(MANY));
+        push(1).await;
+        assert!(
+            line.batch(Turn::Beside, &stop).now_or_never().is_none(),
+            "it was rung, but the other took them, and one is too few"
+        );
+        stop.cancel();
+        assert!(line.batch(Turn::Beside, &stop).await.is_none());
+        let last = line.batch(Turn::Always, &stop).await;
+        assert_eq!(last.map(|batch| batch.len()), Some(1), "what was pushed before is settled");
+        assert!(line.batch(Turn::Always, &stop).await.is_none());
     }
 }

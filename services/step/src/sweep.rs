@@ -133,7 +133,7 @@ impl Sweeps {
         writer: &mut Option<Writer>,
         due: &mut Option<Instant>,
     ) -> Result<Option<Duration>, Error> {
-        let (taken, next) = connected(&self.store, writer).await?.release_due(TIMERS_MAX).await?;
+        let (taken, next) = self.store.connected(writer).await?.release_due(TIMERS_MAX).await?;
         let (next, now) = (next.map(Duration::from_millis), Instant::now());
         if taken > 0 {
             self.store.bell().ring(Topic::Ready);
@@ -165,7 +165,7 @@ impl Sweeps {
     pub(crate) async fn take_signals(&self, writer: &mut Option<Writer>) -> Result<(), Error> {
         loop {
             let nodes = self.dispatch.node().ids();
-            let writer = connected(&self.store, writer).await?;
+            let writer = self.store.connected(writer).await?;
             let signals = writer.signals(&nodes).await?;
             if signals.is_empty() {
                 return Ok(());
@@ -257,14 +257,4 @@ pub(crate) async fn queues_of(
         dispatch.know(known);
     }
     Ok(queues)
-}
-
-pub(crate) async fn connected<'a>(
-    store: &Store,
-    writer: &'a mut Option<Writer>,
-) -> Result<&'a mut Writer, Error> {
-    Ok(match writer {
-        Some(writer) => writer,
-        none => none.insert(store.writer().await?),
-    })
 }

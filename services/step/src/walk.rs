@@ -24,7 +24,7 @@ use crate::{
     metrics::Expiry,
     sessions::{Held, Owned},
     settle::Ended,
-    sweep::{Sweeps, connected, lost},
+    sweep::{Sweeps, lost},
 };
 
 /// Open tasks looked at by one statement.
@@ -107,7 +107,7 @@ impl Walks {
         let node = dispatch.node();
         let lease = node.lease();
         let id = node.act(store).await?.id();
-        let writer = connected(store, writer).await?;
+        let writer = store.connected(writer).await?;
         if !writer.extend_node(id, lease).await? {
             tracing::warn!(node = id, "this node was declared dead");
             node.give_up(id);
@@ -166,7 +166,7 @@ impl Walks {
         after: i64,
     ) -> Result<(usize, Option<i64>), Error> {
         let Sweeps { store, dispatch, .. } = &self.sweeps;
-        let writer = connected(store, writer).await?;
+        let writer = store.connected(writer).await?;
         let (leases, next) = writer.leases_of(node, after, CHUNK).await?;
         self.sweeps.learn(&leases).await?;
         for part in leases.chunks(500) {
@@ -234,7 +234,7 @@ impl Walks {
         let (mut after, mut left) = (0, 0);
         loop {
             let (leases, next) =
-                connected(store, writer).await?.leases_of(node, after, CHUNK).await?;
+                store.connected(writer).await?.leases_of(node, after, CHUNK).await?;
             left += leases.len();
             for row in leases {
                 if !sessions.knows(row.id()) {
@@ -249,7 +249,7 @@ impl Walks {
         }
         if left == 0 {
             self.sweeps.take_signals(writer).await?;
-            connected(store, writer).await?.forget_node(node, by).await?;
+            store.connected(writer).await?.forget_node(node, by).await?;
         }
         Ok(left == 0)
     }
@@ -339,7 +339,7 @@ impl Walks {
         node: i32,
     ) -> Result<Vec<Adopted>, Error> {
         let Sweeps { store, dispatch, .. } = &self.sweeps;
-        let adopted = connected(store, writer).await?.adopt(keys, node).await;
+        let adopted = store.connected(writer).await?.adopt(keys, node).await;
         if let Err(error) = &adopted {
             if !error.is_undone() && !error.is_retired() {
                 *writer = None;

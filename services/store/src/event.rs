@@ -57,11 +57,9 @@ impl Writer {
     /// The same as of a store.
     pub async fn read_after(&mut self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
         let mut rows = page(&mut self.connection, position, max).await?;
-        while let Some((position, batch)) = cut(&rows, max) {
-            if !join(&mut rows, page(&mut self.connection, position, max).await?, batch) {
-                break;
-            }
-        }
+        while let Some(end) = cut(&rows, max)
+            && join(&mut rows, page(&mut self.connection, end, max).await?)
+        {}
         Ok(rows)
     }
 }
@@ -84,16 +82,16 @@ async fn page(
     Ok(rows)
 }
 
-/// Where a page ended that is full: maybe inside a commit.
-fn cut(rows: &[EventRow], max: i64) -> Option<(i64, i64)> {
+/// Where a full page ends: maybe inside a commit.
+fn cut(rows: &[EventRow], max: i64) -> Option<i64> {
     let full = i64::try_from(rows.len()).is_ok_and(|n| n >= max);
-    rows.last().filter(|_| full).map(|last| (last.position, last.batch))
+    rows.last().filter(|_| full).map(|last| last.position)
 }
 
-/// Adds what the next page has of the same commit. False: nothing.
-fn join(rows: &mut Vec<EventRow>, next: Vec<EventRow>, batch: i64) -> bool {
-    let before = rows.len();
-    rows.extend(next.into_iter().take_while(|row| row.batch == batch));
+/// Adds what the next page has of the last row's commit. False: nothing.
+fn join(rows: &mut Vec<EventRow>, next: Vec<EventRow>) -> bool {
+    let (before, batch) = (rows.len(), rows.last().map(|last| last.batch));
+    rows.extend(next.into_iter().take_while(|row| Some(row.batch) == batch));
     rows.len() > before
 }
 
@@ -103,11 +101,9 @@ impl Store {
     /// commit, so a row that is read was never preceded by one that comes later.
     pub async fn read_after(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
         let mut rows = page(self.reads(), position, max).await?;
-        while let Some((position, batch)) = cut(&rows, max) {
-            if !join(&mut rows, page(self.reads(), position, max).await?, batch) {
-                break;
-            }
-        }
+        while let Some(end) = cut(&rows, max)
+            && join(&mut rows, page(self.reads(), end, max).await?)
+        {}
         Ok(rows)
     }
 

@@ -161,6 +161,17 @@ impl Store {
         Ok(Writer { connection: Patient { connection, patience, metrics } })
     }
 
+    /// The connection a loop has, or one that is made now.
+    pub async fn connected<'a>(
+        &self,
+        writer: &'a mut Option<Writer>,
+    ) -> Result<&'a mut Writer, Error> {
+        Ok(match writer {
+            Some(writer) => writer,
+            none => none.insert(self.writer().await?),
+        })
+    }
+
     /// Keeps the log's partitions ahead of its head; to be called every few seconds.
     pub async fn extend_log(&self) -> Result<(), Error> {
         sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(self.reads()).await?;

@@ -567,27 +567,27 @@ async fn read_inputs(
 ) -> Result<Inputs, Error> {
     let (steps, parents): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
     let rows = sqlx::query!(
-            r#"select i.key as "key!", null::bigint as parent, t.uid as "uid?", d.context as text,
-                      t.trace as trace
-                 from unnest($1::bigint[]) i(key),
-                      lateral (select uid, trace from stepwell.task where id = i.key offset 0) t,
-                      lateral (select context from stepwell.task_detail where task = i.key offset 0) d
-               union all
-               select step, parent, null,
-                      case when n <= $4 and sum(case when n <= $4 then n else 0 end)
-                                              over (partition by step order by no) <= $5 then result end,
-                      null
-                 from (select i.step, i.parent, i.no, s.result, octet_length(s.result) n
-                         from unnest($2::bigint[], $3::bigint[]) with ordinality i(step, parent, no),
-                              lateral (select result from stepwell.step where key = i.parent offset 0) s) r"#,
-            tasks,
-            &steps,
-            &parents,
-            each_max,
-            i64::from(all_max),
-        )
-        .fetch_all(connection)
-        .await?;
+        r#"select i.key as "key!", null::bigint as parent, t.uid as "uid?", d.context as text,
+                  t.trace as trace
+             from unnest($1::bigint[]) i(key),
+                  lateral (select uid, trace from stepwell.task where id = i.key offset 0) t,
+                  lateral (select context from stepwell.task_detail where task = i.key offset 0) d
+           union all
+           select step, parent, null,
+                  case when n <= $4 and sum(case when n <= $4 then n else 0 end)
+                                          over (partition by step order by no) <= $5 then result end,
+                  null
+             from (select i.step, i.parent, i.no, s.result, octet_length(s.result) n
+                     from unnest($2::bigint[], $3::bigint[]) with ordinality i(step, parent, no),
+                          lateral (select result from stepwell.step where key = i.parent offset 0) s) r"#,
+        tasks,
+        &steps,
+        &parents,
+        each_max,
+        i64::from(all_max),
+    )
+    .fetch_all(connection)
+    .await?;
     let mut inputs = Inputs::default();
     for row in rows {
         match (row.parent, row.uid) {

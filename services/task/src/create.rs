@@ -255,10 +255,7 @@ impl Creating {
     }
 
     async fn once(&mut self, tasks: &mut [NewTask]) -> Result<Vec<Created>, Error> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(self.store.writer().await?),
-        };
+        let writer = self.store.connected(&mut self.writer).await?;
         let since = Instant::now();
         let answer = writer.create_tasks(&self.store, tasks).await;
         self.metrics.called(tasks.len(), since);
