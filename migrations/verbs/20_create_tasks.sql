@@ -1,17 +1,19 @@
 -- Stores tasks with all their steps, as their definitions plan them. A uid that is there already is
 -- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
+-- Steps whose numbers stand in t_skipped (an array as text) are resolved at once.
 --
 -- Locks   the uids (sorted), then the append.
 -- Answers the keys of the tasks it made, and when; the caller's other keys go unused.
 create or replace function stepwell.create_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
-    p_at timestamptz default null, out n_key bigint[], out n_at timestamptz)
+    t_skipped text[], p_at timestamptz default null, out n_key bigint[], out n_at timestamptz)
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_ev    ev[];
   v_wait  waiter[];
   v_batch bigint;
+  m       record;
 begin
   with n as (
     insert into task (id, uid, definition, state, live_n, trace)
@@ -39,6 +41,14 @@ begin
          (select array_agg((queue, key, 0, null)::waiter order by key) from s where waiting_on = 0)
     into v_ev, v_wait;
 
+  if array_remove(t_skipped, null) <> '{}' then
+    select * from moved(
+        array(select id * 16384 + no from unnest(t_id, t_skipped) t(id, skipped), unnest(skipped::int[]) no where id = any(n_key)),
+        '{1}', 6::smallint, 46::smallint, '{"reason": "bypass_steps", "skipped": true}', null, null,
+        coalesce(p_at, clock_timestamp())) into m;
+    v_ev   := v_ev || m.v_ev;
+    v_wait := array(select w from unnest(v_wait || m.v_wait) w where w.key <> all(coalesce(m.m_key, '{}')));
+  end if;
   v_batch := append(v_ev, v_wait, p_at);
   n_at    := coalesce(p_at, clock_timestamp());
   insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position)

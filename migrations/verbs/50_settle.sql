@@ -1,7 +1,7 @@
 -- Ends leases: outcomes 1 complete, 2 fail (p_wait: milliseconds until the next attempt, null = final),
 -- 3 hand back (uncounted). Children of completed steps wait for one parent less; those with nothing
 -- left to wait for take the slots that were reserved for them at once, the rest become ready. A task
--- with no live step left ends: in error if some step is, else complete.
+-- with no live step left ends: in error if some step is, else cancelled if some step is, else complete.
 --
 -- Reports match the token. A sweep (expiry, time-out, hand-back by the node) matches the holder too:
 -- the session of each lease (p_of_session; a session's id is of one node and is never used again) or
@@ -25,7 +25,7 @@ declare
   v_sweep  bool := p_of_node is not null or p_of_session is not null;
   v_n      int;
   v_ev     ev[];
-  v_failed ev[];
+  v_end    ev[];
   v_wait   waiter[];
   v_at     timestamptz;
 begin
@@ -75,7 +75,8 @@ begin
               k.waiting_on = 0 and k.state in (1, 2) free),       -- it waited, so it was pending
   o as (
     update task t set live_n = t.live_n + d.live, failed_n = t.failed_n + d.failed,
-           state = case when t.live_n + d.live > 0 then t.state when t.failed_n + d.failed = 0 then 3 else 4 end,
+           state = case when t.live_n + d.live > 0 then t.state when t.failed_n + d.failed > 0 then 4
+                        when t.cancelled_n > 0 then 5 else 3 end,
            finished_at = case when t.live_n + d.live = 0 then v_at end
       from (select d.*, (select ctid from task where id = d.task) place
               from (select task, sum(live)::int live, sum(failed)::int failed
@@ -104,8 +105,9 @@ begin
         union all
         select (id, null, 22, 2, 3, null, null, started_at, null, null)::ev
           from o where live_n = 0 and state = 3) x) e,
-      (select array_agg((id, null, 23, 2, 4, null, null, started_at, null, null)::ev)
-         from o where live_n = 0 and state = 4) failed,
+      (select array_agg((id, null, case state when 4 then 23 else 24 end, 2, state, null, null,
+                         case state when 4 then started_at end, null, null)::ev)
+         from o where live_n = 0 and state in (4, 5)) ended,
       (select array_agg(w) from (
         select (queue, key, attempt, due)::waiter w from u where kind = 3 or kind = 2 and due is not null
         union all
@@ -113,15 +115,9 @@ begin
       (select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
               array_agg(session)
          from f where token is not null) l
-    into v_n, v_ev, v_failed, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
+    into v_n, v_ev, v_end, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
 
-  if v_failed is not null then                    -- with the numbers of the steps in error
-    select v_ev || array_agg((e.task, null, e.type, e.from_state, e.to_state, null, null, e.mark, null, s.numbers)::ev)
-      from unnest(v_failed) e,
-           lateral (select (array_agg((key & 16383)::int order by key))[:100] numbers from step
-                     where key between e.task << 14 and (e.task << 14) + 16383 and state = 4) s
-      into v_ev;
-  end if;
+  if v_end is not null then v_ev := v_ev || end_tasks(v_end); end if;
   if v_n > 0 then perform append(v_ev, v_wait, p_at, p_node); end if;
   ready_n := coalesce(cardinality(v_wait), 0);
 

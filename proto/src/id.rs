@@ -26,6 +26,14 @@ pub fn step_id(task_id: &str, number: i32) -> String {
     format!("{task_id}.{number}")
 }
 
+/// Reads the public id of a step: its task's id and its number.
+pub fn parse_step_id(text: &str) -> Option<(&str, i32)> {
+    let (task_id, number) = text.rsplit_once('.')?;
+    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let number = number.parse().ok().filter(|number: &i32| i64::from(*number) < STEPS_MAX)?;
+    plain.then_some((task_id, number))
+}
+
 /// The right to run one attempt of one step, as it travels in `Lease.lease_id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId {

@@ -6,7 +6,7 @@ use std::{collections::HashMap, error::Error, fmt, sync::Arc, time::Duration};
 use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt};
 
-use crate::v1::{self, ErrorReason};
+use crate::v1::{self, ErrorReason, State};
 
 /// `ErrorInfo.domain` of every refusal.
 pub const DOMAIN: &str = "stepwell.v1";
@@ -62,6 +62,20 @@ impl Refusal {
     /// Wrong fields of a request; at least one.
     pub fn fields(violations: Vec<(String, String)>) -> Self {
         Self::new(ErrorReason::InvalidRequest, describe(&violations)).with_violations(violations)
+    }
+
+    /// A move that the state of its subject, such as `task 0193…`, does not allow.
+    pub fn illegal(subject: &str, from: State, to: State, allowed: &[State]) -> Self {
+        let words: Vec<&str> = allowed.iter().map(|state| state.word()).collect();
+        let words = words.join(", ");
+        let message =
+            format!("{subject} is {}; it can become {} from {words}", from.word(), to.word());
+        let mut refusal = Self::new(ErrorReason::IllegalTransition, message)
+            .with("from_state", from.word())
+            .with("to_state", to.word())
+            .with("allowed_from", &words);
+        refusal.precondition = Some((subject.to_owned(), format!("state is one of: {words}")));
+        refusal
     }
 
     /// Adds wrong fields.

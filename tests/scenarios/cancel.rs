@@ -13,6 +13,7 @@ fn cancel(task_id: &str) -> v1::CancelTaskRequest {
         task_id: task_id.to_owned(),
         reason: "changed my mind".into(),
         cancelled_by: "me".into(),
+        ..Default::default()
     }
 }
 

@@ -9,7 +9,7 @@ use stepwell_client::{Executor, HandlerError, StepContext};
 use stepwell_tests::World;
 
 /// Runs the command against a world; exit code, standard output, standard error.
-fn stepwell(world: &World, args: &[&str], input: &str) -> (i32, String, String) {
+pub(super) fn stepwell(world: &World, args: &[&str], input: &str) -> (i32, String, String) {
     let addresses = world.suite.addresses();
     let mut command = Command::new(stepwell_suite::built_stepwell().unwrap())
         .args(args)

@@ -107,6 +107,7 @@ async fn every_line_stands_alone_and_none_has_payloads_or_secrets() {
         task_id: gate.task_id,
         reason: SECRET.into(),
         cancelled_by: "test".into(),
+        ..Default::default()
     };
     world.client.cancel_task(request).await.unwrap();
     process.kill(Signal::SIGTERM).await.unwrap();

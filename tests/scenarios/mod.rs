@@ -13,6 +13,7 @@ mod idle;
 mod limits;
 mod logs;
 mod metrics;
+mod operate;
 mod retries;
 mod schema;
 mod traces;

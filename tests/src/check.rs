@@ -50,6 +50,12 @@ const INVARIANTS: &[(&str, &str)] = &[
           group by t.id, t.failed_n having t.failed_n <> count(s.key)",
     ),
     (
+        "cancelled_n counts the steps that are cancelled",
+        "select t.id, t.cancelled_n, count(s.key) from stepwell.task t
+           left join stepwell.step s on s.key >> 14 = t.id and s.state = 5
+          group by t.id, t.cancelled_n having t.cancelled_n <> count(s.key)",
+    ),
+    (
         "a step with nothing to wait for stands in a queue",
         "select s.key from stepwell.step s join stepwell.task t on t.id = s.key >> 14
           where s.state = 1 and s.waiting_on = 0 and t.state in (1, 2)
@@ -73,7 +79,7 @@ const INVARIANTS: &[(&str, &str)] = &[
         "select task, no, attempt from (
            select task, no, attempt, count(*) filter (where type = 40) leased,
                   count(*) filter (where type in (41, 42, 44)) ended
-             from stepwell.event where no is not null and type in (40, 41, 42, 44) group by 1, 2, 3) x
+             from stepwell.event where no is not null and (type in (40, 41, 44) or type = 42 and from_state = 2) group by 1, 2, 3) x
           where leased <> 1 or ended > 1
           union all
          select task, no, attempt from (

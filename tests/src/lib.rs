@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Connection, PgConnection};
 use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
 use stepwell_store::{
-    ChildSlots, Claimed, Ending, LeaseRow, NewTask, Options, Report, Settled, Slots, Store,
+    ChildSlots, Claimed, Ending, LeaseRow, NewTask, Note, Options, Report, Settled, Slots, Store,
     StoredDefinition, Writer,
 };
 use stepwell_suite::TestDatabase;
@@ -138,6 +138,12 @@ impl Rows {
         writer.settle(reports, &ChildSlots::default(), self.node, None).await.unwrap()
     }
 
+    /// Cancels a task; answers how many leases are void.
+    pub async fn cancel(&self, uid: Uuid) -> i32 {
+        let note = Note::new("who", "why");
+        self.store.cancel_tasks(&[uid], false, &note).await.unwrap().told
+    }
+
     /// One value of a query.
     pub async fn one<T>(&self, sql: &'static str, key: i64) -> T
     where
@@ -178,6 +184,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         source_system: "test".into(),
         reason: "test".into(),
         tags: Vec::new(),
+        skipped: Vec::new(),
         trace: None,
         hash: [0; 32],
         key: None,

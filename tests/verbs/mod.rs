@@ -5,6 +5,7 @@
 mod edges;
 mod moves;
 mod nodes;
+mod operate;
 mod plans;
 mod races;
 mod survey;

@@ -194,14 +194,14 @@ async fn a_cancelled_task_s_leases_are_neither_adopted_nor_expired() {
         let mut adopter = rows.writer().await;
         let held = [(lease.step, lease.token, 8)];
         let adopt = async { adopter.adopt(&held, rows.node).await.unwrap().len() };
-        let cancel = rows.store.cancel_task(uid, "why", "who");
+        let cancel = rows.cancel(uid);
         let (adopted, cancelled) = if cancel_first {
             let (cancelled, adopted) = race(&rows, latch, cancel, adopt).await;
             (adopted, cancelled)
         } else {
             race(&rows, latch, adopt, cancel).await
         };
-        assert_eq!((adopted, cancelled.unwrap().told), (usize::from(!cancel_first), 1));
+        assert_eq!((adopted, cancelled), (usize::from(!cancel_first), 1));
         let told = writer.signals(&[rows.node]).await.unwrap();
         let holder = if cancel_first { SESSION } else { 8 };
         assert_eq!((told.len(), told[0].session), (1, holder), "whoever holds it is told");

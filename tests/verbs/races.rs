@@ -92,14 +92,14 @@ async fn of_settle_and_cancel_whoever_comes_first_wins_and_the_other_is_told() {
         let uid = rows.one("select uid from stepwell.task where id = $1", task).await;
         let latch = hold(&rows, task).await;
         let settle = settle(&rows, lease, "1");
-        let cancel = rows.store.cancel_task(uid, "why", "who");
+        let cancel = rows.cancel(uid);
         let (settled, cancelled) = if settle_first {
             race(&rows, latch, settle, cancel).await
         } else {
             let (cancelled, settled) = race(&rows, latch, cancel, settle).await;
             (settled, cancelled)
         };
-        assert_eq!(cancelled.unwrap().told, 1, "the child or the step itself was running");
+        assert_eq!(cancelled, 1, "the child or the step itself was running");
         assert_eq!(settled.accepted, [settle_first]);
         assert_eq!(settled.leases.len(), usize::from(settle_first));
         assert_eq!(rows.one::<i16>("select state from stepwell.task where id = $1", task).await, 5);
@@ -120,7 +120,7 @@ async fn a_cancelled_task_is_not_claimed_and_a_claimed_step_is_cancelled() {
         let latch = hold(&rows, task).await;
         let mut writer = rows.writer().await;
         let claim = rows.claim(&mut writer, definition.queues[0], 1);
-        let cancel = rows.store.cancel_task(uid, "why", "who");
+        let cancel = rows.cancel(uid);
         let (claimed, cancelled) = if claim_first {
             race(&rows, latch, claim, cancel).await
         } else {
@@ -128,7 +128,7 @@ async fn a_cancelled_task_is_not_claimed_and_a_claimed_step_is_cancelled() {
             (claimed, cancelled)
         };
         assert_eq!(claimed.len(), usize::from(claim_first));
-        assert_eq!(cancelled.unwrap().told, i32::from(claim_first));
+        assert_eq!(cancelled, i32::from(claim_first));
         let mut connection = rows.connection().await;
         check(&mut connection).await;
         let left = "select count(*) from stepwell.ready_step where key >> 14 = $1";
@@ -283,7 +283,7 @@ async fn cancel_and_whatever_ends_or_frees_a_step_come_in_either_order_to_the_sa
                         return true;
                     }
                     _ => {
-                        rows.store.cancel_task(uid, "why", "another").await.unwrap();
+                        rows.cancel(uid).await;
                         return true;
                     }
                 };
@@ -292,7 +292,7 @@ async fn cancel_and_whatever_ends_or_frees_a_step_come_in_either_order_to_the_sa
                 let settled = writer.settle(&ended, &none, rows.node, sweep.as_ref()).await;
                 settled.unwrap().accepted[0]
             };
-            let cancel = async { rows.store.cancel_task(uid, "why", "who").await.unwrap() };
+            let cancel = async { rows.cancel(uid).await };
             let moved = if cancel_first {
                 race(&rows, latch, cancel, move_it).await.1
             } else {

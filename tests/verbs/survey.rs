@@ -63,7 +63,7 @@ async fn what_a_timer_made_ready_is_as_old_as_its_due_time_and_a_left_over_has_n
         .fetch_one(&mut connection)
         .await
         .unwrap();
-    rows.store.cancel_task(uid, "", "").await.unwrap();
+    rows.cancel(uid).await;
     let left = rows.store.survey().await.unwrap().ready;
     assert_eq!((left[0].steps, left[0].oldest), (1, 0.0), "nobody is to be alarmed");
 }

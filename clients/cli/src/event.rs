@@ -101,6 +101,11 @@ fn describe(event: &Event) -> String {
         Some(Detail::StepCompleted(completed)) => Some(completed.result.clone()),
         Some(Detail::TaskFailed(failed)) => Some(failed.failed_steps.join(", ")),
         Some(Detail::TaskCancelled(cancelled)) => Some(cancelled.reason.clone()),
+        Some(Detail::TaskRetryRequested(retried)) => Some(retried.reason.clone()),
+        Some(Detail::TaskResolvedManually(resolved)) => Some(resolved.reason.clone()),
+        Some(Detail::StepRetryRequested(retried)) => Some(retried.reason.clone()),
+        Some(Detail::StepCancelled(cancelled)) => Some(cancelled.reason.clone()),
+        Some(Detail::StepResolvedManually(resolved)) => Some(resolved.reason.clone()),
         _ => None,
     };
     let at = output::time_of_day(event.at.as_ref());

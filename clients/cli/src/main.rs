@@ -9,6 +9,7 @@ mod example;
 mod fault;
 mod output;
 mod server;
+mod step;
 mod task;
 
 use std::process::ExitCode;
@@ -38,9 +39,12 @@ enum Command {
     /// Register and read definitions.
     #[command(subcommand)]
     Definition(definition::Command),
-    /// Create, read, wait for and cancel tasks.
+    /// Create, read, wait for, cancel, retry and resolve tasks.
     #[command(subcommand)]
     Task(task::Command),
+    /// Read, retry, resolve, skip and cancel single steps.
+    #[command(subcommand)]
+    Step(step::Command),
     /// Follow what happens.
     #[command(subcommand)]
     Event(event::Command),
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Command::Dev(dev) => run(dev.run()),
         Command::Definition(command) => run(command.run()),
         Command::Task(command) => run(command.run()),
+        Command::Step(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),
         Command::Bench(bench) => run(bench.run()),

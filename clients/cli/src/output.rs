@@ -6,7 +6,8 @@ use std::{
 };
 
 use clap::ValueEnum;
-use comfy_table::{Table, presets::NOTHING};
+pub(crate) use comfy_table::Table;
+use comfy_table::presets::NOTHING;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 

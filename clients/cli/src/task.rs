@@ -5,7 +5,10 @@ use std::{io::Read, process::ExitCode, time::Duration};
 use clap::{Args, Subcommand};
 use stepwell_proto::{
     catalog,
-    v1::{CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, State, Step, Task},
+    v1::{
+        CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, ResolveTaskRequest,
+        RetryTaskRequest, State, Step, Task,
+    },
 };
 
 use crate::{connect::Connect, fault::Fault, output};
@@ -26,6 +29,10 @@ pub(crate) enum Command {
     Wait(Wait),
     /// Cancel a task and its unfinished steps.
     Cancel(Cancel),
+    /// Try the steps in error of a task in error again.
+    Retry(Retry),
+    /// Declare a task in error settled. Its steps stay as they are.
+    Resolve(Resolve),
 }
 
 #[derive(Args)]
@@ -50,6 +57,9 @@ pub(crate) struct Create {
     /// A label; may be given several times.
     #[arg(long)]
     tag: Vec<String>,
+    /// A step that is not to run; may be given several times.
+    #[arg(long, value_name = "STEP")]
+    bypass: Vec<String>,
     /// Wait for the task's end, this many seconds at most.
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
@@ -83,14 +93,47 @@ pub(crate) struct Wait {
 pub(crate) struct Cancel {
     /// Its id.
     task_id: String,
-    /// Why.
-    #[arg(long, default_value = "")]
-    reason: String,
-    /// Who asks.
-    #[arg(long, env = "USER", default_value = "")]
-    by: String,
+    /// Cancel it even if it is complete or resolved.
+    #[arg(long)]
+    r#override: bool,
+    #[command(flatten)]
+    note: Note,
     #[command(flatten)]
     show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Retry {
+    /// Its id.
+    task_id: String,
+    /// How many more attempts each step may make; as many as the definition says unless given.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=1000))]
+    attempts: Option<i32>,
+    #[command(flatten)]
+    note: Note,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Resolve {
+    /// Its id.
+    task_id: String,
+    #[command(flatten)]
+    note: Note,
+    #[command(flatten)]
+    show: Show,
+}
+
+/// What goes into the events of a move.
+#[derive(Args)]
+pub(crate) struct Note {
+    /// Why.
+    #[arg(long, default_value = "")]
+    pub(crate) reason: String,
+    /// Who asks.
+    #[arg(long, env = "USER", default_value = "")]
+    pub(crate) by: String,
 }
 
 #[derive(Args)]
@@ -111,6 +154,8 @@ impl Command {
                 wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
             }
             Self::Cancel(cancel) => cancel.run().await,
+            Self::Retry(retry) => retry.run().await,
+            Self::Resolve(resolve) => resolve.run().await,
         }
     }
 }
@@ -128,6 +173,7 @@ impl Create {
             source_system: "stepwell-cli".into(),
             reason: self.reason,
             tags: self.tag,
+            bypass_steps: self.bypass,
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         };
@@ -169,11 +215,52 @@ async fn wait_for(show: &Show, task_id: &str, timeout: Duration) -> Result<ExitC
 impl Cancel {
     async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
-        let request =
-            CancelTaskRequest { task_id: self.task_id, reason: self.reason, cancelled_by: self.by };
+        let request = CancelTaskRequest {
+            task_id: self.task_id,
+            reason: self.note.reason,
+            cancelled_by: self.note.by,
+            r#override: self.r#override,
+        };
         let answer = client.cancel_task(request).await?;
         if answer.already_in_state {
             eprintln!("it was cancelled before");
+        }
+        self.show.task(&answer.task.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Retry {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = RetryTaskRequest {
+            task_id: self.task_id,
+            reason: self.note.reason,
+            retried_by: self.note.by,
+            attempts: self.attempts.unwrap_or_default(),
+        };
+        let answer = client.retry_task(request).await?;
+        match answer.retried_steps {
+            _ if answer.already_in_state => eprintln!("it is under way"),
+            1 => eprintln!("1 step is tried again"),
+            n => eprintln!("{n} steps are tried again"),
+        }
+        self.show.task(&answer.task.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Resolve {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = ResolveTaskRequest {
+            task_id: self.task_id,
+            reason: self.note.reason,
+            resolved_by: self.note.by,
+        };
+        let answer = client.resolve_task(request).await?;
+        if answer.already_in_state {
+            eprintln!("it was resolved before");
         }
         self.show.task(&answer.task.unwrap_or_default())?;
         Ok(ExitCode::SUCCESS)
@@ -191,24 +278,29 @@ impl Show {
         if task.steps.is_empty() {
             return Ok(());
         }
-        let mut table = output::table(&["#", "STEP", "STATE", "ATTEMPT", ""]);
-        for step in &task.steps {
-            table.add_row([
-                step.number.to_string(),
-                step.name.clone(),
-                step.state().word().to_owned(),
-                format!("{}/{}", step.attempt, step.max_attempts),
-                remark(step),
-            ]);
-        }
-        output::line(table.to_string())
+        output::line(steps(&task.steps).to_string())
     }
+}
+
+/// Steps, a row each.
+pub(crate) fn steps(steps: &[Step]) -> output::Table {
+    let mut table = output::table(&["#", "STEP", "STATE", "ATTEMPT", ""]);
+    for step in steps {
+        table.add_row([
+            step.number.to_string(),
+            step.name.clone(),
+            step.state().word().to_owned(),
+            format!("{}/{}", step.attempt, step.max_attempts),
+            remark(step),
+        ]);
+    }
+    table
 }
 
 /// What is worth knowing of a step beside its state.
 fn remark(step: &Step) -> String {
     if let Some(error) = &step.last_error
-        && step.state() != State::Complete
+        && !matches!(step.state(), State::Complete | State::ResolvedManually)
     {
         let code = if error.error_code.is_empty() { &error.error_class } else { &error.error_code };
         return format!("{code}: {}", error.message);
@@ -222,7 +314,7 @@ fn remark(step: &Step) -> String {
 }
 
 /// Text that is given as it is, in a file, or on standard input.
-fn text(given: &str) -> Result<String, Fault> {
+pub(crate) fn text(given: &str) -> Result<String, Fault> {
     let read = match given.strip_prefix('@') {
         Some(file) => std::fs::read_to_string(file),
         None if given == "-" => {

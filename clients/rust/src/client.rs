@@ -173,6 +173,82 @@ impl Client {
         .await
     }
 
+    /// Tries the steps in error of a task in error again.
+    pub async fn retry_task(
+        &self,
+        request: v1::RetryTaskRequest,
+    ) -> Result<v1::RetryTaskResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.retry_task(request).await
+        })
+        .await
+    }
+
+    /// Declares a task in error settled.
+    pub async fn resolve_task(
+        &self,
+        request: v1::ResolveTaskRequest,
+    ) -> Result<v1::ResolveTaskResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.resolve_task(request).await
+        })
+        .await
+    }
+
+    /// One step with its result.
+    pub async fn get_step(
+        &self,
+        request: v1::GetStepRequest,
+    ) -> Result<v1::GetStepResponse, Error> {
+        self.steps(&request, |mut service, request| async move { service.get_step(request).await })
+            .await
+    }
+
+    /// Tries a step in error again.
+    pub async fn retry_step(
+        &self,
+        request: v1::RetryStepRequest,
+    ) -> Result<v1::RetryStepResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.retry_step(request).await },
+        )
+        .await
+    }
+
+    /// Declares a step done, with a result for its children.
+    pub async fn resolve_step(
+        &self,
+        request: v1::ResolveStepRequest,
+    ) -> Result<v1::ResolveStepResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.resolve_step(request).await },
+        )
+        .await
+    }
+
+    /// Skips a pending step that may be skipped.
+    pub async fn skip_step(
+        &self,
+        request: v1::SkipStepRequest,
+    ) -> Result<v1::SkipStepResponse, Error> {
+        self.steps(&request, |mut service, request| async move { service.skip_step(request).await })
+            .await
+    }
+
+    /// Cancels one step.
+    pub async fn cancel_step(
+        &self,
+        request: v1::CancelStepRequest,
+    ) -> Result<v1::CancelStepResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.cancel_step(request).await },
+        )
+        .await
+    }
+
     /// Follows the feed of events. Answers once the stream is open and its place in the feed is
     /// known: with [`crate::Start::Latest`], whatever happens after the answer is delivered.
     pub async fn subscribe(
@@ -192,9 +268,8 @@ impl Client {
         &self,
         request: v1::ListStepResultsRequest,
     ) -> Result<v1::ListStepResultsResponse, Error> {
-        call(&self.pools.step, &self.limits, &request, |channel, request| async move {
-            let service = StepServiceClient::new(channel);
-            service.max_decoding_message_size(MESSAGE_BYTES_MAX).list_step_results(request).await
+        self.steps(&request, |mut service, request| async move {
+            service.list_step_results(request).await
         })
         .await
     }
@@ -210,6 +285,21 @@ impl Client {
     {
         call(&self.pools.task, limits, request, |channel, request| {
             let service = TaskServiceClient::new(channel);
+            rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request)
+        })
+        .await
+    }
+
+    async fn steps<Q: Clone, A, F>(
+        &self,
+        request: &Q,
+        rpc: impl Fn(StepServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Error>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        call(&self.pools.step, &self.limits, request, |channel, request| {
+            let service = StepServiceClient::new(channel);
             rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request)
         })
         .await

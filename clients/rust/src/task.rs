@@ -77,6 +77,12 @@ impl TaskBuilder {
         self
     }
 
+    /// Names of steps that are not to run; each has to be skippable by the definition.
+    pub fn bypass_steps<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.request.bypass_steps.extend(names.into_iter().map(Into::into));
+        self
+    }
+
     /// Creates it, durably.
     pub async fn create(self) -> Result<v1::Task, Error> {
         if let Some(fault) = self.fault {

@@ -2,8 +2,8 @@
 //!
 //! A step's way: `claim` or the release in `settle` leases it → `dispatch` fills the lease →
 //! `outbox` sends it → the executor runs it → `service` reads the outcome → `verdict` decides on
-//! failures → `settle` commits and answers. `sweep` has the loops beside that way, and
-//! `walk` what becomes of the leases of processes that are gone.
+//! failures → `settle` commits and answers. `sweep` has the loops beside that way, `walk` what
+//! becomes of the leases of processes that are gone, and `operate` what people do to steps.
 
 /// Where a test kills the process, as a crash of the machine would: nothing in ordinary builds.
 macro_rules! fault_point {
@@ -23,6 +23,7 @@ mod dispatch;
 mod metrics;
 mod node;
 mod offer;
+mod operate;
 mod outbox;
 mod service;
 mod sessions;

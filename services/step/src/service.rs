@@ -16,8 +16,11 @@ use stepwell_proto::{
     json,
     refusal::Refusal,
     v1::{
-        Ack, ErrorReason, Failure, Hello, ListStepResultsRequest, ListStepResultsResponse, Outcome,
-        StepResult, Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
+        Ack, CancelStepRequest, CancelStepResponse, ErrorReason, Failure, GetStepRequest,
+        GetStepResponse, Hello, ListStepResultsRequest, ListStepResultsResponse, Outcome,
+        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
+        SkipStepRequest, SkipStepResponse, StepResult, Welcome, WorkRequest, WorkResponse,
+        outcome::Kind, step_service_server,
     },
 };
 use stepwell_serve::{Age, Line, Shutdown};
@@ -29,6 +32,7 @@ use tracing::Instrument;
 
 use crate::{
     offer::{Offer, SLOTS_MAX},
+    operate::Operations,
     outbox::Outbox,
     sessions::{Held, Owned},
     settle::{Ended, lost},
@@ -53,6 +57,7 @@ const STRANGE_AGAIN: Duration = Duration::from_millis(250);
 pub(crate) struct Steps(Arc<Inner>);
 
 struct Inner {
+    operations: Operations,
     sweeps: Sweeps,
     walks: Walks,
     shutdown: Shutdown,
@@ -78,7 +83,9 @@ pub(crate) struct Bounds {
 
 impl Steps {
     pub(crate) fn new(sweeps: Sweeps, walks: Walks, shutdown: Shutdown, bounds: Bounds) -> Self {
-        Self(Arc::new(Inner { sweeps, walks, shutdown, bounds, number: AtomicI64::new(1) }))
+        let operations = Operations::new(sweeps.store.clone(), bounds.result_bytes_max);
+        let number = AtomicI64::new(1);
+        Self(Arc::new(Inner { operations, sweeps, walks, shutdown, bounds, number }))
     }
 
     /// Opens a session: matched to queues, with what it still holds, welcomed.
@@ -448,6 +455,41 @@ impl step_service_server::StepService for Steps {
     ) -> Result<Response<ListStepResultsResponse>, Status> {
         let results = self.list_results(request.get_ref()).await?;
         Ok(Response::new(ListStepResultsResponse { results }))
+    }
+
+    async fn get_step(
+        &self,
+        request: Request<GetStepRequest>,
+    ) -> Result<Response<GetStepResponse>, Status> {
+        Ok(Response::new(self.0.operations.get(request.get_ref()).await?))
+    }
+
+    async fn retry_step(
+        &self,
+        request: Request<RetryStepRequest>,
+    ) -> Result<Response<RetryStepResponse>, Status> {
+        Ok(Response::new(self.0.operations.retry(request.into_inner()).await?))
+    }
+
+    async fn resolve_step(
+        &self,
+        request: Request<ResolveStepRequest>,
+    ) -> Result<Response<ResolveStepResponse>, Status> {
+        Ok(Response::new(self.0.operations.resolve(request.into_inner()).await?))
+    }
+
+    async fn skip_step(
+        &self,
+        request: Request<SkipStepRequest>,
+    ) -> Result<Response<SkipStepResponse>, Status> {
+        Ok(Response::new(self.0.operations.skip(request.into_inner()).await?))
+    }
+
+    async fn cancel_step(
+        &self,
+        request: Request<CancelStepRequest>,
+    ) -> Result<Response<CancelStepResponse>, Status> {
+        Ok(Response::new(self.0.operations.cancel(request.into_inner()).await?))
     }
 }
 

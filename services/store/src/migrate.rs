@@ -14,10 +14,12 @@ const VERBS: &[(&str, &str)] = &[
     ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
     ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
     ("40_claim", include_str!("../../../migrations/verbs/40_claim.sql")),
+    ("45_end", include_str!("../../../migrations/verbs/45_end.sql")),
     ("50_settle", include_str!("../../../migrations/verbs/50_settle.sql")),
     ("60_node", include_str!("../../../migrations/verbs/60_node.sql")),
     ("70_release_due", include_str!("../../../migrations/verbs/70_release_due.sql")),
-    ("80_cancel_task", include_str!("../../../migrations/verbs/80_cancel_task.sql")),
+    ("82_move_steps", include_str!("../../../migrations/verbs/82_move_steps.sql")),
+    ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

@@ -1,5 +1,6 @@
 //! Steps: leasing them, settling what became of the leases, and what a node needs around that.
 
+mod moves;
 mod previous;
 
 use std::{collections::HashMap, sync::Arc};
@@ -9,6 +10,8 @@ use stepwell_proto::id::{LeaseId, task_of};
 use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Writer, span};
+
+pub use moves::{Move, Moved};
 
 /// Free slots for the verbs to fill: disjoint, so that no two steps get one slot.
 #[derive(Clone, Debug, Default)]

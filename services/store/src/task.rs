@@ -1,5 +1,6 @@
 //! Tasks: creating and cancelling them by their verbs, and reading them.
 
+mod moves;
 mod steps;
 
 use std::{
@@ -15,6 +16,8 @@ use stepwell_proto::v1::{self, State};
 use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
+
+pub use moves::{Cancelled, Retried};
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct NewTask {
     pub reason: String,
     /// Free labels.
     pub tags: Vec<String>,
+    /// Numbers of the steps that are not to run, ascending.
+    pub skipped: Vec<i32>,
     /// Where in a trace it goes on; none: nobody said.
     pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
@@ -45,18 +50,21 @@ impl NewTask {
     /// The task as it is right after its creation.
     pub fn into_task(self, create_time: prost_types::Timestamp) -> v1::Task {
         let definition = &self.definition.definition;
+        // One that has nothing to do is done at once.
+        let done = self.skipped.len() == definition.steps.len();
         v1::Task {
             task_id: self.uid.to_string(),
             namespace: definition.namespace.clone(),
             definition_name: definition.name.clone(),
             definition_version: definition.version.clone(),
-            state: State::Pending.into(),
+            state: if done { State::Complete } else { State::Pending }.into(),
             context: self.context,
             initiator: self.initiator,
             source_system: self.source_system,
             reason: self.reason,
             tags: self.tags,
             total_steps: self.definition.total_steps(),
+            end_time: done.then_some(create_time),
             create_time: Some(create_time),
             ..v1::Task::default()
         }
@@ -72,15 +80,6 @@ pub enum Created {
     Existing(Box<v1::Task>),
     /// Another request used the id before.
     Reused,
-}
-
-/// What cancelling a task did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cancelled {
-    /// The state it was in; none: there is no such task.
-    pub was: Option<State>,
-    /// Leases that are void now, and whose executors are being told.
-    pub told: i32,
 }
 
 /// Keys for tasks, drawn from the database in blocks.
@@ -176,9 +175,10 @@ impl Writer {
         let traces: Vec<_> = tasks.iter().map(|t| t.trace.map(TraceContext::to_bytes)).collect();
         let traces: Vec<Option<&[u8]>> =
             traces.iter().map(|trace| trace.as_ref().map(<[u8; _]>::as_slice)).collect();
+        let skipped: Vec<Option<String>> = tasks.iter().map(skipped_text).collect();
         let row = sqlx::query!(
             r#"select n_key as keys, n_at as at
-                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
             keys,
             &uids,
             &definitions,
@@ -189,6 +189,7 @@ impl Writer {
             &reasons as &[&str],
             &tags as &[Option<String>],
             &traces as &[Option<&[u8]>],
+            &skipped as &[Option<String>],
         )
         .fetch_one(&mut self.connection)
         .await?;
@@ -220,6 +221,12 @@ async fn existing_task(
 fn tags_text(task: &NewTask) -> Option<String> {
     let some = !task.tags.is_empty();
     some.then(|| serde_json::to_string(&task.tags).expect("strings have a JSON form"))
+}
+
+/// As Postgres writes an array.
+fn skipped_text(task: &NewTask) -> Option<String> {
+    let numbers: Vec<String> = task.skipped.iter().map(i32::to_string).collect();
+    (!numbers.is_empty()).then(|| format!("{{{}}}", numbers.join(",")))
 }
 
 /// A task as it is stored, without its steps.
@@ -311,32 +318,5 @@ impl Store {
         .fetch_all(self.reads())
         .await?;
         Ok(ended)
-    }
-
-    /// Cancels a task and its unfinished steps, if its state allows it.
-    pub async fn cancel_task(
-        &self,
-        uid: Uuid,
-        reason: &str,
-        actor: &str,
-    ) -> Result<Cancelled, Error> {
-        let call = async {
-            let call = sqlx::query!(
-                r#"select was, told as "told!" from stepwell.cancel_task($1, $2, $3)"#,
-                uid,
-                reason,
-                actor,
-            );
-            Ok(call.fetch_one(self.reads()).await?)
-        };
-        let row = span::verb("db.cancel_task", 1, |_| 1, call).await?;
-        let was = row.was.map(state).transpose()?;
-        if let Some(State::Pending | State::InProgress | State::Error) = was {
-            self.bell().ring(Topic::Event);
-        }
-        if row.told > 0 {
-            self.bell().ring(Topic::Signal);
-        }
-        Ok(Cancelled { was, told: row.told })
     }
 }

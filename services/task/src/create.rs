@@ -293,6 +293,7 @@ mod tests {
             source_system: String::new(),
             reason: String::new(),
             tags: Vec::new(),
+            skipped: Vec::new(),
             trace: None,
             key: None,
         }

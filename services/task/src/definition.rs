@@ -36,8 +36,8 @@ const BACKOFF_DEFAULT: Duration = Duration::from_secs(1);
 const BACKOFF_MAX_DEFAULT: Duration = Duration::from_secs(300);
 const MULTIPLIER_DEFAULT: f64 = 2.0;
 const JITTER_DEFAULT: f64 = 0.1;
-/// Looking for what was meant is dear: only so many faults of a definition get it.
-const SUGGESTIONS_MAX: usize = 10;
+/// Looking for what was meant is dear: only so many faults of a request get it.
+pub const SUGGESTIONS_MAX: usize = 10;
 
 /// Reads a definition as a message.
 pub fn from_message(definition: Definition) -> Result<Definition, Refusal> {

@@ -1,6 +1,6 @@
 //! A request becomes a task to store, or is refused with all its faults. Pure.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use serde_json::Value;
 use stepwell_proto::{
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     canonical::{self, Hash},
+    definition::{STEPS_MAX, SUGGESTIONS_MAX},
     rule::{self, Fault, NAMESPACE_DEFAULT},
     schema::{self, Validators},
     trace::Call,
@@ -36,6 +37,7 @@ pub(crate) struct Draft {
     source_system: String,
     reason: String,
     tags: Vec<String>,
+    bypass_steps: Vec<String>,
     /// Where in a trace the task goes on.
     trace: Option<TraceContext>,
     hash: [u8; 32],
@@ -68,6 +70,9 @@ impl Draft {
         for (i, tag) in request.tags.iter().take(TAGS_MAX).enumerate() {
             faults.text(&format!("tags[{i}]"), tag, TAG_BYTES_MAX);
         }
+        if request.bypass_steps.len() > STEPS_MAX {
+            faults.add("bypass_steps", format!("at most {STEPS_MAX} are allowed"));
+        }
         if !faults.found.is_empty() {
             return Err(faults.found);
         }
@@ -84,6 +89,9 @@ impl Draft {
         for tag in &request.tags {
             hash = hash.part(tag);
         }
+        for name in &request.bypass_steps {
+            hash = hash.part("bypass").part(name);
+        }
         Ok(Self {
             uid,
             wanted: Wanted { namespace, name: request.definition_name, version },
@@ -94,6 +102,7 @@ impl Draft {
             source_system,
             reason,
             tags: request.tags,
+            bypass_steps: request.bypass_steps,
             trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
         })
@@ -131,6 +140,7 @@ impl Draft {
             .with("version", &found.version)
             .with_violations(violations));
         }
+        let skipped = skipped(&self.bypass_steps, &definition, prefix)?;
         Ok(NewTask {
             uid: self.uid,
             definition,
@@ -140,10 +150,47 @@ impl Draft {
             source_system: self.source_system,
             reason: self.reason,
             tags: self.tags,
+            skipped,
             trace: self.trace,
             key: None,
         })
     }
+}
+
+/// The numbers of the steps that are not to run; each has to be one that may be skipped.
+fn skipped(
+    names: &[String],
+    definition: &StoredDefinition,
+    prefix: &str,
+) -> Result<Vec<i32>, Refusal> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let steps = &definition.definition.steps;
+    let numbers: HashMap<&str, i32> =
+        steps.iter().map(|step| step.name.as_str()).zip(0..).collect();
+    let (mut skipped, mut faults) = (Vec::new(), Vec::new());
+    for (i, name) in names.iter().enumerate() {
+        let number = numbers.get(name.as_str()).copied();
+        let step = number.and_then(|number| definition.step(number));
+        let what = match (number, step) {
+            (Some(number), Some(step)) if step.skippable => {
+                skipped.push(number);
+                continue;
+            }
+            (Some(_), _) => "the definition does not let it be skipped".to_owned(),
+            _ => {
+                let known = (faults.len() < SUGGESTIONS_MAX).then_some(&numbers);
+                let known = known.into_iter().flat_map(HashMap::keys).copied();
+                let (name, meant) = (rule::quoted(name), rule::suggestion(name, known));
+                format!("the definition has no step {name}{meant}")
+            }
+        };
+        faults.push((format!("{prefix}bypass_steps[{i}]"), what));
+    }
+    skipped.sort_unstable();
+    skipped.dedup();
+    if faults.is_empty() { Ok(skipped) } else { Err(Refusal::fields(rule::bounded(faults))) }
 }
 
 /// The refusal of a definition that is not there.

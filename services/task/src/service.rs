@@ -9,13 +9,14 @@ use stepwell_proto::{
         BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
         CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
         ErrorReason, GetDefinitionRequest, GetDefinitionResponse, GetTaskRequest, GetTaskResponse,
-        RegisterDefinitionRequest, RegisterDefinitionResponse, State, Task, WaitTaskRequest,
+        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
+        ResolveTaskResponse, RetryTaskRequest, RetryTaskResponse, State, Task, WaitTaskRequest,
         WaitTaskResponse, batch_create_tasks_result::Outcome, register_definition_request::Source,
         task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
-use stepwell_store::{Created, NewTask, Store, Wanted};
+use stepwell_store::{Created, NewTask, Note, Store, Wanted, more_attempts};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -34,8 +35,6 @@ const BATCH_MAX: usize = 1_000;
 const BATCH_BYTES_MAX: usize = 3 << 20;
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const WAIT_MAX: Duration = Duration::from_secs(60);
-const REASON_BYTES_MAX: usize = 1024;
-const ACTOR_BYTES_MAX: usize = 256;
 
 /// The RPCs.
 pub(crate) struct Tasks {
@@ -187,30 +186,57 @@ impl Tasks {
 
     async fn cancel(&self, request: CancelTaskRequest) -> Result<CancelTaskResponse, Refusal> {
         let uid = task_id(&request.task_id)?;
-        let actor = match request.cancelled_by.as_str() {
-            "" => "unknown",
-            actor => actor,
-        };
-        let mut faults = Vec::new();
-        for (path, text, max) in [
-            ("reason", request.reason.as_str(), REASON_BYTES_MAX),
-            ("cancelled_by", actor, ACTOR_BYTES_MAX),
-        ] {
-            if text.len() > max || text.contains('\0') {
-                faults.push((path.to_owned(), format!("at most {max} bytes, without NUL")));
-            }
+        let note = Note::read(request.reason, "cancelled_by", request.cancelled_by)?;
+        let cancelled = self.store.cancel_tasks(&[uid], request.r#override, &note).await?;
+        let was = cancelled.was.into_iter().next().flatten().ok_or_else(|| task_not_found(uid))?;
+        let mut allowed = catalog::origins(Entity::Task, State::Cancelled);
+        if !request.r#override {
+            allowed.retain(|state| !matches!(state, State::Complete | State::ResolvedManually));
         }
-        if !faults.is_empty() {
-            return Err(Refusal::fields(faults));
-        }
-        let cancelled = self.store.cancel_task(uid, &request.reason, actor).await?;
-        let was = cancelled.was.ok_or_else(|| task_not_found(uid))?;
-        let allowed = catalog::origins(Entity::Task, State::Cancelled);
         let already_in_state = was == State::Cancelled;
         if !already_in_state && !allowed.contains(&was) {
             return Err(illegal(uid, was, State::Cancelled, &allowed));
         }
         Ok(CancelTaskResponse { task: Some(self.task(uid).await?), already_in_state })
+    }
+
+    async fn retry(&self, request: RetryTaskRequest) -> Result<RetryTaskResponse, Refusal> {
+        let uid = task_id(&request.task_id)?;
+        let note = Note::read(request.reason, "retried_by", request.retried_by)?;
+        let attempts = more_attempts(request.attempts)?;
+        let retried = self.store.retry_tasks(&[uid], attempts, &note).await?;
+        let (was, retried_steps) = retried
+            .first()
+            .and_then(|retried| Some((retried.was?, retried.steps)))
+            .ok_or_else(|| task_not_found(uid))?;
+        let already_in_state = matches!(was, State::Pending | State::InProgress);
+        match was {
+            State::Error if retried_steps == 0 => {
+                let what = "every step in error waits for a cancelled one";
+                return Err(Refusal::new(
+                    ErrorReason::ParentCancelled,
+                    format!("task {uid}: {what}"),
+                ));
+            }
+            State::Error => {}
+            _ if already_in_state => {}
+            _ => return Err(illegal(uid, was, State::Pending, &[State::Error])),
+        }
+        let task = Some(self.task(uid).await?);
+        Ok(RetryTaskResponse { task, already_in_state, retried_steps })
+    }
+
+    async fn resolve(&self, request: ResolveTaskRequest) -> Result<ResolveTaskResponse, Refusal> {
+        let uid = task_id(&request.task_id)?;
+        let note = Note::read(request.reason, "resolved_by", request.resolved_by)?;
+        let was = self.store.resolve_tasks(&[uid], &note).await?;
+        let was = was.into_iter().next().flatten().ok_or_else(|| task_not_found(uid))?;
+        let already_in_state = was == State::ResolvedManually;
+        let allowed = catalog::origins(Entity::Task, State::ResolvedManually);
+        if !already_in_state && !allowed.contains(&was) {
+            return Err(illegal(uid, was, State::ResolvedManually, &allowed));
+        }
+        Ok(ResolveTaskResponse { task: Some(self.task(uid).await?), already_in_state })
     }
 
     async fn task(&self, uid: Uuid) -> Result<Task, Refusal> {
@@ -228,16 +254,7 @@ fn task_not_found(uid: Uuid) -> Refusal {
 }
 
 fn illegal(uid: Uuid, from: State, to: State, allowed: &[State]) -> Refusal {
-    let words: Vec<&str> = allowed.iter().map(|state| state.word()).collect();
-    let words = words.join(", ");
-    let message =
-        format!("task {uid} is {}; it can become {} from {words}", from.word(), to.word());
-    let mut refusal = Refusal::new(ErrorReason::IllegalTransition, message)
-        .with("from_state", from.word())
-        .with("to_state", to.word())
-        .with("allowed_from", &words);
-    refusal.precondition = Some((format!("task {uid}"), format!("state is one of: {words}")));
-    refusal
+    Refusal::illegal(&format!("task {uid}"), from, to, allowed)
 }
 
 /// The task and whether it was there before.
@@ -324,5 +341,19 @@ impl task_service_server::TaskService for Tasks {
         request: Request<CancelTaskRequest>,
     ) -> Result<Response<CancelTaskResponse>, Status> {
         Ok(Response::new(self.cancel(request.into_inner()).await?))
+    }
+
+    async fn retry_task(
+        &self,
+        request: Request<RetryTaskRequest>,
+    ) -> Result<Response<RetryTaskResponse>, Status> {
+        Ok(Response::new(self.retry(request.into_inner()).await?))
+    }
+
+    async fn resolve_task(
+        &self,
+        request: Request<ResolveTaskRequest>,
+    ) -> Result<Response<ResolveTaskResponse>, Status> {
+        Ok(Response::new(self.resolve(request.into_inner()).await?))
     }
 }

@@ -6,14 +6,15 @@ use stepwell_proto::{
     id::step_id,
     v1::{
         Event, State, StepCancelled, StepCompleted, StepExecutionRequested, StepFailed,
-        StepLeaseReturned, StepRetryRequested, TaskCancelled, TaskCompleted, TaskFailed,
-        TaskInitializeRequested, TaskStartRequested, event::Detail,
+        StepLeaseReturned, StepResolvedManually, StepRetryRequested, TaskCancelled, TaskCompleted,
+        TaskFailed, TaskInitializeRequested, TaskResolvedManually, TaskRetryRequested,
+        TaskStartRequested, event::Detail,
     },
 };
 use stepwell_trace::TraceContext;
 
 use super::EventRow;
-use crate::{Error, StoredDefinition, StoredFailure, definition::timestamp};
+use crate::{Error, Note, StoredDefinition, StoredFailure, definition::timestamp};
 
 /// The event of a row.
 pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> {
@@ -49,6 +50,7 @@ fn state(number: i16) -> State {
 
 fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Detail, Error> {
     let text = || row.text.clone().unwrap_or_default();
+    let note = || Note::from_text(row.text.as_deref());
     let ran_for = || row.mark.map(|since| duration(row.at, since));
     let names = || {
         let numbers = row.names.as_deref().unwrap_or_default();
@@ -71,9 +73,16 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
             ran_for: ran_for(),
         }),
         24 => {
-            let both: Option<[String; 2]> = serde_json::from_str(&text()).ok();
-            let [cancelled_by, reason] = both.unwrap_or_default();
+            let Note { by: cancelled_by, reason, .. } = note();
             Detail::TaskCancelled(TaskCancelled { reason, cancelled_by })
+        }
+        25 => {
+            let Note { by: retried_by, reason, .. } = note();
+            Detail::TaskRetryRequested(TaskRetryRequested { reason, retried_by })
+        }
+        26 => {
+            let Note { by: resolved_by, reason, .. } = note();
+            Detail::TaskResolvedManually(TaskResolvedManually { reason, resolved_by })
         }
         40 => Detail::StepExecutionRequested(StepExecutionRequested {
             executor_id: row.session.map(executor_id).unwrap_or_default(),
@@ -100,12 +109,31 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 backoff_type: failure.backoff_type().into(),
             })
         }
-        43 => Detail::StepRetryRequested(StepRetryRequested {
-            previous_attempts: row.attempt.unwrap_or(0),
-            not_before: row.mark.map(timestamp),
-        }),
+        43 => {
+            let Note { by: retried_by, reason, .. } = note();
+            Detail::StepRetryRequested(StepRetryRequested {
+                previous_attempts: row.attempt.unwrap_or(0),
+                not_before: row.mark.map(timestamp),
+                reason,
+                retried_by,
+            })
+        }
         44 => Detail::StepLeaseReturned(StepLeaseReturned { reason: text() }),
-        45 => Detail::StepCancelled(StepCancelled { reason: text() }),
+        45 => {
+            let Note { by: cancelled_by, reason, .. } = note();
+            Detail::StepCancelled(StepCancelled { reason, cancelled_by })
+        }
+        46 => {
+            let note = note();
+            Detail::StepResolvedManually(StepResolvedManually {
+                reason: note.reason,
+                resolved_by: note.by,
+                result: note.result.unwrap_or_default(),
+                result_omitted: note.result_omitted,
+                released: names(),
+                skipped: note.skipped,
+            })
+        }
         _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),
     })
 }

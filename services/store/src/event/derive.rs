@@ -4,7 +4,7 @@ use stepwell_proto::{
     catalog::EventMessage,
     id::step_id,
     v1::{
-        Event, ObservabilityStepBackoff, ObservabilityStepMaxRetriesReached,
+        Event, ObservabilityStepBackoff, ObservabilityStepMaxRetriesReached, ObservabilityStepSkip,
         ObservabilityTaskEnqueue, ProcessingMode, State, StepInitializeRequested,
         WorkflowStepCompleted, WorkflowStepFailed, WorkflowTaskCompleted, WorkflowTaskFailed,
         WorkflowTaskFinalizationCompleted, WorkflowTaskStarted, WorkflowViableStepsDiscovered,
@@ -36,12 +36,21 @@ pub fn derive(recorded: &Event, stored: &StoredDefinition) -> Vec<Event> {
             finalized(recorded, stored, State::Error),
         ],
         Detail::TaskCancelled(_) => vec![finalized(recorded, stored, State::Cancelled)],
+        Detail::TaskResolvedManually(_) => {
+            vec![finalized(recorded, stored, State::ResolvedManually)]
+        }
         Detail::StepCompleted(completed) => {
             let mut events = one(WorkflowStepCompleted {}.into());
-            if !completed.released.is_empty() {
-                let numbers = numbers(stored, &completed.released);
-                events.push(viable(recorded, stored, &numbers));
+            events.extend(released(recorded, stored, &completed.released));
+            events
+        }
+        Detail::StepResolvedManually(resolved) => {
+            let skip = ObservabilityStepSkip { reason: resolved.reason.clone() };
+            let mut events = Vec::new();
+            if resolved.skipped {
+                events.extend(one(skip.into()));
             }
+            events.extend(released(recorded, stored, &resolved.released));
             events
         }
         Detail::StepFailed(failed) => {
@@ -111,6 +120,11 @@ fn viable(recorded: &Event, stored: &StoredDefinition, numbers: &[i32]) -> Event
     about(&about_task, found.into())
 }
 
+/// What a step that ended well released.
+fn released(recorded: &Event, stored: &StoredDefinition, names: &[String]) -> Option<Event> {
+    (!names.is_empty()).then(|| viable(recorded, stored, &numbers(stored, names)))
+}
+
 fn finalized(recorded: &Event, stored: &StoredDefinition, state: State) -> Event {
     let (final_status, total_steps) = (state.into(), stored.total_steps());
     about(recorded, WorkflowTaskFinalizationCompleted { final_status, total_steps }.into())
@@ -133,8 +147,9 @@ mod tests {
     use stepwell_proto::{
         catalog::{EVENTS, event_type},
         v1::{
-            Definition, Failure, StepCompleted, StepFailed, StepTemplate, TaskCancelled,
-            TaskCompleted, TaskFailed, TaskInitializeRequested, TaskStartRequested,
+            Definition, Failure, StepCompleted, StepFailed, StepResolvedManually, StepTemplate,
+            TaskCancelled, TaskCompleted, TaskFailed, TaskInitializeRequested,
+            TaskResolvedManually, TaskStartRequested,
         },
     };
 
@@ -174,7 +189,14 @@ mod tests {
             TaskCompleted::default().into(),
             TaskFailed::default().into(),
             TaskCancelled::default().into(),
+            TaskResolvedManually::default().into(),
             StepCompleted { released: vec!["b".into()], ..StepCompleted::default() }.into(),
+            StepResolvedManually {
+                released: vec!["b".into()],
+                skipped: true,
+                ..StepResolvedManually::default()
+            }
+            .into(),
             failed(true, None).into(),
             failed(false, Some(prost_types::Duration::default())).into(),
         ];

@@ -1,5 +1,7 @@
 //! A task with its steps, from one snapshot.
 
+use std::ops::RangeInclusive;
+
 use prost::Message;
 use sqlx::types::{
     Uuid,
@@ -13,6 +15,8 @@ use stepwell_proto::{
 use super::{read_tasks, state};
 use crate::{Error, Store, StoredDefinition, StoredFailure, definition::timestamp};
 
+/// No step has a higher number.
+const LAST: i32 = 16_383;
 /// A result up to this size travels with its step.
 const RESULT_BYTES_MAX: i32 = 64 << 10;
 /// All results of an answer together.
@@ -51,7 +55,7 @@ impl Store {
     ) -> Result<Option<v1::Task>, Error> {
         let Some(row) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
         let definition = self.definition(row.definition).await?;
-        let rows = self.step_rows(row.id, include_results).await?;
+        let rows = self.step_rows(row.id, 0..=LAST, include_results).await?;
         let mut task = row.into_task(&definition)?;
         if let Some(first) = rows.first() {
             task.state = state(first.task_state)?.into();
@@ -65,7 +69,30 @@ impl Store {
         Ok(Some(task))
     }
 
-    async fn step_rows(&self, task: i64, include_results: bool) -> Result<Vec<Row>, Error> {
+    /// One step with its result, if that is not too large; none: there is no such step.
+    pub async fn step(&self, uid: Uuid, number: i32) -> Result<Option<v1::Step>, Error> {
+        let Some(task) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
+        let definition = self.definition(task.definition).await?;
+        let row = self.step_rows(task.id, number..=number, true).await?.pop();
+        row.map(|row| row.into_step(&uid.to_string(), &definition, true)).transpose()
+    }
+
+    /// What its definition says of a step; none: there is no such step.
+    pub async fn step_template(
+        &self,
+        uid: Uuid,
+        number: i32,
+    ) -> Result<Option<v1::StepTemplate>, Error> {
+        let Some(task) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
+        Ok(self.definition(task.definition).await?.step(number).cloned())
+    }
+
+    async fn step_rows(
+        &self,
+        task: i64,
+        numbers: RangeInclusive<i32>,
+        include_results: bool,
+    ) -> Result<Vec<Row>, Error> {
         let rows = sqlx::query_as!(
             Row,
             r#"select t.state as "task_state!", t.started_at, t.finished_at, s.key as "key!",
@@ -85,7 +112,7 @@ impl Store {
                                 over (order by key) as results,
                               sum(octet_length(last_error)) over (order by key) as failures
                          from stepwell.step
-                        where key between $1::bigint << 14 and ($1 << 14) + 16383) s on true
+                        where key between ($1::bigint << 14) + $6::int and ($1 << 14) + $7::int) s on true
                 where t.id = $1
                 order by s.key"#,
             task,
@@ -93,6 +120,8 @@ impl Store {
             RESULT_BYTES_MAX,
             RESULTS_BYTES_MAX,
             FAILURES_BYTES_MAX,
+            numbers.start(),
+            numbers.end(),
         )
         .fetch_all(self.reads())
         .await?;
@@ -134,7 +163,8 @@ impl Row {
             .step(number)
             .ok_or_else(|| Error::Inconsistent(format!("step {task_id}.{number} has no plan")))?;
         let state = state(self.state)?;
-        let wanted = include_results && state == State::Complete;
+        let ended_well = matches!(state, State::Complete | State::ResolvedManually);
+        let wanted = include_results && ended_well;
         let last_error = match (self.last_error, self.error_class) {
             (Some(text), _) => Some(StoredFailure::from_text(&text).to_proto()),
             (None, Some(error_class)) => Some(Failure { error_class, ..Failure::default() }),

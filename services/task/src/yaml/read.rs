@@ -209,6 +209,17 @@ impl Reader {
         }
     }
 
+    /// A field that is true or false; false if it is not there.
+    pub(super) fn truth(&mut self, fields: &Fields<'_>, key: &str) -> bool {
+        let Some((path, node)) = fields.get(key) else { return false };
+        if let Value::Scalar { text, plain: true } = &node.value
+            && let ScalarKind::Bool(truth) = scalar_kind(text)
+        {
+            return truth;
+        }
+        self.wrong(&path, node, "true or false").unwrap_or_default()
+    }
+
     /// A field that is a duration.
     pub(super) fn duration(
         &mut self,

@@ -29,7 +29,7 @@ async fn cancel(
     let request = CancelTaskRequest {
         task_id: task_id.into(),
         reason: "no longer wanted".into(),
-        cancelled_by: String::new(),
+        ..CancelTaskRequest::default()
     };
     answer(world.client().cancel_task(request).await)
 }

@@ -1,0 +1,131 @@
+//! `stepwell step`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use stepwell_client::Client;
+use stepwell_proto::v1::{
+    CancelStepRequest, GetStepRequest, ResolveStepRequest, RetryStepRequest, SkipStepRequest, Step,
+};
+
+use crate::{
+    connect::Connect,
+    fault::Fault,
+    output,
+    task::{self, Note},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Show a step with its result.
+    Get(Get),
+    /// Try a step in error again.
+    Retry(Retry),
+    /// Declare a step done, with a result for the steps that depend on it.
+    Resolve(Resolve),
+    /// Skip a pending step, if its definition lets it be skipped.
+    Skip(Move),
+    /// Cancel one step. Steps that depend on it can never run.
+    Cancel(Move),
+}
+
+#[derive(Args)]
+pub(crate) struct Get {
+    /// `TASK_ID.NUMBER`.
+    step_id: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Move {
+    /// `TASK_ID.NUMBER`.
+    step_id: String,
+    #[command(flatten)]
+    note: Note,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Retry {
+    /// How many more attempts it may make; as many as the definition says unless given.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=1000))]
+    attempts: Option<i32>,
+    #[command(flatten)]
+    of: Move,
+}
+
+#[derive(Args)]
+pub(crate) struct Resolve {
+    /// The result: JSON, `@file`, or `-` for standard input.
+    #[arg(long, default_value = "")]
+    result: String,
+    #[command(flatten)]
+    of: Move,
+}
+
+#[derive(Args)]
+struct Show {
+    /// How it is shown.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
+        match self {
+            Self::Get(Get { step_id, show }) => {
+                let answer = show.client()?.get_step(GetStepRequest { step_id }).await?;
+                show.step(answer.step, false)
+            }
+            Self::Retry(Retry { attempts, of: Move { step_id, note, show } }) => {
+                let (reason, retried_by) = (note.reason, note.by);
+                let attempts = attempts.unwrap_or_default();
+                let request = RetryStepRequest { step_id, reason, retried_by, attempts };
+                let answer = show.client()?.retry_step(request).await?;
+                show.step(answer.step, answer.already_in_state)
+            }
+            Self::Resolve(Resolve { result, of: Move { step_id, note, show } }) => {
+                let (reason, resolved_by) = (note.reason, note.by);
+                let result = task::text(&result)?;
+                let request = ResolveStepRequest { step_id, reason, resolved_by, result };
+                let answer = show.client()?.resolve_step(request).await?;
+                show.step(answer.step, answer.already_in_state)
+            }
+            Self::Skip(Move { step_id, note, show }) => {
+                let (reason, skipped_by) = (note.reason, note.by);
+                let request = SkipStepRequest { step_id, reason, skipped_by };
+                let answer = show.client()?.skip_step(request).await?;
+                show.step(answer.step, answer.already_in_state)
+            }
+            Self::Cancel(Move { step_id, note, show }) => {
+                let (reason, cancelled_by) = (note.reason, note.by);
+                let request = CancelStepRequest { step_id, reason, cancelled_by };
+                let answer = show.client()?.cancel_step(request).await?;
+                show.step(answer.step, answer.already_in_state)
+            }
+        }
+    }
+}
+
+impl Show {
+    fn client(&self) -> Result<Client, Fault> {
+        self.connect.client()
+    }
+
+    fn step(&self, step: Option<Step>, already: bool) -> Result<ExitCode, Fault> {
+        let step = step.unwrap_or_default();
+        if already {
+            eprintln!("nothing was to be done");
+        }
+        if self.output == output::Format::Json {
+            output::line(output::json("Step", &step)?)?;
+        } else {
+            output::line(task::steps(&[step]).to_string())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

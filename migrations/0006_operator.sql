@@ -1,0 +1,45 @@
+-- What people may do to tasks and steps: retry, resolve, skip, cancel one step. A task counts its cancelled
+-- steps, so its end is known by counts alone: nothing live, then steps in error = error, cancelled ones =
+-- cancelled, else complete. What is in the log obeyed a narrower rule, so it is not read again.
+
+set local search_path = stepwell;
+
+alter table task add column cancelled_n int not null default 0 check (cancelled_n >= 0);
+update task t set cancelled_n = c.n
+  from (select key >> 14 task, count(*) n from step where state = 5 group by 1) c
+ where t.id = c.task;
+
+alter table event drop constraint event_edge;
+alter table event add constraint event_edge check (
+  ((case when no is null then 0 else 65536 end + type::bigint)
+    * 65536 + coalesce(from_state + 1, 0)) * 65536 + to_state
+  = any (array[
+    85899345921,      -- task.initialize_requested: none > 1
+    90194444290,      -- task.start_requested: 1 > 2
+    94489477123,      -- task.completed: 2 > 3
+    98784378884,      -- task.failed: 1 > 4
+    98784444420,      -- task.failed: 2 > 4
+    103079346181,     -- task.cancelled: 1 > 5
+    103079411717,     -- task.cancelled: 2 > 5
+    103079477253,     -- task.cancelled: 3 > 5
+    103079542789,     -- task.cancelled: 4 > 5
+    103079673861,     -- task.cancelled: 6 > 5
+    107374510081,     -- task.retry_requested: 4 > 1
+    111669477382,     -- task.resolved_manually: 4 > 6
+    281646775533570,  -- step.execution_requested: 1 > 2
+    281651070566403,  -- step.completed: 2 > 3
+    281655365468164,  -- step.failed: 1 > 4
+    281655365533700,  -- step.failed: 2 > 4
+    281659660632065,  -- step.retry_requested: 4 > 1
+    281663955468289,  -- step.lease_returned: 2 > 1
+    281668250370053,  -- step.cancelled: 1 > 5
+    281668250435589,  -- step.cancelled: 2 > 5
+    281668250566661,  -- step.cancelled: 4 > 5
+    281672545337350,  -- step.resolved_manually: 1 > 6
+    281672545533958   -- step.resolved_manually: 4 > 6
+  ])) not valid;
+
+-- No release has called it in this form.
+drop function if exists cancel_task;
+
+set local search_path to default;

@@ -1,0 +1,146 @@
+//! What people do to single steps: each RPC is parsed, carried out and answered here.
+
+use stepwell_proto::{
+    id::parse_step_id,
+    json,
+    refusal::Refusal,
+    v1::{
+        CancelStepRequest, CancelStepResponse, ErrorReason, GetStepRequest, GetStepResponse,
+        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
+        SkipStepRequest, SkipStepResponse, State, Step,
+    },
+};
+use stepwell_store::{Move, Note, Store, more_attempts};
+use uuid::Uuid;
+
+/// The RPCs about single steps.
+#[derive(Clone)]
+pub(crate) struct Operations {
+    store: Store,
+    result_bytes_max: usize,
+}
+
+impl Operations {
+    pub(crate) fn new(store: Store, result_bytes_max: usize) -> Self {
+        Self { store, result_bytes_max }
+    }
+
+    pub(crate) async fn get(&self, request: &GetStepRequest) -> Result<GetStepResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        Ok(GetStepResponse { step: Some(self.step(id).await?) })
+    }
+
+    pub(crate) async fn retry(
+        &self,
+        request: RetryStepRequest,
+    ) -> Result<RetryStepResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        let note = Note::read(request.reason, "retried_by", request.retried_by)?;
+        let to = Move::Retry { attempts: more_attempts(request.attempts)? };
+        let (step, already_in_state) = self.move_step(id, &to, &note).await?;
+        Ok(RetryStepResponse { step: Some(step), already_in_state })
+    }
+
+    pub(crate) async fn resolve(
+        &self,
+        request: ResolveStepRequest,
+    ) -> Result<ResolveStepResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        let note = Note::read(request.reason, "resolved_by", request.resolved_by)?;
+        let result = Some(request.result).filter(|result| !result.is_empty());
+        if let Some(result) = &result {
+            json::check(result, self.result_bytes_max)
+                .map_err(|fault| Refusal::field("result", fault.to_string()))?;
+        }
+        let (step, already_in_state) = self.move_step(id, &Move::Resolve { result }, &note).await?;
+        Ok(ResolveStepResponse { step: Some(step), already_in_state })
+    }
+
+    pub(crate) async fn skip(&self, request: SkipStepRequest) -> Result<SkipStepResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        let note = Note::read(request.reason, "skipped_by", request.skipped_by)?;
+        let template = self.store.step_template(id.task, id.number).await?;
+        let template = template.ok_or_else(|| id.not_found())?;
+        if !template.skippable {
+            let message = format!("the definition does not let {} be skipped", template.name);
+            return Err(
+                Refusal::new(ErrorReason::StepNotSkippable, message).with("step", &template.name)
+            );
+        }
+        let (step, already_in_state) = self.move_step(id, &Move::Skip, &note).await?;
+        Ok(SkipStepResponse { step: Some(step), already_in_state })
+    }
+
+    pub(crate) async fn cancel(
+        &self,
+        request: CancelStepRequest,
+    ) -> Result<CancelStepResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        let note = Note::read(request.reason, "cancelled_by", request.cancelled_by)?;
+        let (step, already_in_state) = self.move_step(id, &Move::Cancel, &note).await?;
+        Ok(CancelStepResponse { step: Some(step), already_in_state })
+    }
+
+    /// The step as it is then, and whether there was nothing to do.
+    async fn move_step(&self, id: Id, to: &Move, note: &Note) -> Result<(Step, bool), Refusal> {
+        let moved = self.store.move_step(id.task, id.number, to, note).await?;
+        let moved = moved.ok_or_else(|| id.not_found())?;
+        // Under way already counts as tried again.
+        let already = moved.was == to.to()
+            || matches!(to, Move::Retry { .. }) && moved.was == State::InProgress;
+        if !moved.moved && !already {
+            let subject = format!("step {id}");
+            if !matches!(moved.task, State::Pending | State::InProgress | State::Error) {
+                return Err(id.task_ended(moved.task));
+            }
+            if moved.blocked && moved.was == State::Error {
+                let message = format!("{subject} waits for a cancelled step, so it can never run");
+                return Err(Refusal::new(ErrorReason::ParentCancelled, message));
+            }
+            return Err(Refusal::illegal(&subject, moved.was, to.to(), to.from()));
+        }
+        Ok((self.step(id).await?, !moved.moved))
+    }
+
+    async fn step(&self, id: Id) -> Result<Step, Refusal> {
+        self.store.step(id.task, id.number).await?.ok_or_else(|| id.not_found())
+    }
+}
+
+/// The public id of a step, read.
+#[derive(Clone, Copy)]
+struct Id {
+    task: Uuid,
+    number: i32,
+}
+
+impl Id {
+    fn read(text: &str) -> Result<Self, Refusal> {
+        parse_step_id(text)
+            .filter(|(task, _)| task.len() == 36)
+            .and_then(|(task, number)| Some(Self { task: Uuid::try_parse(task).ok()?, number }))
+            .ok_or_else(|| Refusal::field("step_id", "must be `<task_id>.<number>`"))
+    }
+
+    fn not_found(self) -> Refusal {
+        Refusal::new(ErrorReason::StepNotFound, format!("there is no step {self}"))
+            .with("step_id", self.to_string())
+    }
+
+    fn task_ended(self, state: State) -> Refusal {
+        let (task, state) = (self.task, state.word());
+        let message = format!("task {task} is {state}: its steps move no more");
+        let mut refusal = Refusal::new(ErrorReason::TaskEnded, message)
+            .with("task_id", task.to_string())
+            .with("state", state);
+        let wanted = "state is one of: pending, in_progress, error";
+        refusal.precondition = Some((format!("task {task}"), wanted.to_owned()));
+        refusal
+    }
+}
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.task, self.number)
+    }
+}

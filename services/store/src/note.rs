@@ -1,0 +1,76 @@
+//! Who asked for a move and why: JSON text in the move's events.
+
+use serde::{Deserialize, Serialize};
+use stepwell_proto::refusal::Refusal;
+
+/// What a person says of a move.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Note {
+    /// Who asks.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// The step was not to run at all.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// What the step's children read as its result, if it is short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// There is a result, and it is not short.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub result_omitted: bool,
+}
+
+/// A result up to this size travels in events.
+const RESULT_BYTES_MAX: usize = 8 << 10;
+const REASON_BYTES_MAX: usize = 1024;
+const BY_BYTES_MAX: usize = 256;
+/// Of a step that may be tried again by hand, at once.
+const ATTEMPTS_MAX: i32 = 1000;
+
+impl Note {
+    /// Who and why.
+    pub fn new(by: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { by: by.into(), reason: reason.into(), ..Self::default() }
+    }
+
+    /// What a request says: the reason, and in the field `path` who asks.
+    pub fn read(reason: String, path: &str, by: String) -> Result<Self, Refusal> {
+        let mut faults = Vec::new();
+        for (path, text, max) in [("reason", &reason, REASON_BYTES_MAX), (path, &by, BY_BYTES_MAX)]
+        {
+            if text.len() > max || text.contains('\0') {
+                faults.push((path.to_owned(), format!("at most {max} bytes, without NUL")));
+            }
+        }
+        let by = if by.is_empty() { "unknown".to_owned() } else { by };
+        if faults.is_empty() { Ok(Self::new(by, reason)) } else { Err(Refusal::fields(faults)) }
+    }
+
+    /// The same of a step that gets a result.
+    pub(crate) fn with_result(mut self, result: Option<&str>) -> Self {
+        self.result = result.filter(|text| text.len() <= RESULT_BYTES_MAX).map(str::to_owned);
+        self.result_omitted = result.is_some() && self.result.is_none();
+        self
+    }
+
+    /// As it is stored.
+    pub(crate) fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("plain data")
+    }
+
+    /// Reads what was stored; nothing was: nobody said anything.
+    pub(crate) fn from_text(text: Option<&str>) -> Self {
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+}
+
+/// The field `attempts` of a request to try again; none: it does not say.
+pub fn more_attempts(attempts: i32) -> Result<Option<i32>, Refusal> {
+    match attempts {
+        0 => Ok(None),
+        1..=ATTEMPTS_MAX => Ok(Some(attempts)),
+        _ => Err(Refusal::field("attempts", format!("must be from 1 to {ATTEMPTS_MAX}"))),
+    }
+}

@@ -1,0 +1,128 @@
+//! What people do to single steps.
+
+use sqlx::types::Uuid;
+use stepwell_proto::v1::State;
+
+use crate::{Error, Note, Store, Topic, span, task::state};
+
+/// What is to be done to a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Try it again.
+    Retry {
+        /// So many more attempts; none: as many as its definition says.
+        attempts: Option<i32>,
+    },
+    /// It is done, with this result.
+    Resolve {
+        /// JSON text; none: it has none.
+        result: Option<String>,
+    },
+    /// It is not to run.
+    Skip,
+    /// It is stopped.
+    Cancel,
+}
+
+impl Move {
+    /// The state the step is in afterwards.
+    pub fn to(&self) -> State {
+        match self {
+            Self::Retry { .. } => State::Pending,
+            Self::Resolve { .. } | Self::Skip => State::ResolvedManually,
+            Self::Cancel => State::Cancelled,
+        }
+    }
+
+    /// The states it may be in before.
+    pub fn from(&self) -> &'static [State] {
+        match self {
+            Self::Retry { .. } => &[State::Error],
+            Self::Resolve { .. } => &[State::Pending, State::Error],
+            Self::Skip => &[State::Pending],
+            Self::Cancel => &[State::Pending, State::InProgress, State::Error],
+        }
+    }
+
+    /// The type of its event.
+    fn event(&self) -> i16 {
+        match self {
+            Self::Retry { .. } => 43,
+            Self::Resolve { .. } | Self::Skip => 46,
+            Self::Cancel => 45,
+        }
+    }
+}
+
+/// What became of a step that was to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The state it was in.
+    pub was: State,
+    /// The state its task was in.
+    pub task: State,
+    /// It was moved.
+    pub moved: bool,
+    /// It was to be tried again, and waits behind a cancelled step.
+    pub blocked: bool,
+}
+
+impl Store {
+    /// Moves one step, if its state and its task's allow it. None: there is no such step.
+    pub async fn move_step(
+        &self,
+        uid: Uuid,
+        number: i32,
+        to: &Move,
+        note: &Note,
+    ) -> Result<Option<Moved>, Error> {
+        let from: Vec<i16> = to.from().iter().map(|state| number_of(*state)).collect();
+        let (attempts, result) = match to {
+            Move::Retry { attempts } => (*attempts, None),
+            Move::Resolve { result } => (None, result.as_deref()),
+            Move::Skip | Move::Cancel => (None, None),
+        };
+        let text =
+            Note { skipped: *to == Move::Skip, ..note.clone() }.with_result(result).to_text();
+        let call = async {
+            let call = sqlx::query!(
+                r#"select s_was as "was!: Vec<Option<i16>>", s_task as "task!: Vec<Option<i16>>",
+                          s_moved as "moved!", s_blocked as "blocked!", ready_n as "ready!",
+                          told_n as "told!"
+                     from stepwell.move_steps($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+                &[uid],
+                &[number],
+                &from,
+                number_of(to.to()),
+                to.event(),
+                text,
+                note.reason,
+                attempts,
+                result,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.move_steps", 1, |_| 1, call).await?;
+        let (&[was], &[task], &[moved], &[blocked]) =
+            (&row.was[..], &row.task[..], &row.moved[..], &row.blocked[..])
+        else {
+            return Err(Error::Inconsistent("move_steps answered other than it was asked".into()));
+        };
+        if moved {
+            self.bell().ring(Topic::Event);
+        }
+        if row.ready > 0 {
+            self.bell().ring(Topic::Ready);
+        }
+        if row.told > 0 {
+            self.bell().ring(Topic::Signal);
+        }
+        let (Some(was), Some(task)) = (was, task) else { return Ok(None) };
+        Ok(Some(Moved { was: state(was)?, task: state(task)?, moved, blocked }))
+    }
+}
+
+/// A state as the tables have it.
+fn number_of(state: State) -> i16 {
+    i16::try_from(i32::from(state)).expect("a handful")
+}

@@ -1,0 +1,115 @@
+//! What people do to whole tasks.
+
+use sqlx::types::Uuid;
+use stepwell_proto::v1::State;
+
+use super::state;
+use crate::{Error, Note, Store, Topic, span};
+
+/// What cancelling tasks did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cancelled {
+    /// The state each was in; none: there is no such task.
+    pub was: Vec<Option<State>>,
+    /// Leases that are void now, and whose executors are being told.
+    pub told: i32,
+}
+
+/// What retrying a task did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retried {
+    /// The state it was in; none: there is no such task.
+    pub was: Option<State>,
+    /// How many of its steps are tried again.
+    pub steps: i32,
+}
+
+impl Store {
+    /// Cancels tasks and their unfinished steps, those whose state allows it.
+    pub async fn cancel_tasks(
+        &self,
+        uids: &[Uuid],
+        overriding: bool,
+        note: &Note,
+    ) -> Result<Cancelled, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select t_was as "was!: Vec<Option<i16>>", told_n as "told!"
+                     from stepwell.cancel_tasks($1, $2, $3, $4)"#,
+                uids,
+                overriding,
+                note.to_text(),
+                note.reason,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.cancel_tasks", uids.len(), |row| row.was.len(), call).await?;
+        let was = states(row.was)?;
+        let stays = |was: &State| {
+            *was == State::Cancelled
+                || !overriding && matches!(was, State::Complete | State::ResolvedManually)
+        };
+        if !was.iter().flatten().all(stays) {
+            self.bell().ring(Topic::Event);
+        }
+        if row.told > 0 {
+            self.bell().ring(Topic::Signal);
+        }
+        Ok(Cancelled { was, told: row.told })
+    }
+
+    /// Tries the steps in error of tasks in error again, but those behind a cancelled step. Each may
+    /// make so many more attempts; none: as many as its definition says.
+    pub async fn retry_tasks(
+        &self,
+        uids: &[Uuid],
+        attempts: Option<i32>,
+        note: &Note,
+    ) -> Result<Vec<Retried>, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select t_was as "was!: Vec<Option<i16>>", t_steps as "steps!", ready_n as "ready!"
+                     from stepwell.retry_tasks($1, $2, $3)"#,
+                uids,
+                note.to_text(),
+                attempts,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.retry_tasks", uids.len(), |row| row.was.len(), call).await?;
+        if row.steps.iter().any(|n| *n > 0) {
+            self.bell().ring(Topic::Event);
+        }
+        if row.ready > 0 {
+            self.bell().ring(Topic::Ready);
+        }
+        let was = states(row.was)?.into_iter();
+        Ok(was.zip(row.steps).map(|(was, steps)| Retried { was, steps }).collect())
+    }
+
+    /// Declares tasks settled, those that are in error. Answers the state each was in; none: there is
+    /// no such task.
+    pub async fn resolve_tasks(
+        &self,
+        uids: &[Uuid],
+        note: &Note,
+    ) -> Result<Vec<Option<State>>, Error> {
+        let call = async {
+            let call = sqlx::query_scalar!(
+                r#"select t_was as "was!: Vec<Option<i16>>" from stepwell.resolve_tasks($1, $2)"#,
+                uids,
+                note.to_text(),
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let was = states(span::verb("db.resolve_tasks", uids.len(), Vec::len, call).await?)?;
+        if was.contains(&Some(State::Error)) {
+            self.bell().ring(Topic::Event);
+        }
+        Ok(was)
+    }
+}
+
+fn states(numbers: Vec<Option<i16>>) -> Result<Vec<Option<State>>, Error> {
+    numbers.into_iter().map(|number| number.map(state).transpose()).collect()
+}

@@ -1,0 +1,286 @@
+//! What an operator does to tasks and steps, over the wire and on the command line.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::{Value, json};
+use stepwell_client::{Error, Executor, HandlerError, Start, StepContext, v1};
+use stepwell_proto::v1::ErrorReason;
+use stepwell_tests::{Running, World, check, until};
+use tokio::sync::Notify;
+
+use super::cli::stepwell;
+
+const DEFINITION: &str = "
+name: order
+defaults: {retry: {max_attempts: 1}}
+steps:
+  - {name: charge}
+  - {name: gift, skippable: true}
+  - {name: ship, depends_on: [charge, gift]}
+";
+
+/// A world with an executor whose `charge` works once the gateway is up, and whose `ship` tells what
+/// the charge gave.
+async fn shop() -> (World, Running, Arc<AtomicBool>) {
+    let world = World::start().await;
+    world.define(DEFINITION).await;
+    let up = Arc::new(AtomicBool::new(false));
+    let gateway = Arc::clone(&up);
+    let executor = Executor::new(&world.client, "e")
+        .handler("charge", move |_: StepContext| {
+            let up = gateway.load(Ordering::Relaxed);
+            async move { if up { Ok("c_1") } else { Err(HandlerError::new("Down", "no gateway")) } }
+        })
+        .handler("gift", async |_| Ok::<_, HandlerError>("wrapped"))
+        .handler("ship", async |step: StepContext| step.parent::<Value>("charge").await);
+    let running = world.run(executor);
+    (world, running, up)
+}
+
+fn step_id(task: &v1::Task, number: i32) -> String {
+    stepwell_proto::id::step_id(&task.task_id, number)
+}
+
+fn resolve(task: &v1::Task, number: i32, result: &str) -> v1::ResolveStepRequest {
+    v1::ResolveStepRequest {
+        step_id: step_id(task, number),
+        reason: "paid by phone".into(),
+        resolved_by: "ops@shop".into(),
+        result: result.into(),
+    }
+}
+
+fn reason(refused: &Error) -> ErrorReason {
+    refused.reason().unwrap_or_else(|| panic!("{refused}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_task_is_retried_and_completes_and_the_log_says_who_asked_and_why() {
+    let (world, running, up) = shop().await;
+    let mut feed = world.feed(Start::Latest).await;
+    let task = world.create("order", &json!({})).await;
+    assert_eq!(world.ended(&task.task_id).await.state().word(), "error");
+    up.store(true, Ordering::Relaxed);
+    let retry = v1::RetryTaskRequest {
+        task_id: task.task_id.clone(),
+        reason: "the gateway is back".into(),
+        retried_by: "ops@shop".into(),
+        attempts: 0,
+    };
+    let answer = world.client.retry_task(retry.clone()).await.unwrap();
+    assert_eq!((answer.already_in_state, answer.retried_steps), (false, 1));
+    let events = until(&mut feed, |event| event.name == "task.completed").await;
+    let who = |name: &str| {
+        let event = events.iter().rfind(|event| event.name == name).unwrap();
+        match event.detail.clone().unwrap() {
+            v1::event::Detail::TaskRetryRequested(it) => (it.retried_by, it.reason),
+            v1::event::Detail::StepRetryRequested(it) => (it.retried_by, it.reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    let said = ("ops@shop".to_owned(), "the gateway is back".to_owned());
+    assert_eq!((who("task.retry_requested"), who("step.retry_requested")), (said.clone(), said));
+    let ended = world.ended(&task.task_id).await;
+    assert_eq!((ended.state().word(), ended.steps[2].result.as_str()), ("complete", "\"c_1\""));
+    let refused = world.client.retry_task(retry).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::IllegalTransition);
+    assert!(refused.to_string().contains("can become pending from error"), "{refused}");
+    running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_is_resolved_gives_its_children_the_result_it_was_given() {
+    let (world, running, _) = shop().await;
+    let task = world.create("order", &json!({})).await;
+    world.ended(&task.task_id).await;
+    let faulty = world.client.resolve_step(resolve(&task, 0, "{")).await.unwrap_err();
+    assert_eq!(reason(&faulty), ErrorReason::InvalidRequest);
+    let charge = r#"{"charge":"by phone"}"#;
+    let answer = world.client.resolve_step(resolve(&task, 0, charge)).await.unwrap();
+    assert_eq!(answer.step.unwrap().state().word(), "resolved_manually");
+    let ended = world.ended(&task.task_id).await;
+    assert_eq!((ended.state().word(), ended.steps[2].result.as_str()), ("complete", charge));
+    let again = world.client.resolve_step(resolve(&task, 0, charge)).await.unwrap();
+    assert!(again.already_in_state, "a repeat finds nothing to do");
+    let refused = world.client.resolve_step(resolve(&task, 2, "")).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::TaskEnded);
+    running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skippable_steps_are_skipped_by_request_and_others_are_refused() {
+    let (world, running, up) = shop().await;
+    up.store(true, Ordering::Relaxed);
+    let create =
+        |names: &[&str]| world.client.task("order").bypass_steps(names.iter().copied()).create();
+    let refused = create(&["charge", "gif"]).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::InvalidRequest);
+    let text = refused.to_string();
+    assert!(text.contains("bypass_steps[0]") && text.contains("did you mean `gift`"), "{text}");
+    let mut feed = world.feed(Start::Latest).await;
+    let task = create(&["gift"]).await.unwrap();
+    let events = until(&mut feed, |event| event.name == "task.completed").await;
+    let skipped = events.iter().find(|event| event.name == "step.resolved_manually").unwrap();
+    assert!(matches!(
+        &skipped.detail,
+        Some(v1::event::Detail::StepResolvedManually(it)) if it.skipped && it.reason == "bypass_steps"
+    ));
+    let ended = world.ended(&task.task_id).await;
+    assert_eq!(ended.steps[1].state().word(), "resolved_manually");
+    running.stop().await;
+    // Nobody runs them now.
+    let task = world.create("order", &json!({})).await;
+    let skip =
+        |number| v1::SkipStepRequest { step_id: step_id(&task, number), ..Default::default() };
+    let refused = world.client.skip_step(skip(0)).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::StepNotSkippable);
+    let skipped = world.client.skip_step(skip(1)).await.unwrap().step.unwrap();
+    assert_eq!((skipped.state().word(), skipped.result.as_str()), ("resolved_manually", "null"));
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_step_stops_its_handler_and_what_waits_for_it_ends_with_the_task() {
+    let world = World::start().await;
+    world.define("{name: d, steps: [{name: a}, {name: b, depends_on: [a]}]}").await;
+    let (started, stopped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, stops) = (Arc::clone(&started), Arc::clone(&stopped));
+    let executor = Executor::new(&world.client, "e").handler("a", move |step: StepContext| {
+        let (started, stopped) = (Arc::clone(&starts), Arc::clone(&stops));
+        async move {
+            started.notify_one();
+            step.cancellation().cancelled().await;
+            stopped.notify_one();
+            Ok::<_, HandlerError>(1)
+        }
+    });
+    let running = world.run(executor);
+    let task = world.create("d", &json!({})).await;
+    started.notified().await;
+    let cancel = v1::CancelStepRequest { step_id: step_id(&task, 0), ..Default::default() };
+    let answer = world.client.cancel_step(cancel.clone()).await.unwrap();
+    assert_eq!(answer.step.unwrap().state().word(), "cancelled");
+    stopped.notified().await;
+    let ended = world.ended(&task.task_id).await;
+    assert_eq!(ended.state().word(), "cancelled");
+    assert!(ended.steps.iter().all(|step| step.state().word() == "cancelled"));
+    assert!(world.client.cancel_step(cancel).await.unwrap().already_in_state);
+    let retry = v1::RetryStepRequest { step_id: step_id(&task, 0), ..Default::default() };
+    let refused = world.client.retry_step(retry).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::TaskEnded);
+    assert_eq!(running.stop().await.voided, 1);
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complete_task_is_cancelled_only_when_told_to_override() {
+    let (world, running, up) = shop().await;
+    up.store(true, Ordering::Relaxed);
+    let task = world.create("order", &json!({})).await;
+    world.ended(&task.task_id).await;
+    let cancel = |r#override| v1::CancelTaskRequest {
+        task_id: task.task_id.clone(),
+        r#override,
+        ..Default::default()
+    };
+    let refused = world.client.cancel_task(cancel(false)).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::IllegalTransition);
+    let cancelled = world.client.cancel_task(cancel(true)).await.unwrap().task.unwrap();
+    assert_eq!(cancelled.state().word(), "cancelled");
+    let steps = world.ended(&task.task_id).await.steps;
+    assert!(steps.iter().all(|step| step.state().word() == "complete"), "what is done is done");
+    running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_moved_is_refused_with_a_reason_and_changes_nothing() {
+    let (world, running, up) = shop().await;
+    up.store(true, Ordering::Relaxed);
+    let task = world.create("order", &json!({})).await;
+    world.ended(&task.task_id).await;
+    running.stop().await;
+    let waiting = world.create("order", &json!({})).await;
+    let before = world.rows().await;
+    let client = &world.client;
+    let nobody = "00000000-0000-7000-8000-000000000000";
+    for id in [format!("{nobody}.0"), format!("{}.3", task.task_id)] {
+        let get = v1::GetStepRequest { step_id: id.clone() };
+        let refused = client.get_step(get).await.unwrap_err();
+        assert_eq!(reason(&refused), ErrorReason::StepNotFound, "{id}");
+        let skip = v1::SkipStepRequest { step_id: id.clone(), ..Default::default() };
+        assert_eq!(reason(&client.skip_step(skip).await.unwrap_err()), ErrorReason::StepNotFound);
+        let cancel = v1::CancelStepRequest { step_id: id, ..Default::default() };
+        let refused = client.cancel_step(cancel).await.unwrap_err();
+        assert_eq!(reason(&refused), ErrorReason::StepNotFound);
+    }
+    for id in [
+        "",
+        "0",
+        nobody,
+        &format!("{nobody}."),
+        &format!("{nobody}.-1"),
+        "x.1",
+        &format!("{nobody}.99999"),
+    ] {
+        let retry = v1::RetryStepRequest { step_id: id.into(), ..Default::default() };
+        assert_eq!(
+            reason(&client.retry_step(retry).await.unwrap_err()),
+            ErrorReason::InvalidRequest,
+            "{id}"
+        );
+    }
+    let retry = v1::RetryStepRequest {
+        step_id: step_id(&waiting, 0),
+        attempts: 1001,
+        ..Default::default()
+    };
+    assert_eq!(reason(&client.retry_step(retry).await.unwrap_err()), ErrorReason::InvalidRequest);
+    let long = v1::ResolveTaskRequest {
+        task_id: waiting.task_id.clone(),
+        reason: "x".repeat(1025),
+        resolved_by: "x".repeat(257),
+    };
+    let refused = client.resolve_task(long).await.unwrap_err().to_string();
+    assert!(refused.contains("reason") && refused.contains("resolved_by"), "{refused}");
+    let resolve = v1::ResolveTaskRequest { task_id: waiting.task_id.clone(), ..Default::default() };
+    let refused = client.resolve_task(resolve).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::IllegalTransition);
+    let retry = v1::RetryTaskRequest { task_id: nobody.into(), ..Default::default() };
+    assert_eq!(reason(&client.retry_task(retry).await.unwrap_err()), ErrorReason::TaskNotFound);
+    assert_eq!(world.rows().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_mends_a_task_on_the_command_line() {
+    let (world, running, up) = shop().await;
+    let task = world.create("order", &json!({})).await;
+    world.ended(&task.task_id).await;
+    let (id, charge) = (task.task_id.as_str(), step_id(&task, 0));
+    let (code, out, _) = stepwell(&world, &["step", "get", &charge], "");
+    assert!(code == 0 && out.contains("error") && out.contains("Down: no gateway"), "{out}");
+    let (code, _, err) = stepwell(&world, &["step", "skip", &charge], "");
+    assert!(code == 4 && err.contains("STEP_NOT_SKIPPABLE"), "{code} {err}");
+    let (code, out, err) = stepwell(&world, &["task", "retry", id, "--by", "me"], "");
+    assert!(code == 0 && err.contains("1 step is tried again"), "{out} {err}");
+    assert_eq!(world.ended(id).await.state().word(), "error");
+    let resolve = ["step", "resolve", &charge, "--reason", "by phone", "--result", "-"];
+    let (code, out, _) = stepwell(&world, &resolve, "17");
+    assert!(code == 0 && out.contains("resolved_manually"), "{out}");
+    let (code, out, _) = stepwell(&world, &["task", "wait", id], "");
+    assert!(code == 0 && out.contains("complete"), "{out}");
+    up.store(true, Ordering::Relaxed);
+    let create = ["task", "create", "order", "--bypass", "gift", "--wait", "30"];
+    let (code, out, _) = stepwell(&world, &create, "");
+    assert!(code == 0 && out.contains("complete"), "{out}");
+    let (code, _, err) = stepwell(&world, &["task", "resolve", id], "");
+    assert!(code == 4 && err.contains("ILLEGAL_TRANSITION"), "{code} {err}");
+    let (code, out, _) = stepwell(&world, &["task", "cancel", id, "--override"], "");
+    assert!(code == 0 && out.contains("cancelled"), "{out}");
+    running.stop().await;
+}
