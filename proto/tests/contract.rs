@@ -50,7 +50,7 @@ fn what_is_derived_records_nothing_and_comes_from_what_does() {
         edges(Entity::Task, Some(State::Error), State::Cancelled).map(|e| e.name).collect();
     assert_eq!(cancels, ["task.cancelled"]);
     assert_eq!(edges(Entity::Task, None, State::Pending).count(), 1);
-    let origins = origins(Entity::Task, State::Cancelled);
+    let origins = origins(Entity::Step, State::Cancelled);
     assert_eq!(origins, [State::Pending, State::InProgress, State::Error]);
 }
 
