@@ -26,6 +26,12 @@ alter table event add constraint event_edge check (
     103079673861,     -- task.cancelled: 6 > 5
     107374510081,     -- task.retry_requested: 4 > 1
     111669477382,     -- task.resolved_manually: 4 > 6
+    120259215361,     -- task.paused: 1
+    120259280898,     -- task.paused: 2
+    120259411972,     -- task.paused: 4
+    124554182657,     -- task.resumed: 1
+    124554248194,     -- task.resumed: 2
+    124554379268,     -- task.resumed: 4
     281646775533570,  -- step.execution_requested: 1 > 2
     281651070566403,  -- step.completed: 2 > 3
     281655365468164,  -- step.failed: 1 > 4

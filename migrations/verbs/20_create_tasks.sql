@@ -13,17 +13,19 @@ declare
   v_ev    ev[];
   v_wait  waiter[];
   v_batch bigint;
+  v_ruled bigint[];
   m       record;
 begin
   with n as (
-    insert into task (id, uid, definition, state, live_n, trace)
-    select t.id, t.uid, t.definition, 1, d.roots, t.trace
+    insert into task (id, uid, definition, state, live_n, trace, ruled, max_parallel, deadline)
+    select t.id, t.uid, t.definition, 1, d.roots, t.trace, d.ruled, d.max_parallel,
+           coalesce(p_at, clock_timestamp()) + d.deadline_ms * interval '1 ms'
       from unnest(t_id, t_uid, t_definition, t_trace) t(id, uid, definition, trace),
-           lateral (select roots from definition where id = t.definition offset 0) d
+           lateral (select roots, ruled, max_parallel, deadline_ms from definition where id = t.definition offset 0) d
      order by t.uid
     on conflict (uid) do nothing
-    returning id)
-  select array_agg(id order by id) from n into n_key;
+    returning id, ruled)
+  select array_agg(id order by id), array_agg(id) filter (where ruled) from n into n_key, v_ruled;
   if n_key is null then return; end if;
 
   with t as materialized (
@@ -48,6 +50,13 @@ begin
         coalesce(p_at, clock_timestamp())) into m;
     v_ev   := v_ev || m.v_ev;
     v_wait := array(select w from unnest(v_wait || m.v_wait) w where w.key <> all(coalesce(m.m_key, '{}')));
+  end if;
+  if v_ruled is not null then
+    perform start_clocks(v_ruled, v_wait, null, coalesce(p_at, clock_timestamp()));
+    insert into timer (due, key, attempt, kind)
+    select deadline, id << 14, 0, 3 from unnest(v_ruled) i, lateral (select id, deadline from task where id = i offset 0) t
+     where deadline is not null;
+    v_wait := gate(v_ruled, null, v_wait, coalesce(p_at, clock_timestamp()));
   end if;
   v_batch := append(v_ev, v_wait, p_at);
   n_at    := coalesce(p_at, clock_timestamp());

@@ -6,15 +6,18 @@ $$;
 -- (SKIP LOCKED), then tasks: nobody who holds a task ever waits for a queue row. Rows that no longer
 -- hold (another attempt, cancelled, still waiting) are dropped.
 --
+-- Of limited tasks it leases no more than they have room for; the rest is parked.
+--
 -- Slots   q_queue[i] has q_n[i] of them, for the sessions from p_session[q_at[i]] on.
 -- Locks   queue rows, tasks, the append; checks its node after it (SW001).
--- Answers the leases; `place` is where in its queue each stood. And of their tasks what a handler needs,
+-- Answers the leases, and how many steps became ready in exchange for rows of limited tasks that no longer
+--         held; `place` is where in its queue each stood. And of their tasks what a handler needs,
 --         if the context is short: the rest is read aside.
 create or replace function stepwell.claim(
     q_queue int[], q_from bigint[], q_n int[], q_at int[], p_session bigint[], p_node int,
     p_at timestamptz default null,
     out l_key bigint[], out l_token bigint[], out l_attempt int[], out l_max_attempts int[], out l_queue int[],
-    out l_session bigint[], out l_place bigint[],
+    out l_session bigint[], out l_place bigint[], out ready_n int,
     out t_id bigint[], out t_uid uuid[], out t_context text[], out t_trace bytea[])
   language plpgsql volatile set search_path = stepwell as $$
 declare
@@ -24,7 +27,11 @@ declare
   v_id    bigint[];
   v_ev    ev[];
   v_at    timestamptz;
+  v_ruled bigint[];
+  v_more  int[];
+  v_wait  waiter[];
 begin
+  ready_n := 0;
   with d as (
     delete from ready_step r where r.ctid = any(array(
       select x.ctid
@@ -35,9 +42,35 @@ begin
   select array_agg(key), array_agg(queue), array_agg(attempt), array_agg(id) from d into v_key, v_queue, v_att, v_id;
   if v_key is null then return; end if;
 
-  perform 1 from task where id = any(array(select distinct k >> 14 from unnest(v_key) k))
-    order by id for no key update;
+  select array_agg(id) filter (where ruled)
+    from (select id, ruled from task where id = any(array(select distinct k >> 14 from unnest(v_key) k))
+           order by id for no key update) t
+    into v_ruled;
   v_at := coalesce(p_at, clock_timestamp());
+  if v_ruled is not null then                     -- of these, what holds and has room; the rest is parked
+    with r as (
+      select r.*, key >> 14 task,
+             exists (select from step s where s.key = r.key and s.state = 1 and s.attempt = r.attempt and s.waiting_on = 0
+                        and (s.not_before is null or s.not_before <= v_at)) holds
+        from (select key, queue, attempt, min(id) id from unnest(v_key, v_queue, v_att, v_id) r(key, queue, attempt, id)
+               where key >> 14 = any(v_ruled) group by key, queue, attempt) r),
+    n as (
+      select r.*, row_number() over (partition by r.task order by r.id, r.key) > t.room beyond
+        from r, lateral (select case when paused then 0 when max_parallel = 0 then 1000000 else max_parallel - running_n end room
+                           from task where id = r.task offset 0) t
+       where r.holds),
+    p as (insert into parked_step select task, queue, key, attempt from n where beyond),
+    k as (
+      select key, queue, attempt, id from n where not beyond
+      union all
+      select * from unnest(v_key, v_queue, v_att, v_id) r(key, queue, attempt, id) where not (key >> 14 = any(v_ruled)))
+    select a.*, g.*
+      from (select array_agg(key), array_agg(queue), array_agg(attempt), array_agg(id) from k) a,
+           (select array_agg(stale) from (select (select count(*) from r where r.task = t and not holds)::int stale
+                                            from unnest(v_ruled) with ordinality x(t, i) order by i) s) g
+      into v_key, v_queue, v_att, v_id, v_more;
+    v_wait := gate(v_ruled, v_more, null, v_at);
+  end if;
   with able as (                                  -- grouped: two rows of one step in one claim
     select place, queue, min(id) id, key
       from (select r.*,
@@ -69,11 +102,21 @@ begin
               array_agg(session), array_agg(id)
          from (select * from u order by id, key) l) l
     into v_ev, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_place;
-  if v_ev is null then return; end if;
+  ready_n := coalesce(cardinality(v_wait), 0);
+  if v_ev is null then
+    perform append(null, v_wait, p_at);
+    return;
+  end if;
+  if v_ruled is not null then
+    update task t set running_n = t.running_n + n.n
+      from (select n, (select ctid from task where id = n.task) place
+              from (select key >> 14 task, count(*)::int n from unnest(l_key) key where key >> 14 = any(v_ruled) group by 1) n) n
+     where t.ctid = n.place;
+  end if;
   select array_agg(id), array_agg(uid), array_agg(context), array_agg(trace)
     from (select distinct k >> 14 task from unnest(l_key) k) i,
          lateral (select id, uid, trace from task where id = i.task offset 0) t,
          lateral (select context from task_detail where task = i.task and octet_length(context) <= 8192 offset 0) d
     into t_id, t_uid, t_context, t_trace;
-  perform append(v_ev, null, p_at, p_node);
+  perform append(v_ev, v_wait, p_at, p_node);
 end $$;

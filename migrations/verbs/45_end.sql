@@ -51,7 +51,10 @@ declare
 begin
   with u as (
     update task t set live_n = o.live, failed_n = o.failed, cancelled_n = o.cancelled, state = o.to_state,
-           finished_at = case when o.to_state not in (1, 2) then coalesce(t.finished_at, p_at) end
+           finished_at = case when o.to_state not in (1, 2) then coalesce(t.finished_at, p_at) end,
+           deadline    = case when o.from_state = 4 and o.to_state = 1 and t.deadline is not null
+                              then p_at + (select deadline_ms from definition where id = t.definition) * interval '1 ms'
+                              else t.deadline end
       from (select c.*, case when live > 0 then case from_state when 4 then 1 else from_state end
                              when failed > 0 then 4 when cancelled > 0 then 5 else 3 end::smallint to_state
               from (select t.ctid place, t.state from_state, t.live_n + d.live live,
@@ -61,7 +64,10 @@ begin
                              group by task) d,
                            lateral (select ctid, * from task where id = d.task offset 0) t) c) o
      where t.ctid = o.place
-    returning t.id, o.from_state, o.to_state, t.started_at)
+    returning t.id, o.from_state, o.to_state, t.started_at, t.deadline),
+  again as (                                      -- who is open again has its whole time again
+    insert into timer (due, key, attempt, kind)
+    select deadline, id << 14, 0, 3 from u where from_state = 4 and to_state = 1 and deadline is not null)
   select array_agg(e.ev order by u.id, e.i) filter (where not e.ending),
          array_agg(e.ev order by u.id)      filter (where e.ending)
     from u, lateral (values

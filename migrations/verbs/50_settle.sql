@@ -9,7 +9,7 @@
 -- reports of one lease the first counts.
 --
 -- Slots   the n-th child of the i-th report may take one of session p_session[p_slot[i] + n - 1], if
---         it is not null.
+--         it is not null; but of limited and paused tasks none does: `claim` counts for them.
 -- Locks   tasks, the append; checks p_node after it (SW001).
 -- Answers a_status for each item (1 accepted, now or before; 0 the lease is lost), the number of steps
 --         that became ready without a slot, and the leases of those that got one.
@@ -23,14 +23,18 @@ create or replace function stepwell.settle(
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_sweep  bool := p_of_node is not null or p_of_session is not null;
-  v_n      int;
+  v_done   bigint[];
   v_ev     ev[];
   v_end    ev[];
   v_wait   waiter[];
   v_at     timestamptz;
+  v_ruled  bigint[];
+  v_narrow bigint[];
 begin
-  perform 1 from task where id = any(array(select distinct k >> 14 from unnest(p_key) k))
-    order by id for no key update;
+  select array_agg(id) filter (where ruled), array_agg(id) filter (where ruled and (paused or max_parallel > 0))
+    from (select id, ruled, paused, max_parallel from task
+           where id = any(array(select distinct k >> 14 from unnest(p_key) k)) order by id for no key update) t
+    into v_ruled, v_narrow;
   v_at := coalesce(p_at, clock_timestamp());
   -- Rows are found by one probe each and written by their place: no plan can turn that round.
   with u as (
@@ -53,7 +57,7 @@ begin
     returning s.key, i.kind, s.attempt, s.queue, i.due, s.leased_at, i.text, s.children, i.slot),
   less as (
     select (key & ~16383::bigint) | child as key, count(*)::int n, max(key) parent,
-           max(p_session[slot + nth - 1]) session
+           max(case when v_narrow is null or not key >> 14 = any(v_narrow) then p_session[slot + nth - 1] end) session
       from (select key, slot, unnest(children) child, generate_subscripts(children, 1) nth from u where kind = 1) c
      group by 1),
   f as (
@@ -89,7 +93,7 @@ begin
      where t.ctid = d.place
     returning t.id, t.live_n, t.state, t.started_at)
   select * from
-      (select count(*) from u) n,
+      (select array_agg(key) from u) n,
       (select array_agg(e) from (                 -- in the order of the branches
         select (key >> 14, key & 16383, 40 + kind + case kind when 3 then 1 else 0 end, 2,
                 case kind when 1 then 3 when 2 then 4 else 1 end, attempt, null, leased_at,
@@ -115,14 +119,18 @@ begin
       (select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
               array_agg(session)
          from f where token is not null) l
-    into v_n, v_ev, v_end, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
+    into v_done, v_ev, v_end, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
 
   if v_end is not null then v_ev := v_ev || end_tasks(v_end); end if;
-  if v_n > 0 then perform append(v_ev, v_wait, p_at, p_node); end if;
+  if v_ruled is not null and v_done is not null then
+    perform start_clocks(v_ruled, v_wait, l_key, v_at);
+    v_wait := count_running(v_ruled, v_done, l_key, v_wait, v_at);
+  end if;
+  if v_done is not null then perform append(v_ev, v_wait, p_at, p_node); end if;
   ready_n := coalesce(cardinality(v_wait), 0);
 
-  if v_n = cardinality(p_key) then                -- the usual case: everything accepted
-    a_status := array_fill(1::smallint, array[v_n]);
+  if coalesce(cardinality(v_done), 0) = cardinality(p_key) then  -- the usual case: everything accepted
+    a_status := array_fill(1::smallint, array[cardinality(p_key)]);
   else                                            -- the same report again is accepted again
     select array_agg(case when s.last_token = i.token and s.last_kind = case when v_sweep then 9 else i.kind end
                           then 1 else 0 end::smallint order by i.no)

@@ -15,17 +15,20 @@ declare
   m_was     smallint[];
   m_queue   int[];
   m_attempt int[];
+  m_note    text[];
   f_key     bigint[];
   f_parent  bigint[];
   f_queue   int[];
   f_attempt int[];
+  v_ruled   bigint[];
 begin
   with o as (
     select s.*, (select p.max_attempts from step_template p
-                  where p.definition = (select definition from task where id = s.key >> 14) and p.no = s.key & 16383) planned
+                  where p.definition = (select definition from task where id = s.key >> 14) and p.no = s.key & 16383) planned,
+           case p_to when 4 then rtrim(p_note, '}') || ', "max_attempts": ' || s.max_attempts || '}' else p_note end failure
       from (select distinct key from unnest(p_key) key) i,
-           lateral (select ctid place, key, state, waiting_on, attempt, queue, node, session, token from step
-                     where key = i.key offset 0) s
+           lateral (select ctid place, key, state, waiting_on, attempt, max_attempts, queue, node, session, token
+                      from step where key = i.key offset 0) s
      where s.state = any(p_from) and (select state in (1, 2, 4) from task where id = s.key >> 14)),
   u as (
     update step s set state = p_to, token = null, node = null, session = null,
@@ -33,13 +36,14 @@ begin
            max_attempts = case p_to when 1 then greatest(s.max_attempts, s.attempt + coalesce(p_more, o.planned))
                                     else s.max_attempts end,
            result       = case p_to when 6 then coalesce(p_result, 'null') else s.result end,
-           last_error   = case p_to when 4 then p_note else s.last_error end
+           last_error   = case p_to when 4 then o.failure else s.last_error end,
+           due          = case p_to when 1 then null else s.due end
       from o where s.ctid = o.place
     returning o.*)
   select array_agg(key order by key), array_agg(waiting_on order by key), array_agg(state order by key),
-         array_agg(queue order by key), array_agg(attempt order by key),
+         array_agg(queue order by key), array_agg(attempt order by key), array_agg(failure order by key),
          array_agg((node, session, key, token, attempt)::voided) filter (where state = 2)
-    from u into m_key, m_waiting, m_was, m_queue, m_attempt, v_void;
+    from u into m_key, m_waiting, m_was, m_queue, m_attempt, m_note, v_void;
   if m_key is null then return; end if;
 
   if p_to = 6 then
@@ -57,8 +61,8 @@ begin
       from f where free into f_key, f_parent, f_queue, f_attempt;
   end if;
 
-  select array_agg((m.key >> 14, m.key & 16383, p_type, m.was, p_to, m.attempt, null, null, p_note, r.names)::ev order by m.key)
-    from unnest(m_key, m_was, m_attempt) m(key, was, attempt)
+  select array_agg((m.key >> 14, m.key & 16383, p_type, m.was, p_to, m.attempt, null, null, m.note, r.names)::ev order by m.key)
+    from unnest(m_key, m_was, m_attempt, m_note) m(key, was, attempt, note)
     left join (select parent, array_agg((key & 16383)::int order by key) names
                  from unnest(f_key, f_parent) f(key, parent) group by parent) r on r.parent = m.key
     into v_ev;
@@ -78,6 +82,12 @@ begin
       union all
       select (queue, key, attempt, null)::waiter from unnest(f_key, f_queue, f_attempt) f(key, queue, attempt)) x
     into v_wait;
+
+  v_ruled := array(select distinct k >> 14 from unnest(m_key) k where (select ruled from task where id = k >> 14));
+  if v_ruled <> '{}' then
+    perform start_clocks(v_ruled, v_wait, null, p_at);
+    v_wait := count_running(v_ruled, array(select key from unnest(m_key, m_was) m(key, was) where was = 2), null, v_wait, p_at);
+  end if;
 end $$;
 
 -- Of these tasks, the steps that wait behind a cancelled one: they can never run.

@@ -40,7 +40,7 @@ begin
      where s.ctid = w.place
     returning w.*),
   t as (
-    update task t set state = 5, live_n = 0, failed_n = 0, cancelled_n = t.cancelled_n + coalesce(c.n, 0),
+    update task t set state = 5, live_n = 0, failed_n = 0, running_n = 0, cancelled_n = t.cancelled_n + coalesce(c.n, 0),
            finished_at = coalesce(t.finished_at, v_at)
       from o left join (select key >> 14 task, count(*)::int n from s group by 1) c on c.task = o.id
      where t.ctid = o.place
@@ -110,4 +110,42 @@ begin
   with u as (update task set state = 6 where uid = any(p_uid) and state = 4 returning id)
   select array_agg((id, null, 26, 4, 6, null, null, null, p_note, null)::ev order by id) from u into v_ev;
   perform append(v_ev, null, p_at);
+end $$;
+
+-- Pauses tasks that are pending, in progress or in error, or lets paused ones go on: what was parked meanwhile
+-- becomes ready, as far as there is room.
+--
+-- Locks   tasks, the append.
+-- Answers the state each task was in (null: no such task), whether it was paused before, and how many steps
+--         became ready.
+create or replace function stepwell.pause_tasks(
+    p_uid uuid[], p_paused bool, p_note text, p_at timestamptz default null,
+    out t_was smallint[], out t_paused bool[], out ready_n int)
+  language plpgsql volatile set search_path = stepwell as $$
+declare
+  v_at   timestamptz;
+  v_task bigint[];
+  v_ev   ev[];
+  v_wait waiter[];
+begin
+  perform 1 from task where uid = any(p_uid) order by id for no key update;
+  v_at := coalesce(p_at, clock_timestamp());
+  select array_agg(t.state order by i.place), array_agg(t.paused order by i.place)
+    from unnest(p_uid) with ordinality i(uid, place)
+    left join lateral (select state, paused from task where uid = i.uid offset 0) t on true
+    into t_was, t_paused;
+  with u as (
+    update task t set paused = p_paused, ruled = p_paused or (select d.ruled from definition d where d.id = t.definition),
+           -- Nobody counted unless it was ruled.
+           running_n = case when t.ruled then t.running_n else
+             (select count(*) from step s where s.key between t.id << 14 and (t.id << 14) + 16383 and s.state = 2) end
+     where t.uid = any(p_uid) and t.state in (1, 2, 4) and t.paused <> p_paused
+    returning t.id, t.state)
+  select array_agg(id), array_agg((id, null, case when p_paused then 28 else 29 end, state, state, null, null, null, p_note, null)::ev order by id)
+    from u into v_task, v_ev;
+  if not p_paused and v_task is not null then
+    v_wait := gate(v_task, array_fill(1000000, array[cardinality(v_task)]), null, v_at);
+  end if;
+  perform append(v_ev, v_wait, p_at);
+  ready_n := coalesce(cardinality(v_wait), 0);
 end $$;

@@ -48,6 +48,14 @@ pub struct EventOptions {
     pub emitters: Vec<String>,
     pub example: String,
     pub derived_from: Vec<String>,
+    pub stays: bool,
+}
+
+impl EventOptions {
+    /// It records something of an entity's state.
+    pub fn has_edge(&self) -> bool {
+        self.stays || !self.to_state.is_empty()
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -160,10 +168,13 @@ fn read_event(
     if option.emitters.is_empty() {
         fault("needs at least one emitter".into());
     }
-    if option.entity.is_empty() != option.to_state.is_empty()
-        || (option.to_state.is_empty() && !option.from_states.is_empty())
+    if option.entity.is_empty() == option.has_edge()
+        || (!option.has_edge() && !option.from_states.is_empty())
     {
-        fault("an edge needs both `entity` and `to_state`; without an edge neither they nor `from_states` may be set".into());
+        fault("an edge needs both `entity` and `to_state` (or `stays`); without an edge neither they nor `from_states` may be set".into());
+    }
+    if option.stays && (!option.to_state.is_empty() || option.from_states.is_empty()) {
+        fault("what stays has `from_states` and no `to_state`".into());
     }
     match canonical(message, &option.example) {
         Ok(example) => option.example = example,
@@ -200,7 +211,7 @@ fn check_derivations(members: &[FieldDescriptor], events: &[Event], faults: &mut
             let what = format!("{}: {what}", message.name());
             faults.add(&message.parent_file(), message.path(), what);
         };
-        if !event.option.to_state.is_empty() {
+        if event.option.has_edge() {
             fault("a derived event has no row, so it cannot record a transition".into());
         }
         for source in &event.option.derived_from {

@@ -32,10 +32,10 @@ pub fn rust(catalog: &Catalog) -> String {
 
 fn event_type(event: &Event) -> String {
     let option = &event.option;
-    let edge = match option.to_state.as_str() {
-        "" => "None".to_string(),
-        to => format!(
-            "Some(Edge {{ entity: Entity::{}, from: &[{}], to: State::{} }})",
+    let edge = match option.has_edge() {
+        false => "None".to_string(),
+        true => format!(
+            "Some(Edge {{ entity: Entity::{}, from: &[{}], to: {} }})",
             variant(&option.entity, "ENTITY_"),
             option
                 .from_states
@@ -43,7 +43,10 @@ fn event_type(event: &Event) -> String {
                 .map(|s| format!("State::{}", variant(s, "STATE_")))
                 .collect::<Vec<_>>()
                 .join(", "),
-            variant(to, "STATE_"),
+            match option.to_state.as_str() {
+                "" => "None".to_string(),
+                to => format!("Some(State::{})", variant(to, "STATE_")),
+            },
         ),
     };
     let fields: String = event
@@ -174,6 +177,10 @@ pub fn markdown(catalog: &Catalog) -> String {
 
 fn edge(event: &Event) -> String {
     match event.option.to_state.as_str() {
+        "" if event.option.stays => {
+            let in_states: Vec<_> = event.option.from_states.iter().map(|s| state(s)).collect();
+            format!("stays {}", in_states.join(", "))
+        }
         "" => "–".into(),
         to if event.option.from_states.is_empty() => format!("created as {}", state(to)),
         to => {
@@ -204,7 +211,11 @@ pub fn sql(catalog: &Catalog) -> String {
         };
         let entity = if event.option.entity == "ENTITY_STEP" { "step" } else { "task" };
         let (number, to) = (event.number, code(&event.option.to_state));
-        from.into_iter().map(move |from| format!("  ({number}, '{entity}', {from}, {to})"))
+        let stays = event.option.stays;
+        from.into_iter().map(move |from| {
+            let to = if stays { from } else { to };
+            format!("  ({number}, '{entity}', {from}, {to})")
+        })
     });
     format!("values\n{}\n", rows.collect::<Vec<_>>().join(",\n"))
 }

@@ -36,15 +36,15 @@ impl EventType {
     }
 }
 
-/// The transition an event records. Empty `from` is creation.
+/// What an event records of a state: a transition, or something in one. Empty `from` is creation.
 #[derive(Debug)]
 pub struct Edge {
     /// Whose state.
     pub entity: Entity,
     /// States it may come from.
     pub from: &'static [State],
-    /// State it is in afterwards.
-    pub to: State,
+    /// State it is in afterwards; none: it stays in the one it is in.
+    pub to: Option<State>,
 }
 
 /// One field of a detail.
@@ -82,7 +82,7 @@ pub fn edges(
     EVENTS.iter().filter(move |e| {
         e.edge.as_ref().is_some_and(|x| {
             x.entity == entity
-                && x.to == to
+                && x.to.map_or(from == Some(to), |x| x == to)
                 && from.map_or(x.from.is_empty(), |f| x.from.contains(&f))
         })
     })
@@ -93,7 +93,7 @@ pub fn origins(entity: Entity, to: State) -> Vec<State> {
     let mut states: Vec<State> = EVENTS
         .iter()
         .filter_map(|e| e.edge.as_ref())
-        .filter(|x| x.entity == entity && x.to == to)
+        .filter(|x| x.entity == entity && x.to == Some(to))
         .flat_map(|x| x.from.iter().copied())
         .collect();
     states.sort_unstable();

@@ -78,6 +78,18 @@ impl Refusal {
         refusal
     }
 
+    /// Something was to be done to a task, or to a step of it, that has ended.
+    pub fn task_ended(task_id: &str, state: State) -> Self {
+        let state = state.word();
+        let message = format!("task {task_id} is {state}: neither it nor its steps go on");
+        let mut refusal = Self::new(ErrorReason::TaskEnded, message)
+            .with("task_id", task_id)
+            .with("state", state);
+        let wanted = "state is one of: pending, in_progress, error".to_owned();
+        refusal.precondition = Some((format!("task {task_id}"), wanted));
+        refusal
+    }
+
     /// Adds wrong fields.
     #[must_use]
     pub fn with_violations(mut self, violations: Vec<(String, String)>) -> Self {

@@ -15,5 +15,6 @@ mod logs;
 mod metrics;
 mod operate;
 mod retries;
+mod rules;
 mod schema;
 mod traces;

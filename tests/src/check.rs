@@ -60,7 +60,22 @@ const INVARIANTS: &[(&str, &str)] = &[
         "select s.key from stepwell.step s join stepwell.task t on t.id = s.key >> 14
           where s.state = 1 and s.waiting_on = 0 and t.state in (1, 2)
             and not exists (select from stepwell.ready_step r where r.key = s.key and r.attempt = s.attempt)
-            and not exists (select from stepwell.timer r where r.key = s.key and r.attempt = s.attempt)",
+            and not exists (select from stepwell.parked_step r where r.key = s.key and r.attempt = s.attempt)
+            and not exists (select from stepwell.timer r where r.key = s.key and r.attempt = s.attempt and r.kind = 0)",
+    ),
+    (
+        "running_n counts the steps in progress of ruled tasks, and no limit is exceeded",
+        "select t.id, t.running_n, t.max_parallel, count(s.key) from stepwell.task t
+           left join stepwell.step s on s.key >> 14 = t.id and s.state = 2
+          where t.ruled group by t.id
+         having t.running_n <> count(s.key) or t.max_parallel > 0 and t.running_n > t.max_parallel",
+    ),
+    (
+        "what is parked by a task with room is offered by each of its queues",
+        "select p.task, p.queue from stepwell.parked_step p join stepwell.task t on t.id = p.task
+          where t.state in (1, 2) and not t.paused and (t.max_parallel = 0 or t.running_n < t.max_parallel)
+            and exists (select from stepwell.step s where s.key = p.key and s.state = 1 and s.attempt = p.attempt)
+            and not exists (select from stepwell.ready_step r where r.queue = p.queue and r.key >> 14 = p.task)",
     ),
     (
         "a task has ended exactly when nothing of it is live",

@@ -64,6 +64,15 @@ impl Rows {
 
     /// Registers a definition given as `a; b: a; c: a; d: b c`: each step with its parents.
     pub async fn define(&self, steps: &str) -> Arc<StoredDefinition> {
+        self.define_with(steps, |_| {}).await
+    }
+
+    /// The same, changed before it is registered.
+    pub async fn define_with(
+        &self,
+        steps: &str,
+        change: impl FnOnce(&mut Definition),
+    ) -> Arc<StoredDefinition> {
         let steps = steps.split(';').map(|step| {
             let (name, parents) = step.split_once(':').unwrap_or((step, ""));
             StepTemplate {
@@ -77,7 +86,7 @@ impl Rows {
         });
         let steps: Vec<StepTemplate> = steps.collect();
         let name = format!("d{}", Uuid::now_v7().simple());
-        let definition = Definition {
+        let mut definition = Definition {
             namespace: "default".into(),
             name,
             version: "1.0.0".into(),
@@ -85,6 +94,7 @@ impl Rows {
             content_hash: "00".repeat(32),
             ..Definition::default()
         };
+        change(&mut definition);
         self.store.register_definition(&definition).await.unwrap().0
     }
 
@@ -215,6 +225,7 @@ pub fn report(lease: &LeaseRow, ending: Ending, text: &str) -> Report {
     Report { step: lease.step, token: lease.token, ending, text: text.into() }
 }
 
-fn prost_duration(seconds: i64) -> prost_types::Duration {
+/// So many seconds.
+pub fn prost_duration(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }

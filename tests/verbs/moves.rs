@@ -56,8 +56,8 @@ async fn a_failed_attempt_waits_for_its_time_and_the_last_one_ends_the_task() {
     let lease = rows.claim(&mut writer, queue, 1).await[0];
     let again = report(&lease, Ending::Fail { wait_ms: Some(60_000) }, "{}");
     rows.settle(&mut writer, &[again]).await;
-    let (taken, next) = writer.release_due(10).await.unwrap();
-    assert!(taken == 0 && next.is_some_and(|ms| ms > 50_000), "{next:?}");
+    let due = writer.release_due(10).await.unwrap();
+    assert!(due.taken == 0 && due.next_ms.is_some_and(|ms| ms > 50_000), "{due:?}");
     assert!(rows.claim(&mut writer, queue, 1).await.is_empty());
     // The time comes.
     let mut connection = rows.connection().await;
@@ -67,7 +67,8 @@ async fn a_failed_attempt_waits_for_its_time_and_the_last_one_ends_the_task() {
     ] {
         sqlx::query(sql).execute(&mut connection).await.unwrap();
     }
-    assert_eq!(writer.release_due(10).await.unwrap(), (1, None));
+    let due = writer.release_due(10).await.unwrap();
+    assert_eq!((due.taken, due.next_ms, due.late), (1, None, 0));
     let lease = rows.claim(&mut writer, queue, 1).await[0];
     assert_eq!(lease.attempt, 2);
     rows.settle(&mut writer, &[report(&lease, Ending::Fail { wait_ms: None }, "{}")]).await;

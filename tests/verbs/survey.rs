@@ -52,7 +52,7 @@ async fn what_a_timer_made_ready_is_as_old_as_its_due_time_and_a_left_over_has_n
     }
     let overdue = rows.store.survey().await.unwrap().timer_overdue;
     assert!((3590.0..3660.0).contains(&overdue), "{overdue}");
-    assert_eq!(writer.release_due(10).await.unwrap().0, 1);
+    assert_eq!(writer.release_due(10).await.unwrap().taken, 1);
     let survey = rows.store.survey().await.unwrap();
     assert_eq!(survey.timer_overdue, 0.0);
     assert_eq!(survey.ready[0].steps, 1);

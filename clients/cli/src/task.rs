@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use stepwell_proto::{
     catalog,
     v1::{
-        CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, ResolveTaskRequest,
-        RetryTaskRequest, State, Step, Task,
+        CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, PauseTaskRequest,
+        ResolveTaskRequest, ResumeTaskRequest, RetryTaskRequest, State, Step, Task,
     },
 };
 
@@ -33,6 +33,10 @@ pub(crate) enum Command {
     Retry(Retry),
     /// Declare a task in error settled. Its steps stay as they are.
     Resolve(Resolve),
+    /// Start no further step of a task until it is resumed. Steps that run go on.
+    Pause(Resolve),
+    /// Let a paused task go on.
+    Resume(Resolve),
 }
 
 #[derive(Args)]
@@ -156,6 +160,8 @@ impl Command {
             Self::Cancel(cancel) => cancel.run().await,
             Self::Retry(retry) => retry.run().await,
             Self::Resolve(resolve) => resolve.run().await,
+            Self::Pause(pause) => pause.pause().await,
+            Self::Resume(resume) => resume.resume().await,
         }
     }
 }
@@ -267,6 +273,38 @@ impl Resolve {
     }
 }
 
+impl Resolve {
+    async fn pause(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = PauseTaskRequest {
+            task_id: self.task_id,
+            reason: self.note.reason,
+            paused_by: self.note.by,
+        };
+        let answer = client.pause_task(request).await?;
+        if answer.already_in_state {
+            eprintln!("it was paused before");
+        }
+        self.show.task(&answer.task.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn resume(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let request = ResumeTaskRequest {
+            task_id: self.task_id,
+            reason: self.note.reason,
+            resumed_by: self.note.by,
+        };
+        let answer = client.resume_task(request).await?;
+        if answer.already_in_state {
+            eprintln!("it was not paused");
+        }
+        self.show.task(&answer.task.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Show {
     fn task(&self, task: &Task) -> Result<(), Fault> {
         if self.output == output::Format::Json {
@@ -274,7 +312,8 @@ impl Show {
         }
         let name =
             format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
-        output::line(format!("{}  {name}  {}", task.task_id, task.state().word()))?;
+        let paused = if task.paused { ", paused" } else { "" };
+        output::line(format!("{}  {name}  {}{paused}", task.task_id, task.state().word()))?;
         if task.steps.is_empty() {
             return Ok(());
         }

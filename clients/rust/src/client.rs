@@ -195,6 +195,28 @@ impl Client {
         .await
     }
 
+    /// Starts no further step of a task until it is resumed.
+    pub async fn pause_task(
+        &self,
+        request: v1::PauseTaskRequest,
+    ) -> Result<v1::PauseTaskResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.pause_task(request).await
+        })
+        .await
+    }
+
+    /// Lets a paused task go on.
+    pub async fn resume_task(
+        &self,
+        request: v1::ResumeTaskRequest,
+    ) -> Result<v1::ResumeTaskResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.resume_task(request).await
+        })
+        .await
+    }
+
     /// One step with its result.
     pub async fn get_step(
         &self,

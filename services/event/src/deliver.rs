@@ -266,6 +266,7 @@ mod tests {
                 queues: Vec::new(),
                 parents: Vec::new(),
                 children: Vec::new(),
+                is_timed: false,
             });
             let event = Event { position, ..Event::default() };
             let recorded = Recorded { event, batch: position, definition, bytes: 100 };

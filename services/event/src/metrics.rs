@@ -14,7 +14,7 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 use stepwell_proto::{
-    catalog::{EVENTS, event_type_by_number},
+    catalog::{EVENTS, Edge, event_type_by_number},
     v1::{Entity, Event, State},
 };
 use stepwell_serve::LABELS_MAX;
@@ -108,13 +108,13 @@ impl Metrics {
 
     fn begin_at_zero(&self) {
         for of in EVENTS.iter().filter(|of| of.is_recorded()) {
-            let Some(edge) = &of.edge else { continue };
-            let from = if edge.from.is_empty() { &[State::Unspecified] } else { edge.from };
+            let Some(Edge { entity, from, to: Some(to) }) = of.edge else { continue };
+            let from = if from.is_empty() { &[State::Unspecified] } else { from };
             for from in from {
-                self.add(edge.entity, *from, edge.to, edge.to.is_final(), 0);
+                self.add(entity, *from, to, to.is_final(), 0);
             }
-            if edge.entity == Entity::Step && edge.to == State::Error {
-                edge.from.iter().for_each(|from| self.add(Entity::Step, *from, edge.to, false, 0));
+            if (entity, to) == (Entity::Step, State::Error) {
+                self.add(Entity::Step, State::InProgress, to, false, 0);
             }
         }
     }
@@ -313,7 +313,7 @@ struct Move {
 
 fn edge_of(count: &Count) -> Option<(Entity, State)> {
     let of = event_type_by_number(u32::try_from(count.r#type).ok()?)?;
-    of.edge.as_ref().map(|edge| (edge.entity, edge.to))
+    of.edge.as_ref().and_then(|edge| Some((edge.entity, edge.to?)))
 }
 
 /// What the counts come to. Which failures were a step's last stands between the lines: those after
@@ -325,11 +325,11 @@ fn moves(counts: &[Count], failed: &mut i64) -> Vec<Move> {
         let (Some((of, to)), Ok(n)) = (edge_of(count), u64::try_from(count.n)) else { continue };
         let from = count.from_state.and_then(|from| State::try_from(i32::from(from)).ok());
         let from = from.unwrap_or(State::Unspecified);
-        if (of, to) == (Entity::Step, State::Error) {
+        if (of, from, to) == (Entity::Step, State::InProgress, State::Error) {
             *failed += count.n;
             continue;
         }
-        if (of, from, to) == (Entity::Step, State::Error, State::Pending) {
+        if (of, from, to) == (Entity::Step, State::Error, State::Pending) && !count.by_hand {
             *failed -= count.n;
             let (from, to) = (State::InProgress, State::Error);
             moves.push(Move { of, from, to, is_final: false, n });
@@ -466,7 +466,7 @@ mod tests {
     use super::*;
 
     fn count(r#type: i16, from: i16, to: i16, n: i64) -> Count {
-        Count { r#type, from_state: Some(from), to_state: to, n, seconds: None }
+        Count { r#type, from_state: Some(from), by_hand: false, to_state: to, n, seconds: None }
     }
 
     fn failures(moves: &[Move], is_final: bool) -> u64 {
@@ -486,6 +486,16 @@ mod tests {
             is_final: true,
             n: 9
         }));
+    }
+
+    #[test]
+    fn a_retry_by_hand_takes_no_failure_back_and_what_fails_while_it_waits_fails_for_good() {
+        let mut left = 0;
+        let by_hand = Count { by_hand: true, ..count(43, 4, 1, 7) };
+        let moves = moves(&[count(42, 2, 4, 2), by_hand, count(42, 1, 4, 3)], &mut left);
+        assert_eq!((failures(&moves, true), failures(&moves, false), left), (5, 0, 0));
+        let retried = moves.iter().find(|m| m.to == State::Pending).map(|m| m.n);
+        assert_eq!(retried, Some(7));
     }
 
     #[test]

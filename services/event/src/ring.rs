@@ -150,6 +150,7 @@ mod tests {
             queues: Vec::new(),
             parents: Vec::new(),
             children: Vec::new(),
+            is_timed: false,
         })
     }
 

@@ -104,6 +104,9 @@ impl Claiming {
         let since = Instant::now();
         let claimed = self.claim(&slots).await;
         if let Ok((claimed, _)) = &claimed {
+            if claimed.ready > 0 {
+                self.store.bell().ring(Topic::Ready);
+            }
             for queue in queues {
                 match claimed.places.get(queue) {
                     Some(place) => self.places.insert(*queue, *place),

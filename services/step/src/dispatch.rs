@@ -13,7 +13,7 @@ use stepwell_proto::{
     v1::{Ack, Lease, StepResult},
 };
 use stepwell_store::{
-    Ending, Error, Inputs, LeaseRow, Report, Store, StoredDefinition, Writer, tasks_of,
+    Ending, Error, Inputs, LeaseRow, Report, Store, StoredDefinition, Topic, Writer, tasks_of,
 };
 use stepwell_trace::TraceContext;
 use tokio::sync::{Notify, mpsc};
@@ -95,6 +95,7 @@ impl Dispatch {
         metrics: Arc<Metrics>,
     ) -> (Self, Fills) {
         let (fills, receiver) = mpsc::channel(FILLS_MAX);
+        let timers = store.bell().listen(Topic::Timer);
         let dispatch = Self {
             store,
             sessions,
@@ -105,7 +106,7 @@ impl Dispatch {
             queues: Arc::default(),
             fills,
             returns: TaskTracker::new(),
-            timers: Arc::default(),
+            timers,
         };
         (dispatch, Fills(receiver))
     }
@@ -167,8 +168,10 @@ impl Dispatch {
     /// Lets the session hold the lease; if it is gone, the lease goes back.
     fn hold(&self, row: LeaseRow, way: Way, since: Instant) -> Option<Filling> {
         let definition = self.definition_of(row.queue);
-        let timeout = definition.as_ref().map(|d| d.timeout(number_of(row.step)));
-        let held = timeout.is_some_and(|timeout| self.sessions.hold(&row, timeout));
+        let number = number_of(row.step);
+        let held = definition.as_ref().is_some_and(|of| {
+            self.sessions.hold(&row, of.timeout(number), of.heartbeat_timeout(number))
+        });
         match definition {
             Some(definition) if held => Some(Filling { row, definition, way, since }),
             _ => {
@@ -414,6 +417,7 @@ fn lease(
         parents: parents.collect(),
         timeout: template.and_then(|t| t.timeout),
         traceparent: String::new(),
+        heartbeat_timeout: template.and_then(|t| t.heartbeat_timeout),
     };
     trace::dispatch(&mut lease, row.session, task.trace, previous);
     lease

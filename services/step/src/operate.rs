@@ -91,7 +91,7 @@ impl Operations {
         if !moved.moved && !already {
             let subject = format!("step {id}");
             if !matches!(moved.task, State::Pending | State::InProgress | State::Error) {
-                return Err(id.task_ended(moved.task));
+                return Err(Refusal::task_ended(&id.task.to_string(), moved.task));
             }
             if moved.blocked && moved.was == State::Error {
                 let message = format!("{subject} waits for a cancelled step, so it can never run");
@@ -125,17 +125,6 @@ impl Id {
     fn not_found(self) -> Refusal {
         Refusal::new(ErrorReason::StepNotFound, format!("there is no step {self}"))
             .with("step_id", self.to_string())
-    }
-
-    fn task_ended(self, state: State) -> Refusal {
-        let (task, state) = (self.task, state.word());
-        let message = format!("task {task} is {state}: its steps move no more");
-        let mut refusal = Refusal::new(ErrorReason::TaskEnded, message)
-            .with("task_id", task.to_string())
-            .with("state", state);
-        let wanted = "state is one of: pending, in_progress, error";
-        refusal.precondition = Some((format!("task {task}"), wanted.to_owned()));
-        refusal
     }
 }
 

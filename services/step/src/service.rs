@@ -300,6 +300,11 @@ impl Session {
             }
             sessions.set_slots(self.id, usize::try_from(slots).unwrap_or(0));
         }
+        if request.progress.len() > OUTCOMES_MAX {
+            return Err(Refusal::field("progress", format!("at most {OUTCOMES_MAX}")));
+        }
+        let progress = request.progress.iter();
+        sessions.progress(self.id, progress.filter_map(|id| LeaseId::decode(id)));
         if request.drain {
             sessions.drain(self.id);
         }

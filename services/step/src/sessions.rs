@@ -73,7 +73,34 @@ pub(crate) struct Held {
     /// Attempts the step may make in all.
     pub(crate) max_attempts: i32,
     /// When the attempt's time is up.
-    pub(crate) deadline: Instant,
+    pub(crate) ends: Instant,
+    /// How long it may go without progress.
+    heartbeat: Option<Duration>,
+    /// When it is to be ended unless something is heard of it: `ends`, or sooner.
+    deadline: Instant,
+}
+
+impl Held {
+    pub(crate) fn new(
+        queue: i32,
+        max_attempts: i32,
+        timeout: Duration,
+        heartbeat: Option<Duration>,
+    ) -> Self {
+        let ends = Instant::now() + timeout;
+        Self { queue, max_attempts, ends, heartbeat, deadline: ends }.heard()
+    }
+
+    /// Progress was made now.
+    fn heard(self) -> Self {
+        let quiet = self.heartbeat.map(|heartbeat| Instant::now() + heartbeat);
+        Self { deadline: quiet.map_or(self.ends, |quiet| quiet.min(self.ends)), ..self }
+    }
+
+    /// True when nothing was heard of it for too long, though it had time.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.deadline < self.ends
+    }
 }
 
 /// All sessions in numbers.
@@ -331,12 +358,17 @@ impl Sessions {
     // ── leases ──────────────────────────────────────────────────────────────────────────────────
 
     /// A session holds this lease from now on. False: there is no such session any more.
-    pub(crate) fn hold(&self, row: &LeaseRow, timeout: Duration) -> bool {
+    pub(crate) fn hold(
+        &self,
+        row: &LeaseRow,
+        timeout: Duration,
+        heartbeat: Option<Duration>,
+    ) -> bool {
         let lease = row.id();
-        let deadline = Instant::now() + timeout;
+        let held = Held::new(row.queue, row.max_attempts, timeout, heartbeat);
+        let deadline = held.deadline;
         let mut inner = self.lock();
         let Some(session) = inner.sessions.get_mut(&row.session) else { return false };
-        let held = Held { queue: row.queue, max_attempts: row.max_attempts, deadline };
         session.leases.insert(lease, held);
         let first = inner.deadlines.first().is_none_or(|(at, ..)| deadline < *at);
         inner.deadlines.insert((deadline, row.session, lease));
@@ -345,6 +377,20 @@ impl Sessions {
             self.deadline.notify_one();
         }
         true
+    }
+
+    /// Handlers of these leases, as far as the session holds them, have made progress.
+    pub(crate) fn progress(&self, session: i64, leases: impl Iterator<Item = LeaseId>) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let Some(s) = inner.sessions.get_mut(&session) else { return };
+        for lease in leases {
+            if let Some(held) = s.leases.get_mut(&lease).filter(|held| held.heartbeat.is_some()) {
+                inner.deadlines.remove(&(held.deadline, session, lease));
+                *held = held.heard();
+                inner.deadlines.insert((held.deadline, session, lease));
+            }
+        }
     }
 
     /// The session's lease ends; its slot is free. None: the session does not hold it.
@@ -596,21 +642,47 @@ mod tests {
         open(&sessions, 7, &[1], 1);
         open(&sessions, 8, &[2], 9);
         assert!(rung(&sessions), "a session came");
-        sessions.hold(&lease(3, 7), Duration::from_secs(1));
+        sessions.hold(&lease(3, 7), Duration::from_secs(1), None);
         assert_eq!(sessions.open_queues(), (vec![2], 9));
         sessions.release(7, id(3));
         assert!(rung(&sessions), "a step of queue 1 may have become ready meanwhile");
         assert_eq!(sessions.open_queues().1, 10);
-        sessions.hold(&lease(4, 7), Duration::from_secs(1));
+        sessions.hold(&lease(4, 7), Duration::from_secs(1), None);
         sessions.release(7, id(4));
         assert!(!rung(&sessions), "all was looked at");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_quiet_when_nothing_is_heard_of_it_but_late_when_its_time_is_up() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1], 9);
+        let seconds = Duration::from_secs;
+        let began = Instant::now();
+        sessions.hold(&lease(3, 7), seconds(25), Some(seconds(10)));
+        let overdue = |at: u64| {
+            let (overdue, next) = sessions.take_overdue(began + seconds(at));
+            let quiet: Vec<bool> = overdue.iter().map(|owned| owned.held.is_quiet()).collect();
+            (quiet, next.map(|next| next - began))
+        };
+        assert_eq!(overdue(9), (vec![], Some(seconds(10))));
+        tokio::time::advance(seconds(9)).await;
+        sessions.progress(7, [id(3), id(4)].into_iter());
+        assert_eq!(overdue(18), (vec![], Some(seconds(19))), "heard at 9");
+        tokio::time::advance(seconds(9)).await;
+        sessions.progress(8, [id(3)].into_iter());
+        assert_eq!(overdue(18), (vec![], Some(seconds(19))), "another has no say in it");
+        sessions.progress(7, [id(3)].into_iter());
+        assert_eq!(overdue(24), (vec![], Some(seconds(25))), "no heartbeat makes it longer");
+        assert_eq!(overdue(25), (vec![false], None));
+        sessions.hold(&lease(4, 7), seconds(25), Some(seconds(10)));
+        assert_eq!(overdue(28), (vec![true], None));
     }
 
     #[test]
     fn a_held_lease_takes_its_slot_until_it_ends() {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 1);
-        assert!(sessions.hold(&lease(3, 7), Duration::from_secs(1)));
+        assert!(sessions.hold(&lease(3, 7), Duration::from_secs(1), None));
         assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [None]);
         assert!(sessions.release(7, id(3)).is_some() && sessions.release(7, id(3)).is_none());
         assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [Some(7)]);
@@ -642,8 +714,8 @@ mod tests {
     async fn time_out_and_grace_each_end_a_lease_once() {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 5);
-        sessions.hold(&lease(3, 7), Duration::from_secs(1));
-        sessions.hold(&lease(4, 7), Duration::from_secs(9));
+        sessions.hold(&lease(3, 7), Duration::from_secs(1), None);
+        sessions.hold(&lease(4, 7), Duration::from_secs(9), None);
         let now = Instant::now();
         assert!(sessions.take_overdue(now).0.is_empty());
         let (overdue, next) = sessions.take_overdue(now + Duration::from_secs(1));
@@ -659,9 +731,9 @@ mod tests {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 5);
         open(&sessions, 8, &[1], 5);
-        sessions.hold(&lease(3, 7), Duration::from_secs(1));
+        sessions.hold(&lease(3, 7), Duration::from_secs(1), None);
         sessions.lose(7, Instant::now());
-        sessions.hold(&lease(3, 8), Duration::from_secs(1));
+        sessions.hold(&lease(3, 8), Duration::from_secs(1), None);
         sessions.forget(&[id(3)], 8);
         assert!(sessions.take_lapsed(Instant::now()).is_empty());
         assert!(sessions.knows(id(3)));

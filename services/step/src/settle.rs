@@ -191,7 +191,11 @@ impl Settling {
         if settled.ready > 0 {
             self.store.bell().ring(Topic::Ready);
         }
-        if batch.iter().any(|e| matches!(e.ending, Ending::Fail { wait_ms: Some(_) })) {
+        let is_timed = |e: &Ended| self.dispatch.definition_of(e.queue).is_some_and(|d| d.is_timed);
+        if batch
+            .iter()
+            .any(|e| matches!(e.ending, Ending::Fail { wait_ms: Some(_) }) || is_timed(e))
+        {
             self.dispatch.timers.notify_one();
         }
         self.dispatch.metrics().ended(batch, &settled.accepted);

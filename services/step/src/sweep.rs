@@ -9,7 +9,7 @@ use stepwell_proto::{
     v1::Failure,
 };
 use stepwell_serve::Ticker;
-use stepwell_store::{Ending, Error, LeaseRow, Store, StoredFailure, Topic, Writer};
+use stepwell_store::{Due, Ending, Error, LeaseRow, Store, StoredFailure, Topic, Writer};
 use stepwell_trace::TraceContext;
 use tokio::time::Instant;
 use tracing::{Level, field::display};
@@ -44,7 +44,15 @@ impl Sweeps {
             metrics.expired(Expiry::TimeOut, overdue.len());
             for owned in overdue {
                 self.sessions.cancel(owned.session, owned.lease, "the attempt's time is up");
-                self.fail(owned, "Timeout", "the attempt took longer than its time-out").await;
+                let (class, message) = if owned.held.is_quiet() {
+                    (
+                        "HeartbeatTimeout",
+                        "the handler showed no progress within its heartbeat_timeout",
+                    )
+                } else {
+                    ("Timeout", "the attempt took longer than its time-out")
+                };
+                self.fail(owned, class, message).await;
             }
             let lapsed = self.sessions.take_lapsed(now);
             metrics.expired(Expiry::ExecutorLost, lapsed.len());
@@ -133,8 +141,15 @@ impl Sweeps {
         writer: &mut Option<Writer>,
         due: &mut Option<Instant>,
     ) -> Result<Option<Duration>, Error> {
-        let (taken, next) = self.store.connected(writer).await?.release_due(TIMERS_MAX).await?;
-        let (next, now) = (next.map(Duration::from_millis), Instant::now());
+        let Due { taken, next_ms, late, told } =
+            self.store.connected(writer).await?.release_due(TIMERS_MAX).await?;
+        let (next, now) = (next_ms.map(Duration::from_millis), Instant::now());
+        if late > 0 {
+            self.store.bell().ring(Topic::Event);
+        }
+        if told > 0 {
+            self.store.bell().ring(Topic::Signal);
+        }
         if taken > 0 {
             self.store.bell().ring(Topic::Ready);
             let late = due.filter(|due| *due <= now).map(|due| now.duration_since(due));

@@ -192,7 +192,7 @@ impl Walks {
     fn expired(&self, row: &LeaseRow) -> Report {
         let failure = lost("LeaseExpired", "the executor and its node were lost");
         let LeaseRow { queue, max_attempts, session, .. } = *row;
-        let held = Held { queue, max_attempts, deadline: Instant::now() };
+        let held = Held::new(queue, max_attempts, Duration::ZERO, None);
         let owned = Owned { session, lease: row.id(), held };
         let (ending, stored) = self.sweeps.judge(&owned, &failure, None);
         Report { step: row.step, token: row.token, ending, text: stored.to_text() }
@@ -322,9 +322,11 @@ impl Walks {
             sleep(AGAIN_AFTER).await;
         }
         for Adopted { lease: row, age_ms } in &adopted {
-            let timeout = dispatch.definition_of(row.queue).map(|d| d.timeout(number_of(row.step)));
+            let (definition, number) = (dispatch.definition_of(row.queue), number_of(row.step));
+            let timeout = definition.as_ref().map(|of| of.timeout(number)).unwrap_or_default();
+            let heartbeat = definition.and_then(|of| of.heartbeat_timeout(number));
             let age = Duration::from_millis(u64::try_from(*age_ms).unwrap_or(0));
-            sessions.hold(row, timeout.unwrap_or_default().saturating_sub(age));
+            sessions.hold(row, timeout.saturating_sub(age), heartbeat);
         }
         let adopted: Vec<LeaseId> = rows.iter().map(LeaseRow::id).collect();
         sessions.forget(&adopted, session);

@@ -30,6 +30,8 @@ pub enum Topic {
     Signal,
     /// A definition was registered.
     Definition,
+    /// Clocks were started that may be the next to be due.
+    Timer,
 }
 
 impl Topic {
@@ -39,6 +41,7 @@ impl Topic {
             Self::Event => "stepwell_event",
             Self::Signal => "stepwell_signal",
             Self::Definition => "stepwell_definition",
+            Self::Timer => "stepwell_timer",
         }
     }
 }

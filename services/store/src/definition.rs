@@ -28,6 +28,8 @@ pub struct StoredDefinition {
     pub parents: Vec<Vec<i32>>,
     /// By step number: the numbers of the steps that depend on it, ascending.
     pub children: Vec<Vec<i32>>,
+    /// Clocks run for its tasks or their steps, beside those of attempts.
+    pub is_timed: bool,
 }
 
 impl StoredDefinition {
@@ -45,6 +47,12 @@ impl StoredDefinition {
     pub fn timeout(&self, number: i32) -> Duration {
         let timeout = self.step(number).and_then(|step| step.timeout);
         timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or_default()
+    }
+
+    /// How long an attempt of this step may go without progress; none: for ever.
+    pub fn heartbeat_timeout(&self, number: i32) -> Option<Duration> {
+        let timeout = self.step(number).and_then(|step| step.heartbeat_timeout);
+        timeout.and_then(|t| Duration::try_from(t).ok())
     }
 
     /// Names of steps, in the order of the numbers. Numbers that it does not have are left out.
@@ -291,7 +299,7 @@ impl Row {
         if self.queues.len() != parents.len() {
             return Err(wrong("its plan has another number of steps"));
         }
-        let children = children(&parents);
+        let (children, is_timed) = (children(&parents), is_timed(&definition));
         Ok(StoredDefinition {
             id: self.id,
             version,
@@ -299,8 +307,16 @@ impl Row {
             queues: self.queues,
             parents,
             children,
+            is_timed,
         })
     }
+}
+
+/// Clocks run for its tasks or their steps, beside those of attempts.
+fn is_timed(definition: &v1::Definition) -> bool {
+    let waits =
+        |step: &v1::StepTemplate| step.queue_timeout.is_some() || step.total_timeout.is_some();
+    definition.deadline.is_some() || definition.steps.iter().any(waits)
 }
 
 /// By step: the numbers of the steps it depends on. None: one of them is unknown.
@@ -351,9 +367,12 @@ async fn insert(
     let content =
         v1::Definition { content_hash: String::new(), create_time: None, ..definition.clone() };
     let roots = definition.steps.iter().filter(|step| step.depends_on.is_empty()).count();
+    let deadline = definition.deadline.as_ref().and_then(millis);
+    let ruled = definition.max_parallel_steps > 0 || is_timed(definition);
     let id = sqlx::query_scalar!(
-        "insert into stepwell.definition (namespace, name, version, hash, content, roots)
-         values ($1, $2, $3, $4, $5, $6)
+        "insert into stepwell.definition (namespace, name, version, hash, content, roots,
+                                          max_parallel, deadline_ms, ruled)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          on conflict (namespace, name, version) do nothing
          returning id",
         definition.namespace,
@@ -362,6 +381,9 @@ async fn insert(
         hash,
         content.encode_to_vec(),
         i32::try_from(roots).unwrap_or(i32::MAX),
+        definition.max_parallel_steps,
+        deadline,
+        ruled,
     )
     .fetch_optional(&mut **transaction)
     .await?;
@@ -385,6 +407,11 @@ async fn insert_plan(
         .iter()
         .map(|step| step.retry.as_ref().map_or(1, |retry| retry.max_attempts))
         .collect();
+    let steps = definition.steps.iter();
+    let queue_timeouts: Vec<Option<i64>> =
+        steps.clone().map(|step| step.queue_timeout.as_ref().and_then(millis)).collect();
+    let total_timeouts: Vec<Option<i64>> =
+        steps.map(|step| step.total_timeout.as_ref().and_then(millis)).collect();
     sqlx::query!(
         "insert into stepwell.queue (definition, namespace, handler)
          select $1, $2, handler from unnest($3::text[]) handler group by handler order by handler",
@@ -395,20 +422,30 @@ async fn insert_plan(
     .execute(&mut **transaction)
     .await?;
     sqlx::query!(
-        "insert into stepwell.step_template (definition, no, queue, waiting_on, max_attempts, children)
-         select $1, s.no - 1, q.id, s.waiting_on, s.max_attempts, s.children::int[]
-           from unnest($2::text[], $3::int[], $4::int[], $5::text[]) with ordinality
-                  s(handler, waiting_on, max_attempts, children, no)
+        "insert into stepwell.step_template (definition, no, queue, waiting_on, max_attempts, children,
+                                             queue_timeout_ms, total_timeout_ms)
+         select $1, s.no - 1, q.id, s.waiting_on, s.max_attempts, s.children::int[], s.queue_timeout,
+                s.total_timeout
+           from unnest($2::text[], $3::int[], $4::int[], $5::text[], $6::bigint[], $7::bigint[])
+                  with ordinality
+                  s(handler, waiting_on, max_attempts, children, queue_timeout, total_timeout, no)
            join stepwell.queue q on q.definition = $1 and q.handler = s.handler",
         id,
         &handlers,
         &waiting_on,
         &max_attempts,
         &children,
+        &queue_timeouts as &[Option<i64>],
+        &total_timeouts as &[Option<i64>],
     )
     .execute(&mut **transaction)
     .await?;
     Ok(())
+}
+
+fn millis(duration: &prost_types::Duration) -> Option<i64> {
+    let duration = stepwell_proto::time::duration(duration)?;
+    i64::try_from(duration.as_millis()).ok()
 }
 
 fn version_of(text: &str) -> Result<[i32; 3], Error> {
@@ -484,6 +521,7 @@ mod tests {
                 queues: Vec::new(),
                 parents: Vec::new(),
                 children: Vec::new(),
+                is_timed: false,
             })
         };
         (0..4).for_each(|id| cache.put(&stored(id)));

@@ -182,8 +182,23 @@ pub struct Claimed {
     pub leases: Vec<LeaseRow>,
     /// For each queue that was asked for, the place of the last step taken from it.
     pub places: HashMap<i32, i64>,
+    /// How many steps became ready, in exchange for rows that no longer held.
+    pub ready: usize,
     /// Of the leases' tasks those whose contexts are short: key, id, context, where in a trace it goes on.
     pub tasks: Vec<(i64, Uuid, String, Option<TraceContext>)>,
+}
+
+/// What the timers brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// How many were taken.
+    pub taken: usize,
+    /// In how many milliseconds the next one is due; none: there is none.
+    pub next_ms: Option<u64>,
+    /// Steps that ran out of time.
+    pub late: usize,
+    /// Leases that are void with them.
+    pub told: usize,
 }
 
 /// A lease that an executor kept over a lost stream.
@@ -352,7 +367,7 @@ impl Writer {
         let call = sqlx::query!(
             r#"select l_key as step, l_token as token, l_attempt as attempt,
                       l_max_attempts as max_attempts, l_queue as queue, l_session as session,
-                      l_place as place, t_id as task, t_uid as uid, t_context as context,
+                      l_place as place, ready_n as "ready!", t_id as task, t_uid as uid, t_context as context,
                       t_trace as "trace: Vec<Option<Vec<u8>>>"
                  from stepwell.claim($1, $2, $3, $4, $5, $6)"#,
             &slots.queue,
@@ -381,7 +396,8 @@ impl Writer {
         let leases =
             leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
         let places = leases.iter().zip(places).map(|(lease, place)| (lease.queue, place)).collect();
-        Ok(Claimed { leases, places, tasks })
+        let ready = usize::try_from(row.ready).unwrap_or(0);
+        Ok(Claimed { leases, places, ready, tasks })
     }
 
     /// The same as of a store.
@@ -429,19 +445,24 @@ impl Writer {
         Ok(leases.into_iter().zip(ages).map(|(lease, age_ms)| Adopted { lease, age_ms }).collect())
     }
 
-    /// Makes the steps ready whose timers are due, at most `max`. Answers how many timers it took
-    /// and in how many milliseconds the next one is due.
-    pub async fn release_due(&mut self, max: i32) -> Result<(usize, Option<u64>), Error> {
+    /// Takes timers that are due, at most `max`: steps become ready, or are out of time.
+    pub async fn release_due(&mut self, max: i32) -> Result<Due, Error> {
         let call = async {
             let call = sqlx::query!(
-                r#"select taken_n as "taken!", next_ms from stepwell.release_due($1)"#,
+                r#"select taken_n as "taken!", next_ms, late_n as "late!", told_n as "told!"
+                     from stepwell.release_due($1)"#,
                 max
             );
             let row = call.fetch_one(&mut self.connection).await?;
-            let next = row.next_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
-            Ok((usize::try_from(row.taken).unwrap_or(0), next))
+            let count = |n: i32| usize::try_from(n).unwrap_or(0);
+            Ok(Due {
+                taken: count(row.taken),
+                next_ms: row.next_ms.map(|ms| u64::try_from(ms).unwrap_or(0)),
+                late: count(row.late),
+                told: count(row.told),
+            })
         };
-        span::verb("db.release_due", usize::try_from(max).unwrap_or(0), |row| row.0, call).await
+        span::verb("db.release_due", usize::try_from(max).unwrap_or(0), |due| due.taken, call).await
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Count {
     pub r#type: i16,
     /// State before; none: it was created.
     pub from_state: Option<i16>,
+    /// A person asked for it; only of retries.
+    pub by_hand: bool,
     /// State after.
     pub to_state: i16,
     /// How often.
@@ -171,11 +173,12 @@ impl Store {
         let rows = sqlx::query_as!(
             Count,
             // One number as the key of the groups, and few enough rows for them to be sorted in memory.
-            r#"select (k >> 16)::smallint as "type!", nullif(k >> 12 & 15, 0)::smallint as from_state,
+            r#"select (k >> 16)::smallint as "type!", nullif(k >> 12 & 7, 0)::smallint as from_state,
+                      k >> 15 & 1 = 1 as "by_hand!",
                       (k >> 8 & 15)::smallint as "to_state!", count(*) as "n!", avg(seconds) as seconds
-                 from (select type * 65536 + coalesce(from_state, 0) * 4096 + to_state * 256
+                 from (select type * 65536 + by_hand * 32768 + coalesce(from_state, 0) * 4096 + to_state * 256
                                 + coalesce(width_bucket(seconds, $3::float8[]), 0) as k, seconds
-                         from (select type, from_state, to_state,
+                         from (select type, from_state, to_state, (type = 43 and mark is null)::int by_hand,
                                       date_part('epoch', at -
                                         case when type in (41, 42) then mark
                                              when type in (21, 22, 23) or type = 24 and from_state <> 4

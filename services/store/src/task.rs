@@ -17,7 +17,7 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
-pub use moves::{Cancelled, Retried};
+pub use moves::{Cancelled, Paused, Retried};
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -116,6 +116,9 @@ impl Writer {
         if !new.is_empty() {
             store.bell().ring(Topic::Ready);
             store.bell().ring(Topic::Event);
+            if tasks.iter().any(|task| task.definition.is_timed) {
+                store.bell().ring(Topic::Timer);
+            }
         }
         let existing = tasks.iter().zip(&keys).filter(|(_, key)| !new.contains(*key));
         let existing: Vec<Uuid> = existing.map(|(task, _)| task.uid).collect();
@@ -245,6 +248,8 @@ pub(crate) struct TaskRow {
     pub(crate) reason: String,
     pub(crate) tags: Vec<String>,
     pub(crate) created_at: DateTime<Utc>,
+    pub(crate) paused: bool,
+    pub(crate) deadline: Option<DateTime<Utc>>,
 }
 
 impl TaskRow {
@@ -265,6 +270,8 @@ impl TaskRow {
             start_time: self.started_at.map(timestamp),
             end_time: self.finished_at.map(timestamp),
             steps: Vec::new(),
+            paused: self.paused,
+            deadline: self.deadline.map(timestamp),
         })
     }
 }
@@ -286,7 +293,8 @@ pub(crate) async fn read_tasks(
                   t.state as "state!", t.started_at as "started_at?",
                   t.finished_at as "finished_at?", d.hash as "hash!", d.context as "context!",
                   d.initiator as "initiator!", d.source_system as "source_system!",
-                  d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!"
+                  d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!",
+                  t.paused as "paused!", t.deadline as "deadline?"
              from unnest($1::uuid[]) i(uid),
                   lateral (select * from stepwell.task where uid = i.uid offset 0) t,
                   lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,

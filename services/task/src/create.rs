@@ -283,6 +283,7 @@ mod tests {
             queues: vec![1; steps],
             parents: Vec::new(),
             children: Vec::new(),
+            is_timed: false,
         };
         NewTask {
             uid: Uuid::now_v7(),

@@ -12,7 +12,9 @@ use stepwell_proto::{
 
 use crate::{
     canonical, graph,
-    rule::{self, DURATION_MAX, Fault, NAMESPACE_DEFAULT, name_fault, quoted, suggestion},
+    rule::{
+        self, DURATION_MAX, Fault, LONG_MAX, NAMESPACE_DEFAULT, name_fault, quoted, suggestion,
+    },
     schema, yaml,
 };
 
@@ -30,7 +32,7 @@ const SCHEMA_BYTES_MAX: usize = 256 << 10;
 const EXCEPT_MAX: usize = 100;
 const ERROR_CLASS_BYTES_MAX: usize = 256;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+const DURATION_MIN: Duration = Duration::from_millis(1);
 const ATTEMPTS_DEFAULT: i32 = 3;
 const BACKOFF_DEFAULT: Duration = Duration::from_secs(1);
 const BACKOFF_MAX_DEFAULT: Duration = Duration::from_secs(300);
@@ -129,6 +131,9 @@ fn message(duration: Duration) -> prost_types::Duration {
     duration.try_into().expect("defaults are short")
 }
 
+/// Most steps of a task at once.
+pub(crate) const PARALLEL_MAX: i32 = 10_000;
+
 fn check_head(definition: &Definition, faults: &mut Vec<Fault>) {
     let mut fault = |path: &str, what: Option<String>| {
         faults.extend(what.map(|what| (path.to_owned(), what)));
@@ -137,6 +142,10 @@ fn check_head(definition: &Definition, faults: &mut Vec<Fault>) {
     fault("name", name_fault(&definition.name));
     fault("version", rule::version(&definition.version).err());
     fault("description", description_fault(&definition.description));
+    let in_bounds = (0..=PARALLEL_MAX).contains(&definition.max_parallel_steps);
+    let what = || format!("must be from 1 to {PARALLEL_MAX}, or 0 for any number");
+    fault("max_parallel_steps", (!in_bounds).then(what));
+    fault("deadline", duration_fault(definition.deadline, DURATION_MIN, LONG_MAX));
     if !definition.context_schema.is_empty() {
         faults.extend(schema_fault(&definition.context_schema));
     }
@@ -204,7 +213,10 @@ fn check_step(path: &str, step: &StepTemplate, faults: &mut Vec<Fault>) {
     fault("name", name);
     fault("handler", handler);
     fault("description", description_fault(&step.description));
-    fault("timeout", duration_fault(step.timeout, TIMEOUT_MIN));
+    fault("timeout", duration_fault(step.timeout, DURATION_MIN, DURATION_MAX));
+    fault("queue_timeout", duration_fault(step.queue_timeout, DURATION_MIN, LONG_MAX));
+    fault("total_timeout", duration_fault(step.total_timeout, DURATION_MIN, LONG_MAX));
+    fault("heartbeat_timeout", duration_fault(step.heartbeat_timeout, DURATION_MIN, DURATION_MAX));
     if !step.config.is_empty() {
         let checked = json::check_object(&step.config, CONFIG_BYTES_MAX);
         fault("config", checked.err().map(|fault| fault.to_string()));
@@ -226,8 +238,8 @@ pub(crate) fn check_retry(path: &str, retry: &RetryPolicy, faults: &mut Vec<Faul
     fault("multiplier", wrong(is_right, "must be from 1 to 100"));
     let is_right = retry.jitter.is_none_or(|jitter| (0.0..=1.0).contains(&jitter));
     fault("jitter", wrong(is_right, "must be from 0 to 1"));
-    fault("initial_backoff", duration_fault(retry.initial_backoff, Duration::ZERO));
-    fault("max_backoff", duration_fault(retry.max_backoff, Duration::ZERO));
+    fault("initial_backoff", duration_fault(retry.initial_backoff, Duration::ZERO, DURATION_MAX));
+    fault("max_backoff", duration_fault(retry.max_backoff, Duration::ZERO, DURATION_MAX));
     let many = retry.except.len();
     fault("except", wrong(many <= EXCEPT_MAX, "must have at most 100 error classes"));
     for (i, class) in retry.except.iter().take(EXCEPT_MAX).enumerate() {
@@ -239,11 +251,15 @@ pub(crate) fn check_retry(path: &str, retry: &RetryPolicy, faults: &mut Vec<Faul
     }
 }
 
-fn duration_fault(duration: Option<prost_types::Duration>, min: Duration) -> Option<String> {
-    let in_bounds = |d: Duration| d >= min && d <= DURATION_MAX;
+fn duration_fault(
+    duration: Option<prost_types::Duration>,
+    min: Duration,
+    max: Duration,
+) -> Option<String> {
+    let in_bounds = |d: Duration| d >= min && d <= max;
     let is_right = stepwell_proto::time::duration(&duration?).is_some_and(in_bounds);
     let least = if min.is_zero() { "0" } else { "1ms" };
-    (!is_right).then(|| format!("must be from {least} to 24h"))
+    (!is_right).then(|| format!("must be from {least} to {}", rule::most(max)))
 }
 
 fn check_edges(steps: &[StepTemplate], faults: &mut Vec<Fault>) {

@@ -11,6 +11,8 @@ pub const NAMESPACE_DEFAULT: &str = "default";
 pub const FAULTS_MAX: usize = 100;
 /// No wait and no time-out is longer.
 pub const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+/// But of what may span many attempts.
+pub const LONG_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A wrong field: its path, such as `steps[2].name`, and what is wanted.
 pub type Fault = (String, String);
@@ -59,6 +61,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         rest = tail;
     }
     if last == u64::MAX { Err(wanted()) } else { Ok(total) }
+}
+
+/// The longest duration of a field, as people write it.
+pub fn most(max: Duration) -> String {
+    format!("{}h", max.as_secs() / 3600)
 }
 
 /// One number with its unit in milliseconds, and what follows.

@@ -9,9 +9,10 @@ use stepwell_proto::{
         BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
         CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
         ErrorReason, GetDefinitionRequest, GetDefinitionResponse, GetTaskRequest, GetTaskResponse,
-        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
-        ResolveTaskResponse, RetryTaskRequest, RetryTaskResponse, State, Task, WaitTaskRequest,
-        WaitTaskResponse, batch_create_tasks_result::Outcome, register_definition_request::Source,
+        PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
+        ResolveTaskRequest, ResolveTaskResponse, ResumeTaskRequest, ResumeTaskResponse,
+        RetryTaskRequest, RetryTaskResponse, State, Task, WaitTaskRequest, WaitTaskResponse,
+        batch_create_tasks_result::Outcome, register_definition_request::Source,
         task_service_server,
     },
 };
@@ -239,6 +240,24 @@ impl Tasks {
         Ok(ResolveTaskResponse { task: Some(self.task(uid).await?), already_in_state })
     }
 
+    /// The task, and whether there was nothing to do.
+    async fn pause(
+        &self,
+        uid: Uuid,
+        paused: bool,
+        note: &Note,
+    ) -> Result<(Option<Task>, bool), Refusal> {
+        let was = self.store.pause_tasks(&[uid], paused, note).await?;
+        let (state, before) = was
+            .first()
+            .and_then(|was| Some((was.was?, was.paused)))
+            .ok_or_else(|| task_not_found(uid))?;
+        if !matches!(state, State::Pending | State::InProgress | State::Error) {
+            return Err(Refusal::task_ended(&uid.to_string(), state));
+        }
+        Ok((Some(self.task(uid).await?), before == paused))
+    }
+
     async fn task(&self, uid: Uuid) -> Result<Task, Refusal> {
         self.store.task(uid).await?.ok_or_else(|| task_not_found(uid))
     }
@@ -355,5 +374,27 @@ impl task_service_server::TaskService for Tasks {
         request: Request<ResolveTaskRequest>,
     ) -> Result<Response<ResolveTaskResponse>, Status> {
         Ok(Response::new(self.resolve(request.into_inner()).await?))
+    }
+
+    async fn pause_task(
+        &self,
+        request: Request<PauseTaskRequest>,
+    ) -> Result<Response<PauseTaskResponse>, Status> {
+        let request = request.into_inner();
+        let uid = task_id(&request.task_id)?;
+        let note = Note::read(request.reason, "paused_by", request.paused_by)?;
+        let (task, already_in_state) = self.pause(uid, true, &note).await?;
+        Ok(Response::new(PauseTaskResponse { task, already_in_state }))
+    }
+
+    async fn resume_task(
+        &self,
+        request: Request<ResumeTaskRequest>,
+    ) -> Result<Response<ResumeTaskResponse>, Status> {
+        let request = request.into_inner();
+        let uid = task_id(&request.task_id)?;
+        let note = Note::read(request.reason, "resumed_by", request.resumed_by)?;
+        let (task, already_in_state) = self.pause(uid, false, &note).await?;
+        Ok(Response::new(ResumeTaskResponse { task, already_in_state }))
     }
 }

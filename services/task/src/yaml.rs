@@ -11,17 +11,40 @@ use std::{collections::HashMap, fmt};
 use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
 
 use self::read::{Fields, Reader};
-use crate::definition::check_retry;
+use crate::{
+    definition::{PARALLEL_MAX, check_retry},
+    rule::{DURATION_MAX, LONG_MAX},
+};
 pub use node::{Node, Place, START};
 
 /// Most bytes of a definition's text: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
 
-const DEFINITION: [&str; 7] =
-    ["namespace", "name", "version", "description", "context_schema", "defaults", "steps"];
+const DEFINITION: [&str; 9] = [
+    "namespace",
+    "name",
+    "version",
+    "description",
+    "context_schema",
+    "max_parallel_steps",
+    "deadline",
+    "defaults",
+    "steps",
+];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
-const STEP: [&str; 8] =
-    ["name", "handler", "description", "depends_on", "retry", "timeout", "config", "skippable"];
+const STEP: [&str; 11] = [
+    "name",
+    "handler",
+    "description",
+    "depends_on",
+    "retry",
+    "timeout",
+    "queue_timeout",
+    "total_timeout",
+    "heartbeat_timeout",
+    "config",
+    "skippable",
+];
 const RETRY: [&str; 6] =
     ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
 
@@ -115,6 +138,10 @@ fn definition(reader: &mut Reader, root: &Node) -> Definition {
         steps,
         content_hash: String::new(),
         create_time: None,
+        max_parallel_steps: reader
+            .whole(&fields, "max_parallel_steps", 0..=PARALLEL_MAX)
+            .unwrap_or_default(),
+        deadline: reader.duration(&fields, "deadline", LONG_MAX),
     }
 }
 
@@ -135,7 +162,7 @@ fn defaults(reader: &mut Reader, fields: &Fields<'_>) -> Defaults {
         reader.add(&faults);
         faults.is_empty()
     });
-    Defaults { retry, timeout: reader.duration(&fields, "timeout") }
+    Defaults { retry, timeout: reader.duration(&fields, "timeout", DURATION_MAX) }
 }
 
 fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> StepTemplate {
@@ -147,7 +174,10 @@ fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> St
         description: reader.text(&fields, "description"),
         depends_on: reader.texts(&fields, "depends_on"),
         retry: merged(own, defaults.retry.as_ref()),
-        timeout: reader.duration(&fields, "timeout").or(defaults.timeout),
+        timeout: reader.duration(&fields, "timeout", DURATION_MAX).or(defaults.timeout),
+        queue_timeout: reader.duration(&fields, "queue_timeout", LONG_MAX),
+        total_timeout: reader.duration(&fields, "total_timeout", LONG_MAX),
+        heartbeat_timeout: reader.duration(&fields, "heartbeat_timeout", DURATION_MAX),
         config: reader.json_object(&fields, "config"),
         skippable: reader.truth(&fields, "skippable"),
     }
@@ -158,9 +188,9 @@ fn retry(reader: &mut Reader, fields: &Fields<'_>) -> Option<RetryPolicy> {
     let fields = reader.fields(&path, node, &RETRY);
     Some(RetryPolicy {
         max_attempts: reader.whole(&fields, "max_attempts", 1..=1000).unwrap_or_default(),
-        initial_backoff: reader.duration(&fields, "initial_backoff"),
+        initial_backoff: reader.duration(&fields, "initial_backoff", DURATION_MAX),
         multiplier: reader.number(&fields, "multiplier", 1.0..=100.0).unwrap_or_default(),
-        max_backoff: reader.duration(&fields, "max_backoff"),
+        max_backoff: reader.duration(&fields, "max_backoff", DURATION_MAX),
         jitter: reader.number(&fields, "jitter", 0.0..=1.0),
         except: reader.texts(&fields, "except"),
     })

@@ -1,10 +1,17 @@
 //! What a handler is given.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use stepwell_proto::v1;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::error::HandlerError;
@@ -23,6 +30,9 @@ struct Inner {
     client: Client,
     /// Results that did not travel with the lease, once fetched.
     fetched: Mutex<HashMap<String, Arc<str>>>,
+    progress: mpsc::Sender<String>,
+    /// When progress was last told.
+    told: StdMutex<Option<Instant>>,
 }
 
 impl StepContext {
@@ -31,9 +41,25 @@ impl StepContext {
         deadline: Instant,
         cancelled: CancellationToken,
         client: Client,
+        progress: mpsc::Sender<String>,
     ) -> Self {
-        let fetched = Mutex::default();
-        Self(Arc::new(Inner { lease, deadline, cancelled, client, fetched }))
+        let (fetched, told) = (Mutex::default(), StdMutex::default());
+        Self(Arc::new(Inner { lease, deadline, cancelled, client, fetched, progress, told }))
+    }
+
+    /// Says that the handler gets on. One whose step has a `heartbeat_timeout` has to say so at least
+    /// that often, or its attempt is ended as `HeartbeatTimeout`. Cheap: call it in every round of a
+    /// loop; what is said more often than needed is not sent.
+    pub fn progress(&self) {
+        let heartbeat = self.0.lease.heartbeat_timeout;
+        let Some(heartbeat) = heartbeat.and_then(|h| Duration::try_from(h).ok()) else { return };
+        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if told.is_none_or(|told| now - told >= heartbeat / 4)
+            && self.0.progress.try_send(self.0.lease.lease_id.clone()).is_ok()
+        {
+            *told = Some(now);
+        }
     }
 
     /// The task's id.

@@ -3,7 +3,7 @@
 //! by what it holds: outcomes of held leases.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
@@ -22,6 +22,8 @@ pub(super) struct Outbox(Mutex<State>);
 struct State {
     hello: Option<Box<Hello>>,
     outcomes: VecDeque<Outcome>,
+    /// Leases whose handlers have made progress.
+    progress: BTreeSet<String>,
     drain: bool,
     sign_of_life: bool,
     /// Something was sent since the last look.
@@ -36,6 +38,7 @@ impl Outbox {
         Arc::new(Self(Mutex::new(State {
             hello: Some(Box::new(hello)),
             outcomes: VecDeque::new(),
+            progress: BTreeSet::new(),
             drain: false,
             sign_of_life: false,
             spoke: false,
@@ -57,6 +60,10 @@ impl Outbox {
 
     pub(super) fn report(&self, outcomes: Vec<Outcome>) {
         self.change(|state| state.outcomes.extend(outcomes));
+    }
+
+    pub(super) fn progress(&self, leases: impl IntoIterator<Item = String>) {
+        self.change(|state| state.progress.extend(leases));
     }
 
     pub(super) fn drain(&self) {
@@ -107,8 +114,13 @@ impl State {
         let outcomes = self.frame();
         let drain = std::mem::take(&mut self.drain);
         let sign_of_life = std::mem::take(&mut self.sign_of_life);
-        let wanted = !outcomes.is_empty() || drain || sign_of_life;
-        wanted.then(|| WorkRequest { outcomes, drain, ..Default::default() })
+        let progress = self.some_progress();
+        let wanted = !outcomes.is_empty() || !progress.is_empty() || drain || sign_of_life;
+        wanted.then(|| WorkRequest { outcomes, progress, drain, ..Default::default() })
+    }
+
+    fn some_progress(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.progress.pop_first()).take(FRAME_ITEMS_MAX).collect()
     }
 
     fn frame(&mut self) -> Vec<Outcome> {
@@ -154,6 +166,17 @@ mod tests {
         assert_eq!(frames, [256, 45, 1, 1, 1]);
         outbox.close();
         assert_eq!(next(&mut messages), Some(None));
+    }
+
+    #[test]
+    fn progress_is_told_once_however_often_it_was_made() {
+        let outbox = Outbox::new(Hello::default());
+        let mut messages = outbox.messages();
+        assert!(next(&mut messages).is_some());
+        outbox.progress(["a".to_owned(), "b".to_owned()]);
+        outbox.progress(["a".to_owned()]);
+        assert_eq!(next(&mut messages).unwrap().unwrap().progress, ["a", "b"]);
+        assert_eq!(next(&mut messages), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use stepwell_proto::v1::{
 use stepwell_trace::TraceContext;
 use tokio::{
     select,
+    sync::mpsc,
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -26,6 +27,8 @@ use crate::{error::Error, limits::after};
 
 /// How long acknowledgements may take once every handler has ended.
 const ACKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Signs of progress that wait to be told; more are dropped, for their handlers make others.
+const PROGRESS_MAX: usize = 1024;
 const DRAINING: &str = "the executor drains";
 
 pub(super) struct Session {
@@ -37,6 +40,8 @@ pub(super) struct Session {
     attempts: JoinSet<Ended>,
     drain: Option<Drain>,
     report: Report,
+    /// Leases whose handlers make progress, from their contexts.
+    progress: (mpsc::Sender<String>, mpsc::Receiver<String>),
 }
 
 /// The end of an executor: what it waits for, and until when.
@@ -54,6 +59,7 @@ enum Wake {
     Link(Signal),
     Leaving(Signal),
     Ended(Result<Ended, JoinError>),
+    Progress(String),
     Shutdown,
     Late,
 }
@@ -67,6 +73,7 @@ impl Session {
             attempts: JoinSet::new(),
             drain: None,
             report: Report::default(),
+            progress: mpsc::channel(PROGRESS_MAX),
             executor,
         }
     }
@@ -79,6 +86,7 @@ impl Session {
                 signal = self.link.next() => Wake::Link(signal),
                 signal = next(&mut self.leaving) => Wake::Leaving(signal),
                 Some(ended) = self.attempts.join_next() => Wake::Ended(ended),
+                Some(lease_id) = self.progress.1.recv() => Wake::Progress(lease_id),
                 () = shutdown.as_mut(), if late.is_none() => Wake::Shutdown,
                 () = until(late) => Wake::Late,
             };
@@ -86,6 +94,7 @@ impl Session {
                 Wake::Link(signal) => self.on_link(signal)?,
                 Wake::Leaving(signal) => self.on_leaving(signal),
                 Wake::Ended(ended) => self.on_ended(ended),
+                Wake::Progress(lease_id) => self.on_progress(lease_id),
                 Wake::Shutdown => self.on_shutdown(),
                 Wake::Late => {
                     if !self.on_late() {
@@ -260,10 +269,21 @@ impl Session {
             self.ledger.start(&lease, stop.clone());
             let deadline = attempt::deadline(&lease, at);
             let client = self.executor.client.clone();
-            let step = StepContext::new(lease, deadline, stop.child_token(), client);
+            let (cancelled, progress) = (stop.child_token(), self.progress.0.clone());
+            let step = StepContext::new(lease, deadline, cancelled, client, progress);
             self.attempts.spawn(attempt::run(handler.clone(), step, deadline, stop));
         }
         self.finish(unknown);
+    }
+
+    /// Handlers made progress: of this lease, and of whichever others by now. Without a stream it is
+    /// not told: whoever takes the lease up again gives it its whole time.
+    fn on_progress(&mut self, first: String) {
+        let others = std::iter::from_fn(|| self.progress.1.try_recv().ok());
+        let leases: Vec<String> = std::iter::once(first).chain(others).collect();
+        if let Some(outbox) = self.outbox() {
+            outbox.progress(leases);
+        }
     }
 
     /// Handlers ended: this one, and whichever others have by now.

@@ -7,8 +7,8 @@ use stepwell_proto::{
     v1::{
         Event, State, StepCancelled, StepCompleted, StepExecutionRequested, StepFailed,
         StepLeaseReturned, StepResolvedManually, StepRetryRequested, TaskCancelled, TaskCompleted,
-        TaskFailed, TaskInitializeRequested, TaskResolvedManually, TaskRetryRequested,
-        TaskStartRequested, event::Detail,
+        TaskFailed, TaskInitializeRequested, TaskPaused, TaskResolvedManually, TaskResumed,
+        TaskRetryRequested, TaskStartRequested, event::Detail,
     },
 };
 use stepwell_trace::TraceContext;
@@ -83,6 +83,14 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
         26 => {
             let Note { by: resolved_by, reason, .. } = note();
             Detail::TaskResolvedManually(TaskResolvedManually { reason, resolved_by })
+        }
+        28 => {
+            let Note { by: paused_by, reason, .. } = note();
+            Detail::TaskPaused(TaskPaused { reason, paused_by })
+        }
+        29 => {
+            let Note { by: resumed_by, reason, .. } = note();
+            Detail::TaskResumed(TaskResumed { reason, resumed_by })
         }
         40 => Detail::StepExecutionRequested(StepExecutionRequested {
             executor_id: row.session.map(executor_id).unwrap_or_default(),

@@ -113,6 +113,7 @@ impl Store {
         }
         if row.ready > 0 {
             self.bell().ring(Topic::Ready);
+            self.bell().ring(Topic::Timer);
         }
         if row.told > 0 {
             self.bell().ring(Topic::Signal);

@@ -15,6 +15,15 @@ pub struct Cancelled {
     pub told: i32,
 }
 
+/// What pausing a task, or letting it go on, did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paused {
+    /// The state it was in; none: there is no such task.
+    pub was: Option<State>,
+    /// It was paused before.
+    pub paused: bool,
+}
+
 /// What retrying a task did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retried {
@@ -82,9 +91,38 @@ impl Store {
         }
         if row.ready > 0 {
             self.bell().ring(Topic::Ready);
+            self.bell().ring(Topic::Timer);
         }
         let was = states(row.was)?.into_iter();
         Ok(was.zip(row.steps).map(|(was, steps)| Retried { was, steps }).collect())
+    }
+
+    /// Pauses tasks that are open or in error, or lets paused ones go on.
+    pub async fn pause_tasks(
+        &self,
+        uids: &[Uuid],
+        paused: bool,
+        note: &Note,
+    ) -> Result<Vec<Paused>, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select t_was as "was!: Vec<Option<i16>>", t_paused as "paused!: Vec<Option<bool>>",
+                          ready_n as "ready!"
+                     from stepwell.pause_tasks($1, $2, $3)"#,
+                uids,
+                paused,
+                note.to_text(),
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.pause_tasks", uids.len(), |row| row.was.len(), call).await?;
+        self.bell().ring(Topic::Event);
+        if row.ready > 0 {
+            self.bell().ring(Topic::Ready);
+            self.bell().ring(Topic::Timer);
+        }
+        let was = states(row.was)?.into_iter().zip(row.paused);
+        Ok(was.map(|(was, paused)| Paused { was, paused: paused.unwrap_or_default() }).collect())
     }
 
     /// Declares tasks settled, those that are in error. Answers the state each was in; none: there is

@@ -1,7 +1,7 @@
 //! Typed reading of nodes: each function takes a field, records where it stands, and either gives
 //! its value or notes a fault and goes on, so that one look at a text finds all its faults.
 
-use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
+use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use stepwell_proto::v1::Definition;
 
@@ -225,17 +225,18 @@ impl Reader {
         &mut self,
         fields: &Fields<'_>,
         key: &str,
+        max: Duration,
     ) -> Option<prost_types::Duration> {
         let (path, node) = fields.get(key)?;
         let Value::Scalar { text, .. } = &node.value else {
             return self.wrong(&path, node, "a duration such as `30s`");
         };
         match rule::duration(text) {
-            Ok(duration) if duration <= rule::DURATION_MAX => {
-                Some(duration.try_into().expect("a day fits into the message"))
+            Ok(duration) if duration <= max => {
+                Some(duration.try_into().expect("it fits into the message"))
             }
             Ok(_) => {
-                self.fault(&path, node.at, "must be at most 24h");
+                self.fault(&path, node.at, format!("must be at most {}", rule::most(max)));
                 None
             }
             Err(what) => {
