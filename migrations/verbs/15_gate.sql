@@ -17,7 +17,7 @@ declare
   v_out  waiter[];
 begin
   select array_agg(id) from unnest(p_task) i,
-         lateral (select id from task where id = i and (paused or max_parallel > 0 or exists (select from parked_step where task = i))
+         lateral (select id from task where id = i and (paused or held or max_parallel > 0 or exists (select from parked_step where task = i))
                    offset 0) t
     into v_task;
   if v_task is null then return p_wait; end if;
@@ -34,7 +34,7 @@ begin
     select q.task, q.queue,
            least(r.room, coalesce(q.more, 0) + (select count(*) from unnest(p_wait) w
                                                  where w.queue = q.queue and w.key >> 14 = q.task)) n
-      from q, lateral (select case when paused then 0 when max_parallel = 0 then 1000000
+      from q, lateral (select case when paused or held then 0 when max_parallel = 0 then 1000000
                                    else greatest(max_parallel - running_n, 0) end room
                          from task where id = q.task offset 0) r
      where q.queue is not null),
@@ -78,7 +78,7 @@ begin
 end $$;
 
 -- Ruled tasks of which these steps are no longer in progress, and those are now: keeps their counts, and lets out
--- what there is room for, see gate.
+-- what there is room for, see gate. Tasks that ended give up their concurrency keys.
 create or replace function stepwell.count_running(
     p_task bigint[], p_ended bigint[], p_leased bigint[], p_wait stepwell.waiter[], p_at timestamptz)
   returns stepwell.waiter[] language plpgsql volatile set search_path = stepwell as $$
@@ -95,7 +95,11 @@ begin
     update task t set running_n = t.running_n - n.ended + n.leased
       from (select n.*, (select ctid from task where id = n.task) place from n) n
      where t.ctid = n.place
-    returning t.id, n.ended)
+    returning t.id, n.ended),
+  w as (                                          -- who waits for the keys of tasks that ended
+    insert into concurrency_wake
+    select t.concurrency from unnest(p_task) i, lateral (select concurrency, finished_at from task where id = i offset 0) t
+     where t.concurrency is not null and t.finished_at is not null)
   select array_agg(id), array_agg(ended) from u into v_task, v_more;
   return gate(v_task, v_more, p_wait, p_at);
 end $$;

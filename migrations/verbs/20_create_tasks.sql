@@ -1,13 +1,14 @@
 -- Stores tasks with all their steps, as their definitions plan them. A uid that is there already is
 -- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
--- Steps whose numbers stand in t_skipped (an array as text) are resolved at once.
+-- Steps whose numbers stand in t_skipped (an array as text) are resolved at once. A task with a concurrency key
+-- is held until the key is given to it, see grant_keys; t_room of those with its key may run at once.
 --
 -- Locks   the uids (sorted), then the append.
 -- Answers the keys of the tasks it made, and when; the caller's other keys go unused.
 create or replace function stepwell.create_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
-    t_skipped text[], p_at timestamptz default null, out n_key bigint[], out n_at timestamptz)
+    t_skipped text[], t_concurrency bigint[], t_room int[], p_at timestamptz default null, out n_key bigint[], out n_at timestamptz)
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_ev    ev[];
@@ -17,10 +18,10 @@ declare
   m       record;
 begin
   with n as (
-    insert into task (id, uid, definition, state, live_n, trace, ruled, max_parallel, deadline)
+    insert into task (id, uid, definition, state, live_n, trace, ruled, max_parallel, deadline, concurrency, held)
     select t.id, t.uid, t.definition, 1, d.roots, t.trace, d.ruled, d.max_parallel,
-           coalesce(p_at, clock_timestamp()) + d.deadline_ms * interval '1 ms'
-      from unnest(t_id, t_uid, t_definition, t_trace) t(id, uid, definition, trace),
+           coalesce(p_at, clock_timestamp()) + d.deadline_ms * interval '1 ms', t.concurrency, t.concurrency is not null
+      from unnest(t_id, t_uid, t_definition, t_trace, t_concurrency) t(id, uid, definition, trace, concurrency),
            lateral (select roots, ruled, max_parallel, deadline_ms from definition where id = t.definition offset 0) d
      order by t.uid
     on conflict (uid) do nothing
@@ -56,6 +57,11 @@ begin
     insert into timer (due, key, attempt, kind)
     select deadline, id << 14, 0, 3 from unnest(v_ruled) i, lateral (select id, deadline from task where id = i offset 0) t
      where deadline is not null;
+    with k as (
+      insert into concurrency (id, task, room)
+      select key, id, room from unnest(t_id, t_concurrency, t_room) t(id, key, room) where key is not null and id = any(v_ruled)
+      returning id)
+    insert into concurrency_wake select distinct id from k;
     v_wait := gate(v_ruled, null, v_wait, coalesce(p_at, clock_timestamp()));
   end if;
   v_batch := append(v_ev, v_wait, p_at);

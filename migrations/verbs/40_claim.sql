@@ -56,7 +56,7 @@ begin
                where key >> 14 = any(v_ruled) group by key, queue, attempt) r),
     n as (
       select r.*, row_number() over (partition by r.task order by r.id, r.key) > t.room beyond
-        from r, lateral (select case when paused then 0 when max_parallel = 0 then 1000000 else max_parallel - running_n end room
+        from r, lateral (select case when paused or held then 0 when max_parallel = 0 then 1000000 else max_parallel - running_n end room
                            from task where id = r.task offset 0) t
        where r.holds),
     p as (insert into parked_step select task, queue, key, attempt from n where beyond),

@@ -54,7 +54,8 @@ begin
            finished_at = case when o.to_state not in (1, 2) then coalesce(t.finished_at, p_at) end,
            deadline    = case when o.from_state = 4 and o.to_state = 1 and t.deadline is not null
                               then p_at + (select deadline_ms from definition where id = t.definition) * interval '1 ms'
-                              else t.deadline end
+                              else t.deadline end,
+           held        = t.held or t.concurrency is not null and o.from_state = 4 and o.to_state = 1
       from (select c.*, case when live > 0 then case from_state when 4 then 1 else from_state end
                              when failed > 0 then 4 when cancelled > 0 then 5 else 3 end::smallint to_state
               from (select t.ctid place, t.state from_state, t.live_n + d.live live,
@@ -64,7 +65,14 @@ begin
                              group by task) d,
                            lateral (select ctid, * from task where id = d.task offset 0) t) c) o
      where t.ctid = o.place
-    returning t.id, o.from_state, o.to_state, t.started_at, t.deadline),
+    returning t.id, o.from_state, o.to_state, t.started_at, t.deadline, t.concurrency, t.definition),
+  keys as (                                       -- and waits for its key again
+    insert into concurrency (id, task, room)
+    select concurrency, id, (select concurrency_room from definition where id = u.definition) from u
+     where from_state = 4 and to_state = 1 and concurrency is not null
+    on conflict (id, task) do update set granted = false
+    returning id),
+  wake as (insert into concurrency_wake select distinct id from keys),
   again as (                                      -- who is open again has its whole time again
     insert into timer (due, key, attempt, kind)
     select deadline, id << 14, 0, 3 from u where from_state = 4 and to_state = 1 and deadline is not null)

@@ -31,8 +31,8 @@ declare
   v_ruled  bigint[];
   v_narrow bigint[];
 begin
-  select array_agg(id) filter (where ruled), array_agg(id) filter (where ruled and (paused or max_parallel > 0))
-    from (select id, ruled, paused, max_parallel from task
+  select array_agg(id) filter (where ruled), array_agg(id) filter (where ruled and (paused or held or max_parallel > 0))
+    from (select id, ruled, paused, held, max_parallel from task
            where id = any(array(select distinct k >> 14 from unnest(p_key) k)) order by id for no key update) t
     into v_ruled, v_narrow;
   v_at := coalesce(p_at, clock_timestamp());

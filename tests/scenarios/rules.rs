@@ -1,8 +1,9 @@
 //! What a definition rules: how many steps at once, how long anything may take; and pauses.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -171,5 +172,53 @@ async fn a_paused_task_waits_until_it_is_resumed() {
     let refused = world.client.resume_task(resume).await.unwrap_err();
     assert_eq!(refused.reason(), Some(ErrorReason::TaskEnded));
     running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_about_the_same_customer_run_one_after_the_other_and_others_beside_them() {
+    let world = World::start().await;
+    world
+        .define(
+            "{name: d, concurrency: {key: customer.id}, \
+              steps: [{name: a}, {name: b, depends_on: [a]}]}",
+        )
+        .await;
+    let running = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (now, peak) = (Arc::clone(&running), Arc::clone(&most));
+    let step = move |end: bool| {
+        let (now, peak) = (Arc::clone(&now), Arc::clone(&peak));
+        move |step: StepContext| {
+            let context: serde_json::Value = step.input().unwrap();
+            let customer = context["customer"]["id"].to_string();
+            let mut now = now.lock().unwrap();
+            let n = now.entry(customer).or_default();
+            // A task counts from its first step to its last.
+            if end {
+                *n -= 1;
+            } else {
+                *n += 1;
+                peak.fetch_max(*n, Ordering::SeqCst);
+            }
+            async { Ok::<_, HandlerError>(()) }
+        }
+    };
+    let executor =
+        Executor::new(&world.client, "e").handler("a", step(false)).handler("b", step(true));
+    let executor = world.run(executor);
+    let refused = world.client.task("d").context(&json!({"customer": {}})).create().await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("customer.id"), "{refused}");
+    let mut tasks = Vec::new();
+    for n in 0..12 {
+        let customer = json!({"customer": {"id": if n % 3 == 0 { json!(7) } else { json!("7") }}});
+        tasks.push(world.create("d", &customer).await);
+    }
+    for task in &tasks {
+        assert_eq!(world.ended(&task.task_id).await.state().word(), "complete");
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    executor.stop().await;
     check(&mut world.connection().await).await;
 }

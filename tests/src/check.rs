@@ -71,9 +71,19 @@ const INVARIANTS: &[(&str, &str)] = &[
          having t.running_n <> count(s.key) or t.max_parallel > 0 and t.running_n > t.max_parallel",
     ),
     (
+        "no more tasks have a concurrency key than there is room for, and an open task has it or is held",
+        "select c.id, null from stepwell.concurrency c join stepwell.task t on t.id = c.task
+          where c.granted and t.finished_at is null group by c.id having count(*) > max(c.room)
+          union all
+         select t.concurrency, t.id from stepwell.task t
+          where t.concurrency is not null and t.finished_at is null
+            and not exists (select from stepwell.concurrency c
+                             where c.id = t.concurrency and c.task = t.id and c.granted <> t.held)",
+    ),
+    (
         "what is parked by a task with room is offered by each of its queues",
         "select p.task, p.queue from stepwell.parked_step p join stepwell.task t on t.id = p.task
-          where t.state in (1, 2) and not t.paused and (t.max_parallel = 0 or t.running_n < t.max_parallel)
+          where t.state in (1, 2) and not t.paused and not t.held and (t.max_parallel = 0 or t.running_n < t.max_parallel)
             and exists (select from stepwell.step s where s.key = p.key and s.state = 1 and s.attempt = p.attempt)
             and not exists (select from stepwell.ready_step r where r.queue = p.queue and r.key >> 14 = p.task)",
     ),

@@ -195,6 +195,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         reason: "test".into(),
         tags: Vec::new(),
         skipped: Vec::new(),
+        concurrency: None,
         trace: None,
         hash: [0; 32],
         key: None,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use sqlx::Connection;
-use stepwell_proto::v1::{Definition, State};
+use stepwell_proto::v1::{Concurrency, Definition, State};
 use stepwell_store::{ChildSlots, Ending, LeaseRow, Note, StoredDefinition, Writer};
-use stepwell_tests::{Rows, check, child_slots, complete, prost_duration, report};
+use stepwell_tests::{Rows, check, child_slots, complete, new_task, prost_duration, report};
 use uuid::Uuid;
 
 /// One task of a definition, and a line.
@@ -318,4 +318,88 @@ async fn a_task_that_ends_in_time_is_left_alone_by_its_clocks() {
     let due = run.pass("1 day").await;
     assert_eq!((due.late, due.next_ms), (0, None));
     assert_eq!(run.states().await.0, State::Complete);
+}
+
+/// Tasks with one concurrency key, of which so many may run at once.
+async fn keyed(rows: &Rows, limit: i32, n: usize) -> (Arc<StoredDefinition>, Vec<Uuid>) {
+    let definition = rows
+        .define_with("a; b: a", |definition| {
+            definition.concurrency = Some(Concurrency { key: "k".into(), limit });
+        })
+        .await;
+    let mut tasks: Vec<_> = (0..n).map(|_| new_task(&definition)).collect();
+    tasks.iter_mut().for_each(|task| task.concurrency = Some(77));
+    rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
+    (definition, tasks.iter().map(|task| task.uid).collect())
+}
+
+/// Gives the keys until there is nothing more to look at.
+async fn grant(rows: &Rows, writer: &mut Writer) {
+    while writer.grant_keys().await.unwrap().1 {}
+    check(&mut rows.connection().await).await;
+}
+
+#[tokio::test]
+async fn tasks_with_one_key_run_one_after_the_other_in_their_order() {
+    let rows = Rows::new().await;
+    let (definition, _) = keyed(&rows, 1, 3).await;
+    let queue = definition.queues[0];
+    let mut writer = rows.writer().await;
+    assert!(rows.claim(&mut writer, queue, 9).await.is_empty(), "the key is not given yet");
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        grant(&rows, &mut writer).await;
+        for _ in 0..2 {
+            let lease = rows.claim(&mut writer, queue, 9).await;
+            assert_eq!(lease.len(), 1);
+            order.push(lease[0].step);
+            rows.settle(&mut writer, &[complete(&lease[0], "1")]).await;
+        }
+        assert!(rows.claim(&mut writer, queue, 9).await.is_empty(), "the key is not given on yet");
+    }
+    assert!(order.is_sorted());
+    grant(&rows, &mut writer).await;
+    let left = "select count(*) + (select count(*) from stepwell.concurrency_wake) \
+                  from stepwell.concurrency where id > $1";
+    assert_eq!(rows.one::<i64>(left, 0).await, 0);
+}
+
+#[tokio::test]
+async fn as_many_tasks_with_one_key_run_as_the_limit_says_whatever_ends_them() {
+    let rows = Rows::new().await;
+    let (definition, uids) = keyed(&rows, 2, 6).await;
+    let queue = definition.queues[0];
+    let mut writer = rows.writer().await;
+    grant(&rows, &mut writer).await;
+    let running = rows.claim(&mut writer, queue, 9).await;
+    assert_eq!(running.len(), 2);
+    // One fails for good, one that runs and one that waits are cancelled.
+    rows.settle(&mut writer, &[report(&running[0], Ending::Fail { wait_ms: None }, "{}")]).await;
+    rows.cancel(uids[1]).await;
+    rows.cancel(uids[2]).await;
+    grant(&rows, &mut writer).await;
+    let next = rows.claim(&mut writer, queue, 9).await;
+    let tasks: Vec<i64> = next.iter().map(|lease| lease.step >> 14).collect();
+    let first = running[0].step >> 14;
+    assert_eq!(tasks, [first + 3, first + 4]);
+    // The one that failed is tried again: it stands in line once more, as the oldest.
+    let note = Note::new("me", "");
+    rows.store.retry_tasks(&uids[..1], None, &note).await.unwrap();
+    grant(&rows, &mut writer).await;
+    assert!(rows.claim(&mut writer, queue, 9).await.is_empty());
+    rows.cancel(uids[3]).await;
+    grant(&rows, &mut writer).await;
+    let again = rows.claim(&mut writer, queue, 9).await;
+    assert_eq!((again.len(), again[0].step, again[0].attempt), (1, running[0].step, 2));
+}
+
+#[tokio::test]
+async fn two_that_give_keys_at_once_give_none_twice() {
+    let rows = Rows::new().await;
+    let (definition, _) = keyed(&rows, 1, 2).await;
+    let (mut one, mut other) = (rows.writer().await, rows.writer().await);
+    let (a, b) = tokio::join!(one.grant_keys(), other.grant_keys());
+    assert_eq!(a.unwrap().0 + b.unwrap().0, 1);
+    assert_eq!(rows.claim(&mut one, definition.queues[0], 9).await.len(), 1);
+    check(&mut rows.connection().await).await;
 }

@@ -208,6 +208,8 @@ fn spawn_loops(
     service.spawn_loop("deadlines", sweeps.clone().run_deadlines(every(deadline, 800, 1200)));
     let timers = Arc::clone(&dispatch.timers);
     service.spawn_loop("timers", sweeps.clone().run_timers(every(timers, 2000, 3000)));
+    let keys = bell(Topic::Key);
+    service.spawn_loop("keys", sweeps.clone().run_keys(every(keys, 4000, 6000)));
     let signals = bell(Topic::Signal);
     service.spawn_loop("signals", sweeps.clone().run_signals(every(signals, 2000, 3000)));
     let definitions = bell(Topic::Definition);

@@ -191,6 +191,13 @@ impl Settling {
         if settled.ready > 0 {
             self.store.bell().ring(Topic::Ready);
         }
+        let has_key = |e: &Ended| {
+            let definition = self.dispatch.definition_of(e.queue);
+            definition.is_some_and(|d| d.definition.concurrency.is_some())
+        };
+        if batch.iter().any(has_key) {
+            self.store.bell().ring(Topic::Key);
+        }
         let is_timed = |e: &Ended| self.dispatch.definition_of(e.queue).is_some_and(|d| d.is_timed);
         if batch
             .iter()

@@ -162,6 +162,34 @@ impl Sweeps {
         Ok(next)
     }
 
+    /// Gives concurrency keys to tasks that wait for them.
+    pub(crate) async fn run_keys(self, mut ticker: Ticker) {
+        let mut writer = None;
+        while ticker.next().await {
+            match self.grant_keys(&mut writer).await {
+                Ok(more) => {
+                    ticker.ok();
+                    if more {
+                        ticker.again();
+                    }
+                }
+                Err(error) => {
+                    writer = None;
+                    ticker.back_off(&error);
+                }
+            }
+        }
+    }
+
+    async fn grant_keys(&self, writer: &mut Option<Writer>) -> Result<bool, Error> {
+        let (ready, more) = self.store.connected(writer).await?.grant_keys().await?;
+        if ready > 0 {
+            self.store.bell().ring(Topic::Ready);
+            self.store.bell().ring(Topic::Timer);
+        }
+        Ok(more)
+    }
+
     /// Tells executors of leases that others have voided.
     pub(crate) async fn run_signals(self, mut ticker: Ticker) {
         let mut writer = None;

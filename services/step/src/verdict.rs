@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use stepwell_proto::v1::{Failure, RetryPolicy};
+use stepwell_proto::{
+    json,
+    v1::{Failure, RetryPolicy},
+};
 use stepwell_store::{Ending, StoredFailure};
 
 /// No wait is longer, whoever asks for it.
@@ -10,6 +13,7 @@ pub(crate) const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 const CLASS_BYTES_MAX: usize = 256;
 const MESSAGE_BYTES_MAX: usize = 4096;
 const BACKTRACE_LINES_MAX: usize = 10;
+const CONTEXT_BYTES_MAX: usize = 8 << 10;
 
 /// The attempt a failure ends.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +47,7 @@ pub(crate) fn on_failure(
             .take(BACKTRACE_LINES_MAX)
             .map(|line| cut(line, CLASS_BYTES_MAX))
             .collect(),
+        context: context(&failure.context),
         retryable: failure.retryable,
         retry_after_ms: retry_after.map(millis),
         is_final: wait.is_none(),
@@ -52,6 +57,12 @@ pub(crate) fn on_failure(
     };
     let wait_ms = wait.map(|wait| i64::try_from(millis(wait)).expect("at most a day"));
     (Ending::Fail { wait_ms }, stored)
+}
+
+/// What the handler knew, if it is what it should be: a failure counts whatever is said with it.
+fn context(text: &str) -> String {
+    let is_right = json::check_object(text, CONTEXT_BYTES_MAX).is_ok();
+    if is_right { text.to_owned() } else { String::new() }
 }
 
 /// The policy's wait after this attempt: exponential in the failures so far, capped, spread.
@@ -190,6 +201,21 @@ mod tests {
         let (_, stored) = on_failure(&policy(1, 0.0), attempt, &failure, 0.0);
         assert_eq!((stored.message.len(), stored.backtrace.len()), (4096, 10));
         assert_eq!(stored.error_class, "a\u{fffd}b");
+    }
+
+    #[test]
+    fn what_the_handler_knew_is_kept_unless_it_is_no_object_or_too_large() {
+        let kept = |context: &str| {
+            let failure = Failure { context: context.into(), ..failure("X", true) };
+            let attempt = Attempt { attempt: 1, max_attempts: 1 };
+            on_failure(&policy(1, 0.0), attempt, &failure, 0.0).1.context
+        };
+        let known = r#"{"order": 17, "amount": 12345678901234567890.10}"#;
+        assert_eq!(kept(known), known);
+        let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(8 << 10));
+        for wrong in ["", "7", "[1]", "{", r#"{"a": "\u0000"}"#, &large] {
+            assert_eq!(kept(wrong), "", "{wrong:.20}");
+        }
     }
 
     proptest! {

@@ -368,11 +368,12 @@ async fn insert(
         v1::Definition { content_hash: String::new(), create_time: None, ..definition.clone() };
     let roots = definition.steps.iter().filter(|step| step.depends_on.is_empty()).count();
     let deadline = definition.deadline.as_ref().and_then(millis);
-    let ruled = definition.max_parallel_steps > 0 || is_timed(definition);
+    let room = definition.concurrency.as_ref().map(|concurrency| concurrency.limit);
+    let ruled = definition.max_parallel_steps > 0 || room.is_some() || is_timed(definition);
     let id = sqlx::query_scalar!(
         "insert into stepwell.definition (namespace, name, version, hash, content, roots,
-                                          max_parallel, deadline_ms, ruled)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                                          max_parallel, deadline_ms, ruled, concurrency_room)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          on conflict (namespace, name, version) do nothing
          returning id",
         definition.namespace,
@@ -384,6 +385,7 @@ async fn insert(
         definition.max_parallel_steps,
         deadline,
         ruled,
+        room,
     )
     .fetch_optional(&mut **transaction)
     .await?;

@@ -17,6 +17,9 @@ pub struct StoredFailure {
     /// Where it happened.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backtrace: Vec<String>,
+    /// What the handler knew: a JSON object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub context: String,
     /// False: the handler said that trying again is of no use.
     pub retryable: bool,
     /// The wait the handler asked for.
@@ -56,6 +59,7 @@ impl StoredFailure {
             message: self.message.clone(),
             error_code: self.error_code.clone(),
             backtrace: self.backtrace.clone(),
+            context: self.context.clone(),
             retryable: self.retryable,
             retry_after: self.retry_after_ms.map(duration),
         }

@@ -19,6 +19,7 @@ const VERBS: &[(&str, &str)] = &[
     ("50_settle", include_str!("../../../migrations/verbs/50_settle.sql")),
     ("60_node", include_str!("../../../migrations/verbs/60_node.sql")),
     ("70_release_due", include_str!("../../../migrations/verbs/70_release_due.sql")),
+    ("75_grant_keys", include_str!("../../../migrations/verbs/75_grant_keys.sql")),
     ("82_move_steps", include_str!("../../../migrations/verbs/82_move_steps.sql")),
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
 ];

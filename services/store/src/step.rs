@@ -13,6 +13,9 @@ use crate::{Error, Store, StoredDefinition, Writer, span};
 
 pub use moves::{Move, Moved};
 
+/// Concurrency keys that one call looks at.
+const KEYS_PER_CALL: i32 = 500;
+
 /// Free slots for the verbs to fill: disjoint, so that no two steps get one slot.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
@@ -443,6 +446,21 @@ impl Writer {
             leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
         let ages = row.age.unwrap_or_default();
         Ok(leases.into_iter().zip(ages).map(|(lease, age_ms)| Adopted { lease, age_ms }).collect())
+    }
+
+    /// Gives concurrency keys to tasks that wait for them. Answers how many steps became ready, and
+    /// whether there is more to look at.
+    pub async fn grant_keys(&mut self) -> Result<(usize, bool), Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select ready_n as "ready!", more as "more!" from stepwell.grant_keys($1)"#,
+                KEYS_PER_CALL
+            );
+            let row = call.fetch_one(&mut self.connection).await?;
+            Ok((usize::try_from(row.ready).unwrap_or(0), row.more))
+        };
+        let most = usize::try_from(KEYS_PER_CALL).unwrap_or(0);
+        span::verb("db.grant_keys", most, |row| row.0, call).await
     }
 
     /// Takes timers that are due, at most `max`: steps become ready, or are out of time.

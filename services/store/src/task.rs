@@ -40,6 +40,8 @@ pub struct NewTask {
     pub tags: Vec<String>,
     /// Numbers of the steps that are not to run, ascending.
     pub skipped: Vec<i32>,
+    /// What it shares its concurrency key with; none: its definition has none.
+    pub concurrency: Option<i64>,
     /// Where in a trace it goes on; none: nobody said.
     pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
@@ -119,6 +121,9 @@ impl Writer {
             if tasks.iter().any(|task| task.definition.is_timed) {
                 store.bell().ring(Topic::Timer);
             }
+            if tasks.iter().any(|task| task.concurrency.is_some()) {
+                store.bell().ring(Topic::Key);
+            }
         }
         let existing = tasks.iter().zip(&keys).filter(|(_, key)| !new.contains(*key));
         let existing: Vec<Uuid> = existing.map(|(task, _)| task.uid).collect();
@@ -179,9 +184,14 @@ impl Writer {
         let traces: Vec<Option<&[u8]>> =
             traces.iter().map(|trace| trace.as_ref().map(<[u8; _]>::as_slice)).collect();
         let skipped: Vec<Option<String>> = tasks.iter().map(skipped_text).collect();
+        let keys_shared: Vec<Option<i64>> = tasks.iter().map(|t| t.concurrency).collect();
+        let rooms: Vec<Option<i32>> = tasks
+            .iter()
+            .map(|t| t.definition.definition.concurrency.as_ref().map(|c| c.limit))
+            .collect();
         let row = sqlx::query!(
             r#"select n_key as keys, n_at as at
-                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"#,
             keys,
             &uids,
             &definitions,
@@ -193,6 +203,8 @@ impl Writer {
             &tags as &[Option<String>],
             &traces as &[Option<&[u8]>],
             &skipped as &[Option<String>],
+            &keys_shared as &[Option<i64>],
+            &rooms as &[Option<i32>],
         )
         .fetch_one(&mut self.connection)
         .await?;
@@ -250,6 +262,7 @@ pub(crate) struct TaskRow {
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) paused: bool,
     pub(crate) deadline: Option<DateTime<Utc>>,
+    pub(crate) held: bool,
 }
 
 impl TaskRow {
@@ -272,6 +285,7 @@ impl TaskRow {
             steps: Vec::new(),
             paused: self.paused,
             deadline: self.deadline.map(timestamp),
+            held: self.held,
         })
     }
 }
@@ -294,7 +308,8 @@ pub(crate) async fn read_tasks(
                   t.finished_at as "finished_at?", d.hash as "hash!", d.context as "context!",
                   d.initiator as "initiator!", d.source_system as "source_system!",
                   d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!",
-                  t.paused as "paused!", t.deadline as "deadline?"
+                  t.paused as "paused!", t.deadline as "deadline?",
+                  t.held and t.finished_at is null as "held!"
              from unnest($1::uuid[]) i(uid),
                   lateral (select * from stepwell.task where uid = i.uid offset 0) t,
                   lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,

@@ -7,7 +7,7 @@ use prost::Message;
 use stepwell_proto::{
     json,
     refusal::{Refusal, describe},
-    v1::{Definition, ErrorReason, RetryPolicy, StepTemplate},
+    v1::{Concurrency, Definition, ErrorReason, RetryPolicy, StepTemplate},
 };
 
 use crate::{
@@ -111,6 +111,11 @@ fn fill(definition: &mut Definition) {
     };
     default(&mut definition.namespace, NAMESPACE_DEFAULT);
     default(&mut definition.version, VERSION_DEFAULT);
+    if let Some(concurrency) = &mut definition.concurrency
+        && concurrency.limit == 0
+    {
+        concurrency.limit = 1;
+    }
     for step in &mut definition.steps {
         default(&mut step.handler, &step.name);
         let retry = step.retry.get_or_insert_default();
@@ -131,6 +136,23 @@ fn message(duration: Duration) -> prost_types::Duration {
     duration.try_into().expect("defaults are short")
 }
 
+/// Most tasks with one key at once.
+pub(crate) const ROOM_MAX: i32 = 10_000;
+const KEY_BYTES_MAX: usize = 256;
+
+fn check_concurrency(concurrency: &Concurrency, faults: &mut Vec<Fault>) {
+    let Concurrency { key, limit } = concurrency;
+    let is_right = key.len() <= KEY_BYTES_MAX && key.split('.').all(|name| !name.is_empty());
+    if !is_right || key.contains('\0') {
+        let what =
+            format!("must be names of fields with dots between; at most {KEY_BYTES_MAX} bytes");
+        faults.push(("concurrency.key".into(), what));
+    }
+    if !(1..=ROOM_MAX).contains(limit) {
+        faults.push(("concurrency.limit".into(), format!("must be from 1 to {ROOM_MAX}")));
+    }
+}
+
 /// Most steps of a task at once.
 pub(crate) const PARALLEL_MAX: i32 = 10_000;
 
@@ -146,6 +168,9 @@ fn check_head(definition: &Definition, faults: &mut Vec<Fault>) {
     let what = || format!("must be from 1 to {PARALLEL_MAX}, or 0 for any number");
     fault("max_parallel_steps", (!in_bounds).then(what));
     fault("deadline", duration_fault(definition.deadline, DURATION_MIN, LONG_MAX));
+    if let Some(concurrency) = &definition.concurrency {
+        check_concurrency(concurrency, faults);
+    }
     if !definition.context_schema.is_empty() {
         faults.extend(schema_fault(&definition.context_schema));
     }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use stepwell_proto::{
     json,
     refusal::{Refusal, describe},
-    v1::{CreateTaskRequest, ErrorReason},
+    v1::{Concurrency, CreateTaskRequest, Definition, ErrorReason},
 };
 use stepwell_store::{NewTask, StoredDefinition, Wanted};
 use stepwell_trace::TraceContext;
@@ -141,6 +141,7 @@ impl Draft {
             .with_violations(violations));
         }
         let skipped = skipped(&self.bypass_steps, &definition, prefix)?;
+        let concurrency = concurrency(&self.value, &definition.definition, prefix)?;
         Ok(NewTask {
             uid: self.uid,
             definition,
@@ -151,10 +152,37 @@ impl Draft {
             reason: self.reason,
             tags: self.tags,
             skipped,
+            concurrency,
             trace: self.trace,
             key: None,
         })
     }
+}
+
+/// What the task shares its concurrency key with, if its definition has one.
+fn concurrency(
+    context: &Value,
+    definition: &Definition,
+    prefix: &str,
+) -> Result<Option<i64>, Refusal> {
+    let Some(Concurrency { key, .. }) = &definition.concurrency else { return Ok(None) };
+    let value = key.split('.').try_fold(context, |value, name| value.get(name));
+    let key_of = match value {
+        Some(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) => {
+            canonical::text(value)
+        }
+        _ => {
+            let what = format!(
+                "has no text, number or boolean at {key}, the definition's concurrency key"
+            );
+            return Err(Refusal::field(format!("{prefix}context"), what));
+        }
+    };
+    // All versions share their keys.
+    let hash =
+        Hash::default().part(&definition.namespace).part(&definition.name).part(key_of).done();
+    let (first, _) = hash.split_first_chunk().expect("it has 32 bytes");
+    Ok(Some(i64::from_be_bytes(*first)))
 }
 
 /// The numbers of the steps that are not to run; each has to be one that may be skipped.

@@ -8,11 +8,11 @@ mod read;
 
 use std::{collections::HashMap, fmt};
 
-use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
+use stepwell_proto::v1::{Concurrency, Definition, RetryPolicy, StepTemplate};
 
 use self::read::{Fields, Reader};
 use crate::{
-    definition::{PARALLEL_MAX, check_retry},
+    definition::{PARALLEL_MAX, ROOM_MAX, check_retry},
     rule::{DURATION_MAX, LONG_MAX},
 };
 pub use node::{Node, Place, START};
@@ -20,7 +20,7 @@ pub use node::{Node, Place, START};
 /// Most bytes of a definition's text: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
 
-const DEFINITION: [&str; 9] = [
+const DEFINITION: [&str; 10] = [
     "namespace",
     "name",
     "version",
@@ -28,9 +28,11 @@ const DEFINITION: [&str; 9] = [
     "context_schema",
     "max_parallel_steps",
     "deadline",
+    "concurrency",
     "defaults",
     "steps",
 ];
+const CONCURRENCY: [&str; 2] = ["key", "limit"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
 const STEP: [&str; 11] = [
     "name",
@@ -142,7 +144,17 @@ fn definition(reader: &mut Reader, root: &Node) -> Definition {
             .whole(&fields, "max_parallel_steps", 0..=PARALLEL_MAX)
             .unwrap_or_default(),
         deadline: reader.duration(&fields, "deadline", LONG_MAX),
+        concurrency: concurrency(reader, &fields),
     }
+}
+
+fn concurrency(reader: &mut Reader, fields: &Fields<'_>) -> Option<Concurrency> {
+    let (path, node) = fields.get("concurrency")?;
+    let fields = reader.fields(&path, node, &CONCURRENCY);
+    Some(Concurrency {
+        key: reader.text(&fields, "key"),
+        limit: reader.whole(&fields, "limit", 1..=ROOM_MAX).unwrap_or_default(),
+    })
 }
 
 /// What steps take that do not say otherwise.

@@ -2,11 +2,13 @@
 
 use std::{error::Error, fmt, panic::Location, time::Duration};
 
+use serde::Serialize;
 use stepwell_proto::v1::Failure;
 
 const CLASS_BYTES_MAX: usize = 256;
 const CODE_BYTES_MAX: usize = 256;
 const MESSAGE_BYTES_MAX: usize = 4096;
+const CONTEXT_BYTES_MAX: usize = 8 << 10;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a handler failed.
@@ -34,6 +36,7 @@ pub struct HandlerError {
     at: &'static Location<'static>,
     permanent: bool,
     retry_after: Option<Duration>,
+    context: String,
 }
 
 impl HandlerError {
@@ -47,6 +50,7 @@ impl HandlerError {
             at: Location::caller(),
             permanent: false,
             retry_after: None,
+            context: String::new(),
         }
     }
 
@@ -72,6 +76,17 @@ impl HandlerError {
         self
     }
 
+    /// What the handler knew when it failed: anything that is a JSON object, at most 8 KiB. It stands
+    /// in the event and with the step; what is no such object is left out.
+    #[must_use]
+    pub fn context(mut self, context: &impl Serialize) -> Self {
+        self.context = serde_json::to_string(context).unwrap_or_default();
+        if self.context.len() > CONTEXT_BYTES_MAX {
+            self.context = String::new();
+        }
+        self
+    }
+
     /// Its class, for lines of the log: its message may quote anything.
     pub(crate) fn class(&self) -> &str {
         &self.class
@@ -92,6 +107,7 @@ impl HandlerError {
             backtrace: vec![cut(format!("{}:{}", self.at.file(), self.at.line()), 256)],
             retryable: !self.permanent,
             retry_after: self.retry_after.map(|wait| wait.try_into().expect("at most a day fits")),
+            context: self.context,
         }
     }
 }

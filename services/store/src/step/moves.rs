@@ -110,6 +110,7 @@ impl Store {
         };
         if moved {
             self.bell().ring(Topic::Event);
+            self.bell().ring(Topic::Key);
         }
         if row.ready > 0 {
             self.bell().ring(Topic::Ready);

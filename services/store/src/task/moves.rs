@@ -60,6 +60,7 @@ impl Store {
         };
         if !was.iter().flatten().all(stays) {
             self.bell().ring(Topic::Event);
+            self.bell().ring(Topic::Key);
         }
         if row.told > 0 {
             self.bell().ring(Topic::Signal);
@@ -88,6 +89,7 @@ impl Store {
         let row = span::verb("db.retry_tasks", uids.len(), |row| row.was.len(), call).await?;
         if row.steps.iter().any(|n| *n > 0) {
             self.bell().ring(Topic::Event);
+            self.bell().ring(Topic::Key);
         }
         if row.ready > 0 {
             self.bell().ring(Topic::Ready);
@@ -143,6 +145,7 @@ impl Store {
         let was = states(span::verb("db.resolve_tasks", uids.len(), Vec::len, call).await?)?;
         if was.contains(&Some(State::Error)) {
             self.bell().ring(Topic::Event);
+            self.bell().ring(Topic::Key);
         }
         Ok(was)
     }
