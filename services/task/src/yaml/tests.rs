@@ -80,13 +80,13 @@ fn each_kind_of_fault_says_where_and_what_was_probably_meant() {
         (step("queue_timeout: 9000h"), "steps[0].queue_timeout at 4:20", "at most 8760h"),
         (step("total_timeout: 0s"), "steps[0].total_timeout at 4:20", "from 1ms to 8760h"),
         (
-            "name: d\nconcurrency: {key: a..b}\nsteps: [{name: a}]",
+            "name: d\nconcurrency: {key: a..b}\nsteps: [{name: a}]".into(),
             "concurrency.key at 2:20",
             "names of fields",
         ),
         (
-            "name: d\nconcurrency: {limit: 0}\nsteps: [{name: a}]",
-            "concurrency.limit at 2:22",
+            "name: d\nconcurrency: {key: a, limit: 0}\nsteps: [{name: a}]".into(),
+            "concurrency.limit at 2:30",
             "from 1 to 10000",
         ),
         (step("skippable: 1"), "steps[0].skippable at 4:16", "true or false"),
