@@ -20,8 +20,17 @@ pub const BYTES_MAX: usize = 1 << 20;
 const DEFINITION: [&str; 7] =
     ["namespace", "name", "version", "description", "context_schema", "defaults", "steps"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
-const STEP: [&str; 8] =
-    ["name", "handler", "description", "depends_on", "retry", "timeout", "config", "skippable"];
+const STEP: [&str; 9] = [
+    "name",
+    "handler",
+    "description",
+    "depends_on",
+    "retry",
+    "timeout",
+    "config",
+    "skippable",
+    "requires",
+];
 const RETRY: [&str; 6] =
     ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
 
@@ -150,6 +159,7 @@ fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> St
         timeout: reader.duration(&fields, "timeout").or(defaults.timeout),
         config: reader.json_object(&fields, "config"),
         skippable: reader.truth(&fields, "skippable"),
+        requires: reader.text_map(&fields, "requires"),
     }
 }
 

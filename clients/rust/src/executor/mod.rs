@@ -104,6 +104,15 @@ impl Executor {
         self
     }
 
+    /// Says something of the executor, such as `region` `eu`: steps that require labels come only to
+    /// executors that have all of them with the same values. At most 32; a name has at most 64 bytes
+    /// of letters, digits, `_`, `-`, `.`, `/`, a value at most 128 bytes.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.hello.labels.insert(name.into(), value.into());
+        self
+    }
+
     /// How many handlers it runs at once. Default 16; 1 to 10,000.
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
