@@ -3,6 +3,7 @@
 //! line, so the outcome does not hang on luck.
 
 mod edges;
+mod executors;
 mod moves;
 mod nodes;
 mod operate;

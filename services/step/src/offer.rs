@@ -13,6 +13,7 @@ pub(crate) const SLOTS_MAX: i32 = 10_000;
 const HELD_MAX: usize = 10_000;
 const LABELS_MAX: usize = 32;
 const LABEL_BYTES_MAX: usize = 128;
+const RANGE_BYTES_MAX: usize = 256;
 
 /// A checked `hello`.
 #[derive(Clone, Debug, Default)]
@@ -21,8 +22,11 @@ pub(crate) struct Offer {
     pub(crate) name: String,
     /// The namespace its handlers are of.
     pub(crate) namespace: String,
+    /// Client library and version.
+    pub(crate) sdk: String,
     handlers: Vec<(String, VersionReq)>,
-    labels: BTreeMap<String, String>,
+    /// What it says of itself.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Offer {
@@ -65,14 +69,18 @@ impl Offer {
             if !is_name(&offer.name) {
                 fault(format!("hello.handlers[{i}].name"), NAME_RULE.into());
             }
+            let path = || format!("hello.handlers[{i}].definition_versions");
+            if offer.definition_versions.len() > RANGE_BYTES_MAX {
+                fault(path(), format!("at most {RANGE_BYTES_MAX} bytes"));
+                continue;
+            }
             match VersionReq::parse(offer.definition_versions.as_str()) {
                 Ok(versions) => handlers.push((offer.name.clone(), versions)),
                 Err(_) if offer.definition_versions.is_empty() => {
                     handlers.push((offer.name.clone(), VersionReq::STAR));
                 }
                 Err(error) => {
-                    let path = format!("hello.handlers[{i}].definition_versions");
-                    fault(path, format!("not a semver range: {error}"));
+                    fault(path(), format!("not a semver range: {error}"));
                 }
             }
         }
@@ -82,12 +90,26 @@ impl Offer {
         let namespace =
             if hello.namespace.is_empty() { "default" } else { hello.namespace.as_str() };
         let (name, namespace) = (hello.name.clone(), namespace.to_owned());
-        Ok(Self { name, namespace, handlers, labels: hello.labels.clone() })
+        let (sdk, labels) = (hello.sdk.clone(), hello.labels.clone());
+        Ok(Self { name, namespace, sdk, handlers, labels })
     }
 
     /// The names of its handlers.
     pub(crate) fn handlers(&self) -> impl Iterator<Item = &str> {
         self.handlers.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// About how much it says.
+    pub(crate) fn bytes(&self) -> usize {
+        let handlers: usize = self.handlers.iter().map(|(name, _)| name.len() + 64).sum();
+        let labels: usize =
+            self.labels.iter().map(|(label, value)| label.len() + value.len()).sum();
+        self.name.len() + self.sdk.len() + handlers + labels
+    }
+
+    /// Its handlers, each with its range of versions.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&str, String)> {
+        self.handlers.iter().map(|(name, versions)| (name.as_str(), versions.to_string()))
     }
 
     /// The queues it serves.
@@ -112,9 +134,9 @@ impl Offer {
     }
 }
 
-const NAME_RULE: &str = "1 to 64 bytes of letters, digits, `_`, `-`, `.`, `/`";
+pub(crate) const NAME_RULE: &str = "1 to 64 bytes of letters, digits, `_`, `-`, `.`, `/`";
 
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b))
 }
@@ -202,6 +224,9 @@ mod tests {
         );
         let paths = Offer::read(&hello(&[])).unwrap_err().violations;
         assert_eq!(paths[0].0, "hello.handlers");
+        let long = format!(">=1{}", " ".repeat(256));
+        let path = &Offer::read(&hello(&[("a", &long)])).unwrap_err().violations[0].0;
+        assert_eq!(path, "hello.handlers[0].definition_versions");
         let many = (0..33).map(|n| (format!("l{n}"), String::new())).collect();
         let many = Hello { labels: many, ..hello(&[("a", "")]) };
         assert_eq!(Offer::read(&many).unwrap_err().violations[0].0, "hello.labels");

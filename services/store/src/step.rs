@@ -198,12 +198,12 @@ pub struct Adopted {
     pub age_ms: i64,
 }
 
-/// A lease that is void and whose node must tell its executor.
+/// What a node must tell an executor: a lease is void, or it is to stop.
 #[derive(Clone, Debug)]
 pub struct SignalRow {
     /// Its id.
     pub id: i64,
-    /// The session that holds it.
+    /// The session.
     pub session: i64,
     /// The step's key.
     pub step: i64,
@@ -213,6 +213,8 @@ pub struct SignalRow {
     pub attempt: i32,
     /// Why.
     pub reason: String,
+    /// It is to stop; the lease means nothing.
+    pub stop: bool,
 }
 
 /// What steps need to run: their tasks' ids and contexts, and their parents' results.

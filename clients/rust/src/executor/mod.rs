@@ -77,6 +77,8 @@ pub struct Report {
     pub voided: u64,
     /// Outcomes that were not acknowledged before the executor gave up.
     pub unacknowledged: u64,
+    /// The service told it to stop.
+    pub stopped: bool,
 }
 
 impl Executor {
@@ -170,6 +172,10 @@ impl Executor {
     /// Runs until `shutdown` is done, then drains: takes no more leases, hands back those it has
     /// not started, lets running handlers end within the grace period, and returns once every
     /// outcome is acknowledged, or 5 s after the last handler ended.
+    ///
+    /// It drains in the same way when the service tells it to stop (`stepwell executor drain`), but lets
+    /// running handlers take the time they need, and answers with [`Report::stopped`]. It does not take
+    /// steps again: whether another executor starts in its place is up to the caller.
     ///
     /// Errors: a setting is wrong, or the service says that the executor's messages are.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
