@@ -43,6 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = tonic_prost_build::Config::new();
     // The codec treats requests by name.
     config.enable_type_names();
+    // Definitions are hashed as they are encoded, so the order of their maps must not change.
+    config.btree_map([".stepwell.v1.StepTemplate", ".stepwell.v1.Hello", ".stepwell.v1.Executor"]);
     tonic_prost_build::configure()
         .generate_default_stubs(true)
         .codec_path("crate::codec::BoundedCodec")

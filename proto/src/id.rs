@@ -34,6 +34,22 @@ pub fn parse_step_id(text: &str) -> Option<(&str, i32)> {
     plain.then_some((task_id, number))
 }
 
+/// The public id of an executor's session.
+pub fn executor_id(session: i64) -> String {
+    format!("{:x}-{:x}", session >> 32, session & 0xffff_ffff)
+}
+
+/// Reads the public id of an executor's session.
+pub fn parse_executor_id(text: &str) -> Option<i64> {
+    let part = |text: &str| {
+        let plain = matches!(text.len(), 1..=8) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        plain.then(|| i64::from_str_radix(text, 16).ok()).flatten()
+    };
+    let (node, number) = text.split_once('-')?;
+    let session = part(node).filter(|node| *node <= i64::from(i32::MAX))? << 32 | part(number)?;
+    (executor_id(session) == text).then_some(session)
+}
+
 /// The right to run one attempt of one step, as it travels in `Lease.lease_id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId {

@@ -31,13 +31,14 @@ const DEFINITION: &str = "
 name: greet
 context_schema: {type: object, required: [who]}
 steps:
-  - {name: hello, retry: {max_attempts: 1}}
+  - {name: hello, retry: {max_attempts: 1}, requires: {tongue: quick}}
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_goes_from_a_file_to_its_end_on_the_command_line() {
     let world = World::start().await;
-    let executor = Executor::new(&world.client, "e").handler("hello", async |step: StepContext| {
+    let executor = Executor::new(&world.client, "e").label("tongue", "quick");
+    let executor = executor.handler("hello", async |step: StepContext| {
         let who: serde_json::Value = step.input()?;
         match who["who"].as_str() {
             Some("nobody") => Err(HandlerError::new("NobodyThere", "no answer").permanent()),
@@ -51,7 +52,7 @@ async fn a_task_goes_from_a_file_to_its_end_on_the_command_line() {
     let (code, out, _) = stepwell(&world, &["definition", "apply", "-"], DEFINITION);
     assert!(code == 0 && out.contains("unchanged"));
     let (code, out, _) = stepwell(&world, &["definition", "get", "greet"], "");
-    assert!(code == 0 && out.contains("hello"), "{out}");
+    assert!(code == 0 && out.contains("hello") && out.contains("tongue=quick"), "{out}");
 
     let create = ["task", "create", "greet", "--wait", "30", "--context"];
     let (code, out, _) = stepwell(&world, &[&create[..], &[r#"{"who": "you"}"#]].concat(), "");

@@ -1,6 +1,7 @@
 //! Executors come, share the work, vanish, and come back.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     sync::{Arc, Mutex},
 };
@@ -149,6 +150,59 @@ async fn a_definition_registered_later_reaches_executors_that_were_there_before(
     let task = world.create("late", &json!({})).await;
     assert_eq!(world.ended(&task.task_id).await.state().word(), "complete");
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_goes_only_to_an_executor_with_the_labels_it_requires() {
+    let world = World::start().await;
+    // One handler, three queues: what anybody runs, and what only some may.
+    world
+        .define(
+            "{name: placed, steps: [\
+             {name: any, handler: run}, \
+             {name: eu, handler: run, requires: {region: eu}, depends_on: [any]}, \
+             {name: us, handler: run, requires: {region: us}, depends_on: [any]}]}",
+        )
+        .await;
+    let ran: Arc<Mutex<Vec<(String, &str)>>> = Arc::default();
+    let executor = |region: &'static str| {
+        let ran = Arc::clone(&ran);
+        let executor = Executor::new(&world.client, region).slots(5);
+        executor.label("region", region).label("zone", "1").handler(
+            "run",
+            move |step: StepContext| {
+                ran.lock().unwrap().push((step.step_name().to_owned(), region));
+                sum(step)
+            },
+        )
+    };
+    let eu = world.run(executor("eu"));
+    let mut feed = world.feed(Start::Earliest).await;
+    let tasks: Vec<_> = futures::future::join_all(
+        (0..20).map(async |i| world.create("placed", &json!({"i": i})).await.task_id),
+    )
+    .await;
+    let done = Cell::new(0);
+    let counted = |name: &str| done.set(done.get() + usize::from(name == "step.completed"));
+    until(&mut feed, |event| {
+        counted(&event.name);
+        done.get() == 40
+    })
+    .await;
+    let of_eu = |step: &(String, &str)| step.1 == "eu" && step.0 != "us";
+    assert!(ran.lock().unwrap().iter().all(of_eu), "and nobody runs the others yet");
+    let us = world.run(executor("us"));
+    for task in &tasks {
+        assert_eq!(world.ended(task).await.state().word(), "complete");
+    }
+    let ran = std::mem::take(&mut *ran.lock().unwrap());
+    let by = |name: &str, region: &str| {
+        ran.iter().filter(|(step, at)| step == name && *at == region).count()
+    };
+    assert_eq!((by("eu", "eu"), by("us", "us"), ran.len()), (20, 20, 60));
+    eu.stop().await;
+    us.stop().await;
+    check(&mut world.connection().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod operate;
+mod presence;
 mod retries;
 mod rules;
 mod schema;

@@ -49,6 +49,11 @@ impl Running {
         self.ended.await.unwrap()
     }
 
+    /// Waits until it ends by itself; what it did.
+    pub async fn ended(self) -> Report {
+        tokio::time::timeout(SOON, self.ended).await.unwrap().unwrap()
+    }
+
     /// Drops it as if its process were gone.
     pub fn vanish(self) {
         self.ended.abort();

@@ -3,6 +3,7 @@
 //! line, so the outcome does not hang on luck.
 
 mod edges;
+mod executors;
 mod limits;
 mod moves;
 mod nodes;

@@ -98,7 +98,8 @@ impl Get {
         if !definition.description.is_empty() {
             output::line(&definition.description)?;
         }
-        let mut table = output::table(&["#", "STEP", "HANDLER", "DEPENDS ON", "ATTEMPTS"]);
+        let mut table =
+            output::table(&["#", "STEP", "HANDLER", "DEPENDS ON", "ATTEMPTS", "REQUIRES"]);
         for (i, step) in definition.steps.iter().enumerate() {
             let attempts = step.retry.as_ref().map_or(0, |retry| retry.max_attempts);
             table.add_row([
@@ -107,6 +108,7 @@ impl Get {
                 step.handler.clone(),
                 step.depends_on.join(", "),
                 attempts.to_string(),
+                output::labels(&step.requires),
             ]);
         }
         output::line(table.to_string())?;

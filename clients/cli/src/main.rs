@@ -6,6 +6,7 @@ mod definition;
 mod demo;
 mod event;
 mod example;
+mod executor;
 mod fault;
 mod output;
 mod server;
@@ -45,6 +46,12 @@ enum Command {
     /// Read, retry, resolve, skip and cancel single steps.
     #[command(subcommand)]
     Step(step::Command),
+    /// Show who is connected, and tell an executor to stop.
+    #[command(subcommand)]
+    Executor(executor::Command),
+    /// Show the handlers that executors offer or definitions use.
+    #[command(subcommand)]
+    Handler(executor::HandlerCommand),
     /// Follow what happens.
     #[command(subcommand)]
     Event(event::Command),
@@ -77,6 +84,8 @@ fn main() -> ExitCode {
         Command::Definition(command) => run(command.run()),
         Command::Task(command) => run(command.run()),
         Command::Step(command) => run(command.run()),
+        Command::Executor(command) => run(command.run()),
+        Command::Handler(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),
         Command::Bench(bench) => run(bench.run()),

@@ -1,6 +1,7 @@
 //! What is printed: tables for people, ProtoJSON for programs.
 
 use std::{
+    collections::BTreeMap,
     io::{IsTerminal, Write},
     sync::LazyLock,
 };
@@ -50,6 +51,12 @@ pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.iter().copied());
     table
+}
+
+/// Labels as `name=value`, one after the other.
+pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
+    let shown = labels.iter().map(|(label, value)| format!("{label}={value}"));
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// True when progress may move about on standard error.

@@ -271,6 +271,42 @@ impl Client {
         .await
     }
 
+    /// A page of the executors that are connected.
+    pub async fn list_executors(
+        &self,
+        request: v1::ListExecutorsRequest,
+    ) -> Result<v1::ListExecutorsResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.list_executors(request).await },
+        )
+        .await
+    }
+
+    /// A page of the handlers that executors offer or definitions use.
+    pub async fn list_handlers(
+        &self,
+        request: v1::ListHandlersRequest,
+    ) -> Result<v1::ListHandlersResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.list_handlers(request).await },
+        )
+        .await
+    }
+
+    /// Tells an executor to stop: it finishes what it holds and goes.
+    pub async fn drain_executor(
+        &self,
+        request: v1::DrainExecutorRequest,
+    ) -> Result<v1::DrainExecutorResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.drain_executor(request).await },
+        )
+        .await
+    }
+
     /// Follows the feed of events. Answers once the stream is open and its place in the feed is
     /// known: with [`crate::Start::Latest`], whatever happens after the answer is delivered.
     pub async fn subscribe(

@@ -3,7 +3,8 @@
 //! A step's way: `claim` or the release in `settle` leases it → `dispatch` fills the lease →
 //! `outbox` sends it → the executor runs it → `service` reads the outcome → `verdict` decides on
 //! failures → `settle` commits and answers. `sweep` has the loops beside that way, `walk` what
-//! becomes of the leases of processes that are gone, and `operate` what people do to steps.
+//! becomes of the leases of processes that are gone, and `operate` what people do to steps. `presence`
+//! writes down who is connected, and `executors` tells it.
 
 /// Where a test kills the process, as a crash of the machine would: nothing in ordinary builds.
 macro_rules! fault_point {
@@ -20,11 +21,13 @@ macro_rules! fault_point {
 mod claim;
 mod contexts;
 mod dispatch;
+mod executors;
 mod metrics;
 mod node;
 mod offer;
 mod operate;
 mod outbox;
+mod presence;
 mod service;
 mod sessions;
 mod settle;
@@ -49,6 +52,7 @@ use crate::{
     dispatch::Dispatch,
     metrics::Metrics,
     node::Node,
+    presence::Presence,
     service::{Bounds, Steps},
     sessions::Sessions,
     settle::{Settler, Settling, Turn},
@@ -211,9 +215,11 @@ fn spawn_loops(
     let keys = bell(Topic::Key);
     service.spawn_loop("keys", sweeps.clone().run_keys(every(keys, 4000, 6000)));
     let signals = bell(Topic::Signal);
-    service.spawn_loop("signals", sweeps.clone().run_signals(every(signals, 2000, 3000)));
+    service.spawn_loop("signals", sweeps.clone().run_signals(every(signals, 2500, 3500)));
     let definitions = bell(Topic::Definition);
-    service.spawn_loop("queues", sweeps.clone().run_queues(every(definitions, 4000, 6000)));
+    service.spawn_loop("queues", sweeps.clone().run_queues(every(definitions, 6000, 8000)));
+    let presence = Presence::new(store.clone(), Arc::clone(sessions), Arc::clone(dispatch.node()));
+    service.spawn_loop("presence", presence.run(every(Arc::default(), 2000, 2500)));
     let log = store.clone();
     let mut ticker = every(Arc::default(), 8000, 12_000);
     service.spawn_loop("log", async move {

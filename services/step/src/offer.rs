@@ -1,6 +1,6 @@
 //! What an executor says it can run, and which queues that means. Pure.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use semver::{Version, VersionReq};
 use stepwell_proto::{refusal::Refusal, v1::Hello};
@@ -11,6 +11,9 @@ const SDK_BYTES_MAX: usize = 64;
 const HANDLERS_MAX: usize = 1000;
 pub(crate) const SLOTS_MAX: i32 = 10_000;
 const HELD_MAX: usize = 10_000;
+const LABELS_MAX: usize = 32;
+const LABEL_BYTES_MAX: usize = 128;
+const RANGE_BYTES_MAX: usize = 256;
 
 /// A checked `hello`.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +22,11 @@ pub(crate) struct Offer {
     pub(crate) name: String,
     /// The namespace its handlers are of.
     pub(crate) namespace: String,
+    /// Client library and version.
+    pub(crate) sdk: String,
     handlers: Vec<(String, VersionReq)>,
+    /// What it says of itself.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Offer {
@@ -43,6 +50,17 @@ impl Offer {
         if hello.handlers.is_empty() || hello.handlers.len() > HANDLERS_MAX {
             fault("hello.handlers".into(), format!("1 to {HANDLERS_MAX} handlers"));
         }
+        if hello.labels.len() > LABELS_MAX {
+            fault("hello.labels".into(), format!("at most {LABELS_MAX}"));
+        }
+        for (label, value) in hello.labels.iter().take(LABELS_MAX) {
+            if !is_name(label) {
+                fault("hello.labels".into(), format!("a label's name: {NAME_RULE}"));
+            } else if !within(value, LABEL_BYTES_MAX) {
+                let what = format!("at most {LABEL_BYTES_MAX} bytes, without NUL");
+                fault(format!("hello.labels.{label}"), what);
+            }
+        }
         if hello.held_leases.len() > HELD_MAX {
             fault("hello.held_leases".into(), format!("at most {HELD_MAX}"));
         }
@@ -51,14 +69,18 @@ impl Offer {
             if !is_name(&offer.name) {
                 fault(format!("hello.handlers[{i}].name"), NAME_RULE.into());
             }
+            let path = || format!("hello.handlers[{i}].definition_versions");
+            if offer.definition_versions.len() > RANGE_BYTES_MAX {
+                fault(path(), format!("at most {RANGE_BYTES_MAX} bytes"));
+                continue;
+            }
             match VersionReq::parse(offer.definition_versions.as_str()) {
                 Ok(versions) => handlers.push((offer.name.clone(), versions)),
                 Err(_) if offer.definition_versions.is_empty() => {
                     handlers.push((offer.name.clone(), VersionReq::STAR));
                 }
                 Err(error) => {
-                    let path = format!("hello.handlers[{i}].definition_versions");
-                    fault(path, format!("not a semver range: {error}"));
+                    fault(path(), format!("not a semver range: {error}"));
                 }
             }
         }
@@ -67,7 +89,9 @@ impl Offer {
         }
         let namespace =
             if hello.namespace.is_empty() { "default" } else { hello.namespace.as_str() };
-        Ok(Self { name: hello.name.clone(), namespace: namespace.to_owned(), handlers })
+        let (name, namespace) = (hello.name.clone(), namespace.to_owned());
+        let (sdk, labels) = (hello.sdk.clone(), hello.labels.clone());
+        Ok(Self { name, namespace, sdk, handlers, labels })
     }
 
     /// The names of its handlers.
@@ -75,26 +99,44 @@ impl Offer {
         self.handlers.iter().map(|(name, _)| name.as_str())
     }
 
+    /// About how much it says.
+    pub(crate) fn bytes(&self) -> usize {
+        let handlers: usize = self.handlers.iter().map(|(name, _)| name.len() + 64).sum();
+        let labels: usize =
+            self.labels.iter().map(|(label, value)| label.len() + value.len()).sum();
+        self.name.len() + self.sdk.len() + handlers + labels
+    }
+
+    /// Its handlers, each with its range of versions.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&str, String)> {
+        self.handlers.iter().map(|(name, versions)| (name.as_str(), versions.to_string()))
+    }
+
     /// The queues it serves.
     pub(crate) fn queues(&self, all: &[QueueRow]) -> HashSet<i32> {
-        all.iter().filter(|q| self.handlers.iter().any(|h| serves(h, q))).map(|q| q.id).collect()
+        let served = all.iter().filter(|q| self.handlers.iter().any(|h| self.serves(h, q)));
+        served.map(|q| q.id).collect()
     }
 
     /// The handlers that no queue is for.
     pub(crate) fn unmatched(&self, all: &[QueueRow]) -> Vec<String> {
-        let unmatched = self.handlers.iter().filter(|h| !all.iter().any(|q| serves(h, q)));
+        let unmatched = self.handlers.iter().filter(|h| !all.iter().any(|q| self.serves(h, q)));
         unmatched.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// One of its handlers serves the queue: its name, its versions, and the executor's labels fit.
+    fn serves(&self, (handler, versions): &(String, VersionReq), queue: &QueueRow) -> bool {
+        let part =
+            |i: usize| queue.version.get(i).and_then(|v| u64::try_from(*v).ok()).unwrap_or(0);
+        *handler == queue.handler
+            && versions.matches(&Version::new(part(0), part(1), part(2)))
+            && queue.requires.iter().all(|(label, value)| self.labels.get(label) == Some(value))
     }
 }
 
-fn serves((handler, versions): &(String, VersionReq), queue: &QueueRow) -> bool {
-    let part = |i: usize| queue.version.get(i).and_then(|v| u64::try_from(*v).ok()).unwrap_or(0);
-    *handler == queue.handler && versions.matches(&Version::new(part(0), part(1), part(2)))
-}
+pub(crate) const NAME_RULE: &str = "1 to 64 bytes of letters, digits, `_`, `-`, `.`, `/`";
 
-const NAME_RULE: &str = "1 to 64 bytes of letters, digits, `_`, `-`, `.`, `/`";
-
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b))
 }
@@ -113,7 +155,36 @@ mod tests {
     }
 
     fn queue(id: i32, handler: &str, version: [i32; 3]) -> QueueRow {
-        QueueRow { id, definition: id, handler: handler.into(), version: version.into() }
+        let (handler, version) = (handler.into(), version.into());
+        QueueRow { id, definition: id, handler, requires: BTreeMap::new(), version }
+    }
+
+    fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+        labels.iter().map(|(label, value)| ((*label).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn a_queue_is_served_by_executors_with_all_its_labels() {
+        let queues: Vec<QueueRow> =
+            [&[][..], &[("region", "eu")], &[("region", "us")], &[("region", "eu"), ("gpu", "")]]
+                .into_iter()
+                .zip(1..)
+                .map(|(requires, id)| QueueRow {
+                    requires: labels(requires),
+                    ..queue(id, "charge", [1, 0, 0])
+                })
+                .collect();
+        let serves = |of: &[(&str, &str)]| {
+            let hello = Hello { labels: labels(of), ..hello(&[("charge", "")]) };
+            let offer = Offer::read(&hello).unwrap();
+            let mut served: Vec<i32> = offer.queues(&queues).into_iter().collect();
+            served.sort_unstable();
+            (served, offer.unmatched(&queues[1..]).len())
+        };
+        assert_eq!(serves(&[]), (vec![1], 1), "and nobody else's steps are for it");
+        assert_eq!(serves(&[("region", "eu"), ("zone", "1")]), (vec![1, 2], 0));
+        assert_eq!(serves(&[("region", "EU")]), (vec![1], 1));
+        assert_eq!(serves(&[("region", "eu"), ("gpu", "")]), (vec![1, 2, 4], 0));
     }
 
     #[test]
@@ -136,6 +207,7 @@ mod tests {
         bad.slots = -1;
         bad.name = "x".repeat(300);
         bad.namespace = "ä".into();
+        bad.labels = labels(&[("a b", ""), ("region", &"x".repeat(129))]);
         let paths: Vec<_> =
             Offer::read(&bad).unwrap_err().violations.into_iter().map(|v| v.0).collect();
         assert_eq!(
@@ -144,11 +216,19 @@ mod tests {
                 "hello.name",
                 "hello.namespace",
                 "hello.slots",
+                "hello.labels",
+                "hello.labels.region",
                 "hello.handlers[0].name",
                 "hello.handlers[1].definition_versions"
             ]
         );
         let paths = Offer::read(&hello(&[])).unwrap_err().violations;
         assert_eq!(paths[0].0, "hello.handlers");
+        let long = format!(">=1{}", " ".repeat(256));
+        let path = &Offer::read(&hello(&[("a", &long)])).unwrap_err().violations[0].0;
+        assert_eq!(path, "hello.handlers[0].definition_versions");
+        let many = (0..33).map(|n| (format!("l{n}"), String::new())).collect();
+        let many = Hello { labels: many, ..hello(&[("a", "")]) };
+        assert_eq!(Offer::read(&many).unwrap_err().violations[0].0, "hello.labels");
     }
 }

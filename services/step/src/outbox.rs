@@ -88,9 +88,20 @@ impl Outbox {
         })
     }
 
+    /// The executor is to go elsewhere within this time.
     pub(crate) fn drain(&self, deadline: Duration) {
         let deadline = prost_types::Duration::try_from(deadline).ok();
-        self.with(|w| w.drain = Some(Drain { deadline }));
+        // What it was not told yet stays: one that is to stop does not go on elsewhere.
+        self.with(|w| w.drain = Some(Drain { deadline, ..w.drain.take().unwrap_or_default() }));
+    }
+
+    /// The executor is to stop.
+    pub(crate) fn stop(&self, reason: &str) {
+        self.with(|w| {
+            let drain = w.drain.get_or_insert_default();
+            drain.stop = true;
+            reason.clone_into(&mut drain.reason);
+        });
     }
 
     /// Ends the stream once what waits is sent.
@@ -252,6 +263,22 @@ mod tests {
         assert_eq!(first, alone);
         let second = outbox.next(SOON).await.unwrap();
         assert_eq!((second.acks.len(), second.leases.len(), second.drain.is_some()), (1, 1, true));
+    }
+
+    #[tokio::test]
+    async fn who_is_to_stop_is_told_so_whatever_else_it_is_told_at_once() {
+        for order in [true, false] {
+            let outbox = Outbox::default();
+            if order {
+                outbox.stop("enough");
+            }
+            outbox.drain(SOON);
+            if !order {
+                outbox.stop("enough");
+            }
+            let drain = outbox.next(SOON).await.unwrap().drain.unwrap();
+            assert!(drain.stop && drain.reason == "enough" && drain.deadline.is_some());
+        }
     }
 
     #[tokio::test]

@@ -12,15 +12,16 @@ use std::{
 
 use futures::stream;
 use stepwell_proto::{
-    id::{LeaseId, number_of, task_of},
+    id::{LeaseId, executor_id, number_of, task_of},
     json,
     refusal::Refusal,
     v1::{
-        Ack, CancelStepRequest, CancelStepResponse, ErrorReason, Failure, GetStepRequest,
-        GetStepResponse, Hello, ListStepResultsRequest, ListStepResultsResponse, Outcome,
-        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
-        SkipStepRequest, SkipStepResponse, StepResult, Welcome, WorkRequest, WorkResponse,
-        outcome::Kind, step_service_server,
+        Ack, CancelStepRequest, CancelStepResponse, DrainExecutorRequest, DrainExecutorResponse,
+        ErrorReason, Failure, GetStepRequest, GetStepResponse, Hello, ListExecutorsRequest,
+        ListExecutorsResponse, ListHandlersRequest, ListHandlersResponse, ListStepResultsRequest,
+        ListStepResultsResponse, Outcome, ResolveStepRequest, ResolveStepResponse,
+        RetryStepRequest, RetryStepResponse, SkipStepRequest, SkipStepResponse, StepResult,
+        Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
     },
 };
 use stepwell_serve::{Age, Line, Shutdown};
@@ -31,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 use tracing::Instrument;
 
 use crate::{
+    executors::Executors,
     offer::{Offer, SLOTS_MAX},
     operate::Operations,
     outbox::Outbox,
@@ -58,6 +60,7 @@ pub(crate) struct Steps(Arc<Inner>);
 
 struct Inner {
     operations: Operations,
+    executors: Executors,
     sweeps: Sweeps,
     walks: Walks,
     shutdown: Shutdown,
@@ -84,8 +87,9 @@ pub(crate) struct Bounds {
 impl Steps {
     pub(crate) fn new(sweeps: Sweeps, walks: Walks, shutdown: Shutdown, bounds: Bounds) -> Self {
         let operations = Operations::new(sweeps.store.clone(), bounds.result_bytes_max);
+        let executors = Executors::new(sweeps.store.clone());
         let number = AtomicI64::new(1);
-        Self(Arc::new(Inner { operations, sweeps, walks, shutdown, bounds, number }))
+        Self(Arc::new(Inner { operations, executors, sweeps, walks, shutdown, bounds, number }))
     }
 
     /// Opens a session: matched to queues, with what it still holds, welcomed.
@@ -117,7 +121,7 @@ impl Steps {
         inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
         let (adopted, lost) = adopt(&session, hello.held_leases).await?;
         session.outbox.welcome(Welcome {
-            executor_id: format!("{:x}-{:x}", id >> 32, id & 0xffff_ffff),
+            executor_id: executor_id(id),
             grace: prost_types::Duration::try_from(inner.bounds.grace).ok(),
             heartbeat_interval: prost_types::Duration::try_from(inner.bounds.heartbeat).ok(),
             adopted_leases: adopted,
@@ -258,6 +262,7 @@ impl Session {
                     continue;
                 }
             };
+            self.steps.0.sweeps.sessions.hear(self.id);
             let Ok(next) = next else {
                 tracing::info!(?silence, "nothing was heard; stream ended");
                 return;
@@ -495,6 +500,27 @@ impl step_service_server::StepService for Steps {
         request: Request<CancelStepRequest>,
     ) -> Result<Response<CancelStepResponse>, Status> {
         Ok(Response::new(self.0.operations.cancel(request.into_inner()).await?))
+    }
+
+    async fn list_executors(
+        &self,
+        request: Request<ListExecutorsRequest>,
+    ) -> Result<Response<ListExecutorsResponse>, Status> {
+        Ok(Response::new(self.0.executors.list(request.into_inner()).await?))
+    }
+
+    async fn list_handlers(
+        &self,
+        request: Request<ListHandlersRequest>,
+    ) -> Result<Response<ListHandlersResponse>, Status> {
+        Ok(Response::new(self.0.executors.list_handlers(request.into_inner()).await?))
+    }
+
+    async fn drain_executor(
+        &self,
+        request: Request<DrainExecutorRequest>,
+    ) -> Result<Response<DrainExecutorResponse>, Status> {
+        Ok(Response::new(self.0.executors.drain(request.into_inner()).await?))
     }
 }
 

@@ -52,6 +52,12 @@ struct Session {
     outbox: Arc<Outbox>,
     /// No more leases for it.
     draining: bool,
+    /// Somebody told it to stop.
+    stopping: bool,
+    /// When it came.
+    since: Instant,
+    /// When it last said something.
+    heard: Instant,
     /// Its stream is gone; until then it may come back.
     lost: Option<Instant>,
 }
@@ -113,6 +119,20 @@ pub(crate) struct Figures {
     pub(crate) leases: usize,
 }
 
+/// One that is connected, as others may see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Present {
+    pub(crate) session: i64,
+    pub(crate) offer: Arc<Offer>,
+    pub(crate) slots: usize,
+    /// Slots that leases take.
+    pub(crate) used: usize,
+    pub(crate) draining: bool,
+    pub(crate) stopping: bool,
+    pub(crate) since: Instant,
+    pub(crate) heard: Instant,
+}
+
 /// A lease with whose it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owned {
@@ -141,6 +161,7 @@ impl Sessions {
         for queue in &queues {
             inner.serving.entry(*queue).or_default().push_back(session);
         }
+        let now = Instant::now();
         let opened = Session {
             offer,
             queues,
@@ -149,6 +170,9 @@ impl Sessions {
             leases: HashMap::new(),
             outbox,
             draining: false,
+            stopping: false,
+            since: now,
+            heard: now,
             lost: None,
         };
         inner.sessions.insert(session, opened);
@@ -181,6 +205,30 @@ impl Sessions {
         drop(inner);
         self.emptied.notify_waiters();
         owned
+    }
+
+    /// The executor said something.
+    pub(crate) fn hear(&self, session: i64) {
+        if let Some(s) = self.lock().sessions.get_mut(&session) {
+            s.heard = Instant::now();
+        }
+    }
+
+    /// Those that are connected.
+    pub(crate) fn present(&self) -> Vec<Present> {
+        let inner = self.lock();
+        let present = inner.sessions.iter().filter(|(_, s)| s.lost.is_none());
+        let present = present.map(|(id, s)| Present {
+            session: *id,
+            offer: Arc::clone(&s.offer),
+            slots: s.slots,
+            used: s.leases.len(),
+            draining: s.draining,
+            stopping: s.stopping,
+            since: s.since,
+            heard: s.heard,
+        });
+        present.collect()
     }
 
     /// How many executors are connected.
@@ -241,6 +289,14 @@ impl Sessions {
     pub(crate) fn drain(&self, session: i64) {
         if let Some(s) = self.lock().sessions.get_mut(&session) {
             s.draining = true;
+        }
+    }
+
+    /// The executor is to stop: no more leases for it, and it is told.
+    pub(crate) fn stop(&self, session: i64, reason: &str) {
+        if let Some(s) = self.lock().sessions.get_mut(&session) {
+            (s.draining, s.stopping) = (true, true);
+            s.outbox.stop(reason);
         }
     }
 

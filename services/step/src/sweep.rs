@@ -190,7 +190,7 @@ impl Sweeps {
         Ok(more)
     }
 
-    /// Tells executors of leases that others have voided.
+    /// Tells executors what others have to tell them.
     pub(crate) async fn run_signals(self, mut ticker: Ticker) {
         let mut writer = None;
         while ticker.next().await {
@@ -214,6 +214,10 @@ impl Sweeps {
                 return Ok(());
             }
             for signal in &signals {
+                if signal.stop {
+                    self.sessions.stop(signal.session, &signal.reason);
+                    continue;
+                }
                 let (step, token, attempt) = (signal.step, signal.token, signal.attempt);
                 let lease = LeaseId { step, token, attempt };
                 self.sessions.cancel(signal.session, lease, &signal.reason);

@@ -2,7 +2,7 @@
 //! here validated and with its defaults filled in; what makes one valid is decided elsewhere.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -392,7 +392,7 @@ async fn insert(
     Ok(id)
 }
 
-/// One queue per handler, and the plan of the steps.
+/// One queue per handler and set of requirements, and the plan of the steps.
 async fn insert_plan(
     transaction: &mut Transaction<'_, Postgres>,
     id: i32,
@@ -414,12 +414,16 @@ async fn insert_plan(
         steps.clone().map(|step| step.queue_timeout.as_ref().and_then(millis)).collect();
     let total_timeouts: Vec<Option<i64>> =
         steps.map(|step| step.total_timeout.as_ref().and_then(millis)).collect();
+    let requires: Vec<String> =
+        definition.steps.iter().map(|step| requires_text(&step.requires)).collect();
     sqlx::query!(
-        "insert into stepwell.queue (definition, namespace, handler)
-         select $1, $2, handler from unnest($3::text[]) handler group by handler order by handler",
+        "insert into stepwell.queue (definition, namespace, handler, requires)
+         select distinct $1::int, $2, handler, requires
+           from unnest($3::text[], $4::text[]) s(handler, requires) order by handler, requires",
         id,
         definition.namespace,
         &handlers,
+        &requires,
     )
     .execute(&mut **transaction)
     .await?;
@@ -428,10 +432,11 @@ async fn insert_plan(
                                              queue_timeout_ms, total_timeout_ms)
          select $1, s.no - 1, q.id, s.waiting_on, s.max_attempts, s.children::int[], s.queue_timeout,
                 s.total_timeout
-           from unnest($2::text[], $3::int[], $4::int[], $5::text[], $6::bigint[], $7::bigint[])
+           from unnest($2::text[], $3::int[], $4::int[], $5::text[], $6::bigint[], $7::bigint[], $8::text[])
                   with ordinality
-                  s(handler, waiting_on, max_attempts, children, queue_timeout, total_timeout, no)
-           join stepwell.queue q on q.definition = $1 and q.handler = s.handler",
+                  s(handler, waiting_on, max_attempts, children, queue_timeout, total_timeout, requires, no)
+           join stepwell.queue q
+             on q.definition = $1 and q.handler = s.handler and q.requires = s.requires",
         id,
         &handlers,
         &waiting_on,
@@ -439,6 +444,7 @@ async fn insert_plan(
         &children,
         &queue_timeouts as &[Option<i64>],
         &total_timeouts as &[Option<i64>],
+        &requires,
     )
     .execute(&mut **transaction)
     .await?;
@@ -455,6 +461,11 @@ fn version_of(text: &str) -> Result<[i32; 3], Error> {
     numbers
         .and_then(|n| n.try_into().ok())
         .ok_or_else(|| Error::Inconsistent(format!("the version {text:?} was not validated")))
+}
+
+/// Required labels as text: one text for equal ones, so that they can be a part of a key.
+fn requires_text(requires: &BTreeMap<String, String>) -> String {
+    serde_json::to_string(requires).expect("text has a JSON form")
 }
 
 /// An array as Postgres writes it: lists of different lengths have no array type of their own.

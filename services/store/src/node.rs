@@ -149,7 +149,8 @@ impl Writer {
     /// The walk is over: nothing is left of the node.
     pub async fn forget_node(&mut self, node: i32, by: i32) -> Result<(), Error> {
         sqlx::query!(
-            "with gone as (delete from stepwell.node where id = $1 and taken_by = $2 returning id)
+            "with gone as (delete from stepwell.node where id = $1 and taken_by = $2 returning id),
+                  executors as (delete from stepwell.executor where node in (select id from gone))
              delete from stepwell.signal where node in (select id from gone)",
             node,
             by
@@ -164,7 +165,7 @@ impl Writer {
         let rows = sqlx::query_as!(
             SignalRow,
             r#"select s.id as "id!", s.session as "session!", s.key as "step!", s.token as "token!",
-                      s.attempt as "attempt!", s.reason as "reason!"
+                      s.attempt as "attempt!", s.reason as "reason!", s.stop as "stop!"
                  from unnest($1::int[]) n(node),
                       lateral (select * from stepwell.signal s where s.node = n.node
                                 order by s.node, s.id limit 1000) s

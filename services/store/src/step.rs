@@ -3,7 +3,10 @@
 mod moves;
 mod previous;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use sqlx::{PgExecutor, types::Uuid};
 use stepwell_proto::id::{LeaseId, task_of};
@@ -213,12 +216,12 @@ pub struct Adopted {
     pub age_ms: i64,
 }
 
-/// A lease that is void and whose node must tell its executor.
+/// What a node must tell an executor: a lease is void, or it is to stop.
 #[derive(Clone, Debug)]
 pub struct SignalRow {
     /// Its id.
     pub id: i64,
-    /// The session that holds it.
+    /// The session.
     pub session: i64,
     /// The step's key.
     pub step: i64,
@@ -228,6 +231,8 @@ pub struct SignalRow {
     pub attempt: i32,
     /// Why.
     pub reason: String,
+    /// It is to stop; the lease means nothing.
+    pub stop: bool,
 }
 
 /// What steps need to run: their tasks' ids and contexts, and their parents' results.
@@ -585,18 +590,27 @@ impl Store {
         read_inputs(self.reads(), tasks, pairs, each_max, all_max).await
     }
 
-    /// The queues that executors of a namespace may serve: id, definition, handler.
+    /// The queues that executors of a namespace may serve.
     pub async fn queues(&self, namespace: &str) -> Result<Vec<QueueRow>, Error> {
-        let rows = sqlx::query_as!(
-            QueueRow,
-            r#"select q.id, q.definition, q.handler, d.version
+        let rows = sqlx::query!(
+            r#"select q.id, q.definition, q.handler, q.requires, d.version
                  from stepwell.queue q join stepwell.definition d on d.id = q.definition
                 where q.namespace = $1 order by q.id"#,
             namespace
         )
         .fetch_all(self.reads())
         .await?;
-        Ok(rows)
+        let read = |requires: &str, id| {
+            serde_json::from_str(requires)
+                .map_err(|error| Error::Inconsistent(format!("queue {id}: {error}")))
+        };
+        let rows = rows.into_iter().map(|row| {
+            let requires = read(&row.requires, row.id)?;
+            let (id, definition, handler, version) =
+                (row.id, row.definition, row.handler, row.version);
+            Ok(QueueRow { id, definition, handler, requires, version })
+        });
+        rows.collect()
     }
 }
 
@@ -646,7 +660,7 @@ async fn read_inputs(
     Ok(inputs)
 }
 
-/// One handler of one definition.
+/// One handler of one definition with one set of requirements.
 #[derive(Clone, Debug)]
 pub struct QueueRow {
     /// Its id.
@@ -655,6 +669,8 @@ pub struct QueueRow {
     pub definition: i32,
     /// The handler.
     pub handler: String,
+    /// Labels that an executor must have, with these values.
+    pub requires: BTreeMap<String, String>,
     /// The definition's version: major, minor, patch.
     pub version: Vec<i32>,
 }

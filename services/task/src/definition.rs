@@ -1,7 +1,10 @@
 //! What makes a definition valid, and its normal form: every default filled in, so that nobody
 //! after this file needs to know one. Pure. All faults are told at once.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use prost::Message;
 use stepwell_proto::{
@@ -30,6 +33,8 @@ const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
 const CONFIG_BYTES_MAX: usize = 64 << 10;
 const SCHEMA_BYTES_MAX: usize = 256 << 10;
 const EXCEPT_MAX: usize = 100;
+const REQUIRES_MAX: usize = 32;
+const LABEL_BYTES_MAX: usize = 128;
 const ERROR_CLASS_BYTES_MAX: usize = 256;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const DURATION_MIN: Duration = Duration::from_millis(1);
@@ -248,6 +253,25 @@ fn check_step(path: &str, step: &StepTemplate, faults: &mut Vec<Fault>) {
     }
     if let Some(retry) = &step.retry {
         check_retry(&format!("{path}.retry"), retry, faults);
+    }
+    check_requires(&format!("{path}.requires"), &step.requires, faults);
+}
+
+fn check_requires(path: &str, requires: &BTreeMap<String, String>, faults: &mut Vec<Fault>) {
+    if requires.len() > REQUIRES_MAX {
+        let what = format!("has {} labels; at most {REQUIRES_MAX} are allowed", requires.len());
+        faults.push((path.to_owned(), what));
+        return;
+    }
+    for (label, value) in requires {
+        if let Some(what) = name_fault(label) {
+            faults.push((path.to_owned(), format!("the label {} {what}", quoted(label))));
+        }
+        let what = match value.contains('\0') {
+            true => Some("may not contain NUL".to_owned()),
+            false => too_long(value, LABEL_BYTES_MAX),
+        };
+        faults.extend(what.map(|what| (format!("{path}.{label}"), what)));
     }
 }
 

@@ -34,7 +34,7 @@ const DEFINITION: [&str; 10] = [
 ];
 const CONCURRENCY: [&str; 2] = ["key", "limit"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
-const STEP: [&str; 11] = [
+const STEP: [&str; 12] = [
     "name",
     "handler",
     "description",
@@ -46,6 +46,7 @@ const STEP: [&str; 11] = [
     "heartbeat_timeout",
     "config",
     "skippable",
+    "requires",
 ];
 const RETRY: [&str; 6] =
     ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
@@ -192,6 +193,7 @@ fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> St
         heartbeat_timeout: reader.duration(&fields, "heartbeat_timeout", DURATION_MAX),
         config: reader.json_object(&fields, "config"),
         skippable: reader.truth(&fields, "skippable"),
+        requires: reader.text_map(&fields, "requires"),
     }
 }
 

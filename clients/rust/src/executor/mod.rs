@@ -77,6 +77,8 @@ pub struct Report {
     pub voided: u64,
     /// Outcomes that were not acknowledged before the executor gave up.
     pub unacknowledged: u64,
+    /// The service told it to stop.
+    pub stopped: bool,
 }
 
 impl Executor {
@@ -101,6 +103,15 @@ impl Executor {
     #[must_use]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.hello.namespace = namespace.into();
+        self
+    }
+
+    /// Says something of the executor, such as `region` `eu`: steps that require labels come only to
+    /// executors that have all of them with the same values. At most 32; a name has at most 64 bytes
+    /// of letters, digits, `_`, `-`, `.`, `/`, a value at most 128 bytes.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.hello.labels.insert(name.into(), value.into());
         self
     }
 
@@ -161,6 +172,10 @@ impl Executor {
     /// Runs until `shutdown` is done, then drains: takes no more leases, hands back those it has
     /// not started, lets running handlers end within the grace period, and returns once every
     /// outcome is acknowledged, or 5 s after the last handler ended.
+    ///
+    /// It drains in the same way when the service tells it to stop (`stepwell executor drain`), but lets
+    /// running handlers take the time they need, and answers with [`Report::stopped`]. It does not take
+    /// steps again: whether another executor starts in its place is up to the caller.
     ///
     /// Errors: a setting is wrong, or the service says that the executor's messages are.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {

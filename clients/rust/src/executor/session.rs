@@ -80,6 +80,7 @@ impl Session {
 
     pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report, Error> {
         let mut shutdown = pin!(shutdown);
+        let mut told = false;
         while !self.is_done() {
             let late = self.drain.map(Drain::until);
             let wake = select! {
@@ -87,7 +88,7 @@ impl Session {
                 signal = next(&mut self.leaving) => Wake::Leaving(signal),
                 Some(ended) = self.attempts.join_next() => Wake::Ended(ended),
                 Some(lease_id) = self.progress.1.recv() => Wake::Progress(lease_id),
-                () = shutdown.as_mut(), if late.is_none() => Wake::Shutdown,
+                () = shutdown.as_mut(), if !told => Wake::Shutdown,
                 () = until(late) => Wake::Late,
             };
             match wake {
@@ -95,7 +96,10 @@ impl Session {
                 Wake::Leaving(signal) => self.on_leaving(signal),
                 Wake::Ended(ended) => self.on_ended(ended),
                 Wake::Progress(lease_id) => self.on_progress(lease_id),
-                Wake::Shutdown => self.on_shutdown(),
+                Wake::Shutdown => {
+                    told = true;
+                    self.begin_drain(after(self.executor.grace));
+                }
                 Wake::Late => {
                     if !self.on_late() {
                         break;
@@ -142,6 +146,9 @@ impl Session {
             Signal::Message(message) => {
                 self.on_cancels_and_acks(&message);
                 self.on_leases(message.leases);
+                if let Some(drain) = message.drain.filter(|drain| drain.stop) {
+                    self.on_stop(&drain.reason);
+                }
             }
             Signal::Tick => {}
             Signal::Ready | Signal::Lost(_) => self.leaving = None,
@@ -163,7 +170,15 @@ impl Session {
         }
         self.on_cancels_and_acks(&message);
         self.on_leases(message.leases);
-        if let Some(drain) = message.drain {
+        if let Some(drain) = &message.drain
+            && drain.stop
+        {
+            self.on_stop(&drain.reason);
+        }
+        // One that goes down says until when, also to an executor that is to stop.
+        if let Some(drain) = message.drain
+            && (!drain.stop || drain.deadline.is_some())
+        {
             let executor = &self.executor.hello.name;
             tracing::info!(%executor, deadline = ?drain.deadline, "the node sends us on; moving to another");
             let successor = self.link.successor();
@@ -332,9 +347,20 @@ impl Session {
 
     // ── the end ─────────────────────────────────────────────────────────────────────────────────
 
-    fn on_shutdown(&mut self) {
+    fn on_stop(&mut self, reason: &str) {
+        tracing::info!(executor = %self.executor.hello.name, reason, "told to stop");
+        self.report.stopped = true;
+        self.begin_drain(after(Duration::MAX));
+    }
+
+    /// Takes no more steps; running handlers have until then.
+    fn begin_drain(&mut self, until: Instant) {
+        if let Some(begun) = self.drain {
+            self.drain = Some(begun.sooner(until));
+            return;
+        }
         tracing::info!(executor = %self.executor.hello.name, "draining");
-        self.drain = Some(Drain::Handlers(after(self.executor.grace)));
+        self.drain = Some(Drain::Handlers(until));
         if let Some(outbox) = self.outbox() {
             outbox.drain();
         }
@@ -358,6 +384,14 @@ impl Drain {
     fn until(self) -> Instant {
         let (Self::Handlers(until) | Self::Stopping(until) | Self::Acks(until)) = self;
         until
+    }
+
+    /// The same with less time for handlers that run.
+    fn sooner(self, until: Instant) -> Self {
+        match self {
+            Self::Handlers(at) => Self::Handlers(at.min(until)),
+            Self::Stopping(_) | Self::Acks(_) => self,
+        }
     }
 
     /// What is waited for next, while handlers run or not. None are started during a drain.

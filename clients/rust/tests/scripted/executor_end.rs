@@ -91,3 +91,74 @@ async fn an_executor_that_holds_nothing_ends_at_once_even_without_a_service() {
     running.stop();
     assert_eq!(running.end().await.unwrap().sessions, 0);
 }
+
+#[tokio::test]
+async fn an_executor_that_the_service_stops_finishes_what_it_runs_however_long_and_comes_no_more() {
+    let fake = Fake::start().await;
+    let (executor, mut gate) = gated(&fake, 1);
+    let running = Running::new(executor.grace(Duration::ZERO));
+    let mut work = fake.work().await;
+    work.hello().await;
+    work.welcome(&[], &[]).await;
+    work.lease("gated", &["runs", "waits"]).await;
+    gate.starts(1).await;
+    work.stop().await;
+    let mut outcomes = work.drained().await;
+    outcomes.extend(work.outcomes(1 - outcomes.len()).await);
+    assert_eq!(ids(&outcomes), ["waits"], "what was not started goes back");
+    work.ack(&["waits"]).await;
+    // Its grace period is for its own shutdown.
+    gate.let_go(1);
+    assert_eq!(ids(&work.outcomes(1).await), ["runs"]);
+    work.ack(&["runs"]).await;
+    assert!(work.ended().await.is_empty());
+    drop(work);
+    let report = running.end().await.unwrap();
+    assert_eq!((report.sessions, report.completed, report.handed_back), (1, 1, 1));
+    assert!(report.stopped && fake.is_idle().await);
+}
+
+#[tokio::test]
+async fn an_executor_that_is_to_stop_moves_from_a_node_that_goes_down_and_stops_there() {
+    let fake = Fake::start().await;
+    let (executor, mut gate) = gated(&fake, 1);
+    let running = Running::new(executor);
+    let mut work = fake.work().await;
+    work.hello().await;
+    work.welcome(&[], &[]).await;
+    work.lease("gated", &["a"]).await;
+    gate.starts(1).await;
+    work.stop().await;
+    work.drained().await;
+    work.drain().await;
+    let mut next = fake.work().await;
+    let hello = next.hello().await;
+    assert_eq!((hello.slots, hello.held_leases), (0, vec!["a".to_owned()]));
+    next.welcome(&["a"], &[]).await;
+    next.drained().await;
+    gate.let_go(1);
+    assert_eq!(ids(&next.outcomes(1).await), ["a"]);
+    next.ack(&["a"]).await;
+    drop((work, next));
+    let report = running.end().await.unwrap();
+    assert_eq!((report.completed, report.stopped), (1, true));
+}
+
+#[tokio::test]
+async fn the_grace_period_counts_for_one_that_is_to_stop_and_is_shut_down_too() {
+    let fake = Fake::start().await;
+    let (executor, mut gate) = gated(&fake, 1);
+    let running = Running::new(executor.grace(Duration::from_millis(50)));
+    let mut work = fake.work().await;
+    work.hello().await;
+    work.welcome(&[], &[]).await;
+    work.lease("gated", &["a"]).await;
+    gate.starts(1).await;
+    work.stop().await;
+    work.drained().await;
+    running.stop();
+    assert_eq!(failure_of(&work.outcomes(1).await[0]).error_class, "ExecutorShutdown");
+    work.ack(&["a"]).await;
+    drop(work);
+    assert_eq!(running.end().await.unwrap().failed, 1);
+}

@@ -296,6 +296,12 @@ impl Work {
         self.send(WorkResponse { drain: Some(Drain::default()), ..Default::default() }).await;
     }
 
+    /// The executor is to stop.
+    pub async fn stop(&self) {
+        let drain = Drain { stop: true, reason: "enough".into(), ..Default::default() };
+        self.send(WorkResponse { drain: Some(drain), ..Default::default() }).await;
+    }
+
     /// Ends the stream with an error.
     pub async fn cut(self, status: impl Into<Status>) {
         self.responses.send(Err(status.into())).await.unwrap();

@@ -152,7 +152,7 @@ fn traceparent(trace: &[u8]) -> String {
 
 /// The public form of a session.
 pub(crate) fn executor_id(session: i64) -> String {
-    format!("{:x}-{:x}", session >> 32, session & 0xffff_ffff)
+    stepwell_proto::id::executor_id(session)
 }
 
 fn duration(until: DateTime<Utc>, since: DateTime<Utc>) -> prost_types::Duration {

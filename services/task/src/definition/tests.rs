@@ -42,6 +42,13 @@ fn the_hash_is_of_what_it_says_not_of_how_it_is_laid_out() {
     assert_eq!(plain, with(r#"{ "required": ["a"], "type": "object" }"#, r#"{"y": 2, "x": 1.0}"#));
     assert_ne!(plain, with(r#"{"type":"object"}"#, r#"{"x":1.0,"y":2}"#));
     assert_ne!(plain, with(r#"{"type":"object","required":["a"]}"#, r#"{"x":1,"y":2}"#));
+    let requiring = |labels: &[(&str, &str)]| {
+        let requires = labels.iter().map(|(l, v)| ((*l).into(), (*v).into())).collect();
+        let step = StepTemplate { requires, ..step("a", &[]) };
+        from_message(definition(vec![step])).unwrap().content_hash
+    };
+    assert_eq!(requiring(&[("a", "1"), ("b", "2")]), requiring(&[("b", "2"), ("a", "1")]));
+    assert_ne!(requiring(&[("a", "1")]), requiring(&[("a", "2")]));
     // Output-only fields of the request do not count, and saying a default is saying nothing.
     let spoken = Definition {
         namespace: "default".into(),
@@ -74,6 +81,9 @@ fn all_faults_are_told_at_once_with_their_paths() {
                     jitter: Some(-0.1),
                     except: vec![String::new(), "x".repeat(300)],
                 }),
+                requires: [("a b", "x"), ("zone", &"x".repeat(129)), ("nul", "\0")]
+                    .map(|(label, value)| (label.into(), value.into()))
+                    .into(),
                 ..step("one", &["two", "two", "nowhere"])
             },
             step("", &[]),
@@ -95,6 +105,9 @@ fn all_faults_are_told_at_once_with_their_paths() {
             "steps[0].depends_on[1]",
             "steps[0].depends_on[2]",
             "steps[0].handler",
+            "steps[0].requires",
+            "steps[0].requires.nul",
+            "steps[0].requires.zone",
             "steps[0].retry.except[0]",
             "steps[0].retry.except[1]",
             "steps[0].retry.initial_backoff",
@@ -123,6 +136,13 @@ fn a_definition_is_bounded_in_steps_edges_and_bytes() {
         step.depends_on = names[..i].to_vec();
     }
     assert_eq!(paths(definition(dense)), ["steps"]);
+
+    let requires = |n: usize| {
+        let requires = (0..n).map(|i| (format!("l{i}"), String::new())).collect();
+        definition(vec![StepTemplate { requires, ..step("a", &[]) }])
+    };
+    assert!(from_message(requires(REQUIRES_MAX)).is_ok());
+    assert_eq!(paths(requires(REQUIRES_MAX + 1)), ["steps[0].requires"]);
 
     let config = format!(r#"{{"a": "{}"}}"#, "x".repeat(60_000));
     let heavy =

@@ -1,7 +1,7 @@
 //! Typed reading of nodes: each function takes a field, records where it stands, and either gives
 //! its value or notes a fault and goes on, so that one look at a text finds all its faults.
 
-use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use stepwell_proto::v1::Definition;
 
@@ -147,6 +147,22 @@ impl Reader {
             texts.extend(self.text_of(&path, node));
         }
         texts
+    }
+
+    /// A field that is a mapping of text to text; empty if it is not there.
+    pub(super) fn text_map(&mut self, fields: &Fields<'_>, key: &str) -> BTreeMap<String, String> {
+        let Some((path, node)) = fields.get(key) else { return BTreeMap::new() };
+        let Value::Map(entries) = &node.value else {
+            self.wrong::<()>(&path, node, "a mapping");
+            return BTreeMap::new();
+        };
+        let mut map = BTreeMap::new();
+        for (key, value) in self.unique(&path, entries) {
+            let path = child(&path, &key.text);
+            self.place(&path, value.at);
+            map.extend(self.text_of(&path, value).map(|text| (key.text.clone(), text)));
+        }
+        map
     }
 
     fn text_of(&mut self, path: &str, node: &Node) -> Option<String> {

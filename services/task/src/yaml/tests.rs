@@ -34,6 +34,7 @@ steps:
     depends_on: [validate_cart]
     retry: {max_attempts: 2, except: [CardDeclined]}
     timeout: 10s
+    requires: {region: eu, zone: '1'}
     config: {gateway: test, limit: 1.10, on: true, none: ~, code: '007'}
 ";
 
@@ -56,6 +57,10 @@ fn a_definition_is_read_with_its_defaults() {
     assert_eq!(of_pay.multiplier, 2.0);
     assert_eq!(of_pay.except, ["CardDeclined"]);
     assert_eq!(pay.config, r#"{"gateway":"test","limit":1.10,"on":true,"none":null,"code":"007"}"#);
+    let requires: Vec<(&str, &str)> =
+        pay.requires.iter().map(|(label, value)| (label.as_str(), value.as_str())).collect();
+    assert_eq!(requires, [("region", "eu"), ("zone", "1")]);
+    assert!(cart.requires.is_empty());
     assert_eq!(read.content_hash.len(), 64);
 }
 
@@ -107,6 +112,11 @@ fn each_kind_of_fault_says_where_and_what_was_probably_meant() {
         (step("handler: a b"), "steps[0].handler at 4:14", "may not contain ' '"),
         (step("handler: a\n    handler: b"), "steps[0] at 5:5", "twice; first at 4:5"),
         (step("config: {rate: .inf}"), "steps[0].config.rate at 4:20", "not finite"),
+        (step("require: {region: eu}"), "steps[0].require at 4:5", "did you mean `requires`?"),
+        (step("requires: [eu]"), "steps[0].requires at 4:15", "must be a mapping"),
+        (step("requires: {zone: 7}"), "steps[0].requires.zone at 4:22", "is a number; quote it"),
+        (step("requires: {a: x, a: y}"), "steps[0].requires at 4:22", "twice; first at 4:16"),
+        (step("requires: {a b: x}"), "steps[0].requires at 4:15", "\"a b\" may not contain ' '"),
         (step("config: [1]"), "steps[0].config at 4:13", "must be a mapping"),
         (step("config: {a: \"\\0\"}"), "steps[0].config at 4:13", r"\u0000"),
         ("name: d\nsteps: []\n".into(), "steps at 2:8", "at least one"),
