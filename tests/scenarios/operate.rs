@@ -8,7 +8,7 @@ use std::sync::{
 use serde_json::{Value, json};
 use stepwell_client::{Error, Executor, HandlerError, Start, StepContext, v1};
 use stepwell_proto::v1::ErrorReason;
-use stepwell_tests::{Running, World, check, until};
+use stepwell_tests::{Running, SOON, World, check, until};
 use tokio::sync::Notify;
 
 use super::cli::stepwell;
@@ -264,6 +264,8 @@ async fn an_operator_mends_a_task_on_the_command_line() {
     let (id, charge) = (task.task_id.as_str(), step_id(&task, 0));
     let (code, out, _) = stepwell(&world, &["step", "get", &charge], "");
     assert!(code == 0 && out.contains("error") && out.contains("Down: no gateway"), "{out}");
+    let (code, out, _) = stepwell(&world, &["step", "why", &step_id(&task, 2)], "");
+    assert!(code == 0 && out.starts_with("pending\n- it waits for charge"), "{out}");
     let (code, _, err) = stepwell(&world, &["step", "skip", &charge], "");
     assert!(code == 4 && err.contains("STEP_NOT_SKIPPABLE"), "{code} {err}");
     let (code, out, err) = stepwell(&world, &["task", "retry", id, "--by", "me"], "");
@@ -282,5 +284,49 @@ async fn an_operator_mends_a_task_on_the_command_line() {
     assert!(code == 4 && err.contains("ILLEGAL_TRANSITION"), "{code} {err}");
     let (code, out, _) = stepwell(&world, &["task", "cancel", id, "--override"], "");
     assert!(code == 0 && out.contains("cancelled"), "{out}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_does_not_run_says_what_is_in_its_way() {
+    let world = World::start().await;
+    world.define("{name: d, steps: [{name: a}, {name: b, depends_on: [a]}]}").await;
+    let tasks = [world.create("d", &json!({})).await, world.create("d", &json!({})).await];
+    let kinds = async |task: &v1::Task, number| {
+        let request = v1::GetStepReadinessRequest { step_id: step_id(task, number) };
+        let answer = world.client.get_step_readiness(request).await.unwrap();
+        let kinds: Vec<_> = answer.obstacles.iter().map(v1::Obstacle::kind).collect();
+        assert_eq!(answer.ready, answer.state() == v1::State::Pending && kinds.is_empty());
+        (answer.state().word(), kinds)
+    };
+    // What is told of executors comes a little later.
+    let become_ = async |task: &v1::Task, number, wanted: Vec<v1::ObstacleKind>| {
+        let told = async {
+            while kinds(task, number).await.1 != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, told).await.unwrap_or_else(|_| panic!("never {wanted:?}"));
+    };
+    use v1::ObstacleKind::{NoExecutor, Parents, Paused, SlotsBusy};
+    assert_eq!(kinds(&tasks[0], 0).await, ("pending", vec![NoExecutor]));
+    assert_eq!(kinds(&tasks[0], 1).await.1, [Parents, NoExecutor]);
+    let go = Arc::new(Notify::new());
+    let goes = Arc::clone(&go);
+    let executor = Executor::new(&world.client, "e").slots(1).handler("a", move |_| {
+        let go = Arc::clone(&goes);
+        async move {
+            go.notified().await;
+            Ok::<_, HandlerError>(())
+        }
+    });
+    let running = world.run(executor);
+    become_(&tasks[1], 0, vec![SlotsBusy]).await;
+    assert_eq!(kinds(&tasks[0], 0).await, ("in_progress", vec![]));
+    let pause = v1::PauseTaskRequest { task_id: tasks[1].task_id.clone(), ..Default::default() };
+    world.client.pause_task(pause).await.unwrap();
+    assert_eq!(kinds(&tasks[1], 0).await.1, [Paused, SlotsBusy]);
+    go.notify_one();
+    become_(&tasks[1], 0, vec![Paused]).await;
     running.stop().await;
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use stepwell_client::Client;
 use stepwell_proto::v1::{
-    CancelStepRequest, GetStepRequest, ResolveStepRequest, RetryStepRequest, SkipStepRequest, Step,
+    CancelStepRequest, GetStepReadinessRequest, GetStepReadinessResponse, GetStepRequest,
+    ResolveStepRequest, RetryStepRequest, SkipStepRequest, Step,
 };
 
 use crate::{
@@ -19,6 +20,8 @@ use crate::{
 pub(crate) enum Command {
     /// Show a step with its result.
     Get(Get),
+    /// Say why a step does not run.
+    Why(Get),
     /// Try a step in error again.
     Retry(Retry),
     /// Declare a step done, with a result for the steps that depend on it.
@@ -81,6 +84,10 @@ impl Command {
                 let answer = show.client()?.get_step(GetStepRequest { step_id }).await?;
                 show.step(answer.step, false)
             }
+            Self::Why(Get { step_id, show }) => {
+                let request = GetStepReadinessRequest { step_id };
+                show.readiness(&show.client()?.get_step_readiness(request).await?)
+            }
             Self::Retry(Retry { attempts, of: Move { step_id, note, show } }) => {
                 let (reason, retried_by) = (note.reason, note.by);
                 let attempts = attempts.unwrap_or_default();
@@ -114,6 +121,19 @@ impl Command {
 impl Show {
     fn client(&self) -> Result<Client, Fault> {
         self.connect.client()
+    }
+
+    fn readiness(&self, answer: &GetStepReadinessResponse) -> Result<ExitCode, Fault> {
+        if self.output == output::Format::Json {
+            output::line(output::json("GetStepReadinessResponse", answer)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let ready = if answer.ready { ", ready" } else { "" };
+        output::line(format!("{}{ready}", answer.state().word()))?;
+        for obstacle in &answer.obstacles {
+            output::line(format!("- {}", obstacle.message))?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 
     fn step(&self, step: Option<Step>, already: bool) -> Result<ExitCode, Fault> {

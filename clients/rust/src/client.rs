@@ -226,6 +226,17 @@ impl Client {
             .await
     }
 
+    /// Why a step does not run.
+    pub async fn get_step_readiness(
+        &self,
+        request: v1::GetStepReadinessRequest,
+    ) -> Result<v1::GetStepReadinessResponse, Error> {
+        self.steps(&request, |mut service, request| async move {
+            service.get_step_readiness(request).await
+        })
+        .await
+    }
+
     /// Tries a step in error again.
     pub async fn retry_step(
         &self,

@@ -28,6 +28,7 @@ mod offer;
 mod operate;
 mod outbox;
 mod presence;
+mod readiness;
 mod service;
 mod sessions;
 mod settle;

@@ -5,13 +5,19 @@ use stepwell_proto::{
     json,
     refusal::Refusal,
     v1::{
-        CancelStepRequest, CancelStepResponse, ErrorReason, GetStepRequest, GetStepResponse,
-        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
-        SkipStepRequest, SkipStepResponse, State, Step,
+        CancelStepRequest, CancelStepResponse, ErrorReason, GetStepReadinessRequest,
+        GetStepReadinessResponse, GetStepRequest, GetStepResponse, ResolveStepRequest,
+        ResolveStepResponse, RetryStepRequest, RetryStepResponse, SkipStepRequest,
+        SkipStepResponse, State, Step,
     },
 };
-use stepwell_store::{Move, Note, Store, more_attempts};
+use stepwell_store::{Move, Note, Offering, Store, more_attempts};
 use uuid::Uuid;
+
+use crate::readiness::obstacles;
+
+/// So many executors are looked at to say why a step does not run.
+const EXECUTORS_MAX: i32 = 1000;
 
 /// The RPCs about single steps.
 #[derive(Clone)]
@@ -28,6 +34,24 @@ impl Operations {
     pub(crate) async fn get(&self, request: &GetStepRequest) -> Result<GetStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
         Ok(GetStepResponse { step: Some(self.step(id).await?) })
+    }
+
+    pub(crate) async fn readiness(
+        &self,
+        request: &GetStepReadinessRequest,
+    ) -> Result<GetStepReadinessResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        let of = self.store.surroundings(id.task, id.number).await?;
+        let of = of.ok_or_else(|| id.not_found())?;
+        let template = of.definition.step(id.number).ok_or_else(|| id.not_found())?;
+        let wanted = Offering {
+            namespace: of.definition.definition.namespace.clone(),
+            handler: template.handler.clone(),
+        };
+        let executors = self.store.executors(&wanted, 0, EXECUTORS_MAX).await?.items;
+        let obstacles = obstacles(&of, template, &executors);
+        let ready = of.step == State::Pending && obstacles.is_empty();
+        Ok(GetStepReadinessResponse { state: of.step.into(), ready, obstacles })
     }
 
     pub(crate) async fn retry(

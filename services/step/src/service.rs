@@ -17,11 +17,12 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         Ack, CancelStepRequest, CancelStepResponse, DrainExecutorRequest, DrainExecutorResponse,
-        ErrorReason, Failure, GetStepRequest, GetStepResponse, Hello, ListExecutorsRequest,
-        ListExecutorsResponse, ListHandlersRequest, ListHandlersResponse, ListStepResultsRequest,
-        ListStepResultsResponse, Outcome, ResolveStepRequest, ResolveStepResponse,
-        RetryStepRequest, RetryStepResponse, SkipStepRequest, SkipStepResponse, StepResult,
-        Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
+        ErrorReason, Failure, GetStepReadinessRequest, GetStepReadinessResponse, GetStepRequest,
+        GetStepResponse, Hello, ListExecutorsRequest, ListExecutorsResponse, ListHandlersRequest,
+        ListHandlersResponse, ListStepResultsRequest, ListStepResultsResponse, Outcome,
+        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
+        SkipStepRequest, SkipStepResponse, StepResult, Welcome, WorkRequest, WorkResponse,
+        outcome::Kind, step_service_server,
     },
 };
 use stepwell_serve::{Age, Line, Shutdown};
@@ -472,6 +473,13 @@ impl step_service_server::StepService for Steps {
         request: Request<GetStepRequest>,
     ) -> Result<Response<GetStepResponse>, Status> {
         Ok(Response::new(self.0.operations.get(request.get_ref()).await?))
+    }
+
+    async fn get_step_readiness(
+        &self,
+        request: Request<GetStepReadinessRequest>,
+    ) -> Result<Response<GetStepReadinessResponse>, Status> {
+        Ok(Response::new(self.0.operations.readiness(request.get_ref()).await?))
     }
 
     async fn retry_step(

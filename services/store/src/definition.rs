@@ -486,7 +486,7 @@ fn bytes_of(hex: &str) -> Option<Vec<u8>> {
 }
 
 /// A time of the database as it goes over the wire.
-pub(crate) fn timestamp(at: chrono::DateTime<chrono::Utc>) -> prost_types::Timestamp {
+pub fn timestamp(at: chrono::DateTime<chrono::Utc>) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: at.timestamp(),
         nanos: i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(999_999_999),

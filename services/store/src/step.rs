@@ -2,6 +2,7 @@
 
 mod moves;
 mod previous;
+mod readiness;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,6 +16,7 @@ use stepwell_trace::TraceContext;
 use crate::{Error, Store, StoredDefinition, Writer, span};
 
 pub use moves::{Move, Moved};
+pub use readiness::Surroundings;
 
 /// Concurrency keys that one call looks at.
 const KEYS_PER_CALL: i32 = 500;
