@@ -73,7 +73,8 @@ impl Http {
         let late = |about: &str| Failure::passing("Timeout", format!("{about}: no answer in time"));
         for _ in 0..=REDIRECTS_MAX {
             let about = hider.text(about(&request));
-            let sent = timeout_at(deadline, self.client(&request.url)?.execute(sendable(&request)));
+            let client = self.client(&request.url).map_err(|problem| problem.hidden(hider))?;
+            let sent = timeout_at(deadline, client.execute(sendable(&request)));
             let response = sent.await.map_err(|_| late(&about))?;
             let response = response.map_err(|error| broken(&about, error, hider))?;
             let status = response.status();
@@ -239,7 +240,7 @@ fn broken(about: &str, error: reqwest::Error, hider: &Hider) -> Failure {
     let (mut text, mut cause) = (error.to_string(), error.source());
     while let Some(inner) = cause {
         if let Some(not_public) = inner.downcast_ref::<NotPublic>() {
-            return not_public.problem().into();
+            return not_public.problem().hidden(hider).into();
         }
         text = format!("{text}: {inner}");
         cause = inner.source();

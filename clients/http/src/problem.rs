@@ -4,6 +4,8 @@ use std::fmt;
 
 use stepwell_client::HandlerError;
 
+use crate::secrets::Hider;
+
 /// Why a call is not made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Problem {
@@ -28,6 +30,14 @@ impl Problem {
 
     pub(crate) fn value(key: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Value { key: key.into(), what: what.into() }
+    }
+
+    /// Without what nobody may see: of all of it only a host may be a secret.
+    pub(crate) fn hidden(self, hider: &Hider) -> Self {
+        match self {
+            Self::Host { host, what } => Self::Host { host: hider.text(host), what },
+            other => other,
+        }
     }
 
     /// Its error class, which retry policies and people find it by.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ffi::OsString, fmt};
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::{Map, Value};
+use url::Url;
 
 use crate::{
     Error,
@@ -75,11 +76,22 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// A secret as it is, as it stands in a url, and as it stands in JSON text.
-fn forms(secret: &str) -> [String; 3] {
+/// A secret as it is, as it stands in the path of a url, in its host, and in JSON text. Of a secret
+/// that is a url, host and path are secret, too.
+fn forms(secret: &str) -> Vec<String> {
     let json = Value::from(secret).to_string();
-    let json = json.trim_start_matches('"').strip_suffix('"').unwrap_or(&json);
-    [secret.to_owned(), utf8_percent_encode(secret, VALUE).to_string(), json.to_owned()]
+    let mut forms = vec![
+        secret.to_owned(),
+        utf8_percent_encode(secret, VALUE).to_string(),
+        secret.to_ascii_lowercase(),
+        json[1..json.len() - 1].to_owned(),
+    ];
+    if let Ok(url) = Url::parse(secret) {
+        let parts = [url.host_str(), Some(url.path().trim_end_matches('/'))];
+        let parts = parts.into_iter().flatten().filter(|part| part.len() >= BYTES_MIN);
+        forms.extend(parts.map(str::to_owned));
+    }
+    forms
 }
 
 /// Replaces the secrets of a call by `***`.
@@ -159,6 +171,15 @@ pub(crate) mod tests {
             ("another", "another"),
         ] {
             assert_eq!(hider.text(text.into()), hidden);
+        }
+        let webhook = secrets(&[("U", "https://Hooks.example/services/T0/B1/?k=v")]);
+        let place = Place::Secret("U".into());
+        let of_url = webhook.hider(&[&place]);
+        for (text, hidden) in [
+            ("POST hooks.example/services/T0/B1/x: 500", "POST ******/x: 500"),
+            ("hooks.example is not allowed", "*** is not allowed"),
+        ] {
+            assert_eq!(of_url.text(text.into()), hidden);
         }
         let value = json!({"to/ken\"": ["ken\"", 12345, 1234, 91_234_567, null, true]});
         let hidden = json!({"***": ["***", "***", 1234, "9***67", null, true]});
