@@ -26,6 +26,9 @@ use crate::{
 
 /// A connection that takes longer goes to the host's next address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent HTTP/2 connection is asked this often whether its peer is there, and given up if it does
+/// not answer for half as long: calls share it, and would all be late.
+const KEEPALIVE: Duration = Duration::from_secs(20);
 /// A failed response whose body dawdles is quoted as far as it came.
 const EXCERPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most connections that are kept for one host.
@@ -116,7 +119,9 @@ fn client(
             .user_agent(concat!("stepwell-http/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_PER_HOST_MAX);
+            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .http2_keep_alive_timeout(KEEPALIVE / 2);
         set(if settings.proxy_from_env { builder } else { builder.no_proxy() })
     };
     builder()

@@ -33,8 +33,8 @@ pub(crate) struct Options {
         hide_default_value = true
     )]
     pub(crate) namespace: String,
-    /// Calls at once. 1 to 10,000; default 16. Each may hold its request and its response, of 1 MiB
-    /// each, in memory.
+    /// Calls at once. 1 to 10,000; default 16. Each may take some MiB of memory: values, request and
+    /// response.
     #[arg(long, env = "STEPWELL_HTTP_SLOTS", default_value_t = 16, hide_default_value = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     pub(crate) slots: usize,
     /// A host that calls may go to, whatever its address; may be repeated, with commas in the
