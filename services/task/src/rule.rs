@@ -50,43 +50,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if (1..20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         return Err(format!("needs a unit: `{text}s`, for example"));
     }
-    let (mut rest, mut total, mut last) = (text, Duration::ZERO, u64::MAX);
-    while !rest.is_empty() {
-        let (number, unit, tail) = segment(rest).ok_or_else(wanted)?;
-        if unit >= last {
-            return Err(wanted());
-        }
-        last = unit;
-        total = total.checked_add(scaled(number, unit).ok_or_else(wanted)?).ok_or_else(wanted)?;
-        rest = tail;
-    }
-    if last == u64::MAX { Err(wanted()) } else { Ok(total) }
+    stepwell_proto::time::written(text).ok_or_else(wanted)
 }
 
 /// The longest duration of a field, as people write it.
 pub fn most(max: Duration) -> String {
-    format!("{}h", max.as_secs() / 3600)
-}
-
-/// One number with its unit in milliseconds, and what follows.
-fn segment(text: &str) -> Option<(&str, u64, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let (number, rest) = text.split_at(end);
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
-    let (unit, factor) = units.into_iter().find(|(unit, _)| rest.starts_with(unit))?;
-    Some((number, factor, &rest[unit.len()..]))
-}
-
-/// The number times the unit, exact to the nanosecond.
-fn scaled(number: &str, unit: u64) -> Option<Duration> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    if fraction.len() > 9 || fraction.is_empty() {
-        return None;
-    }
-    let digits = format!("{fraction:0<9}").parse::<u64>().ok()?;
-    let nanos = digits.checked_mul(unit)? / 1000;
-    Duration::from_millis(whole.parse::<u64>().ok()?.checked_mul(unit)?)
-        .checked_add(Duration::from_nanos(nanos))
+    format!(\"{}h\", max.as_secs() / 3600)
 }
 
 /// Text of a request as it may stand in a message: quoted, and cut when it is long.
