@@ -55,7 +55,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 /// The longest duration of a field, as people write it.
 pub fn most(max: Duration) -> String {
-    format!(\"{}h\", max.as_secs() / 3600)
+    format!("{}h", max.as_secs() / 3600)
 }
 
 /// Text of a request as it may stand in a message: quoted, and cut when it is long.
