@@ -88,7 +88,7 @@ begin
      where k.ctid = a.place
     returning k.key, k.queue, k.attempt, k.token, k.session, k.max_attempts, a.id),
   begun as (
-    update task t set state = 2, started_at = v_at
+    update task t set state = 2, started_at = coalesce(t.started_at, v_at)
       from (select (select ctid from task where id = i.task and state = 1) place
               from (select distinct key >> 14 task from u) i) i
      where t.ctid = i.place

@@ -51,7 +51,9 @@ declare
 begin
   with u as (
     update task t set live_n = o.live, failed_n = o.failed, cancelled_n = o.cancelled, state = o.to_state,
-           finished_at = case when o.to_state not in (1, 2) then coalesce(t.finished_at, p_at) end,
+           finished_at = case when o.to_state in (1, 2) then null
+                              when o.from_state = 4 and o.to_state = 3 then p_at   -- it was open again on its way
+                              else coalesce(t.finished_at, p_at) end,
            deadline    = case when o.from_state = 4 and o.to_state = 1 and t.deadline is not null
                               then p_at + (select deadline_ms from definition where id = t.definition) * interval '1 ms'
                               else t.deadline end,

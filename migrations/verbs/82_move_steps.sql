@@ -25,7 +25,8 @@ begin
   with o as (
     select s.*, (select p.max_attempts from step_template p
                   where p.definition = (select definition from task where id = s.key >> 14) and p.no = s.key & 16383) planned,
-           case p_to when 4 then rtrim(p_note, '}') || ', "max_attempts": ' || s.max_attempts || '}' else p_note end failure
+           case when p_to = 4 and right(p_note, 1) = '}' then left(p_note, -1) || ', "max_attempts": ' || s.max_attempts || '}'
+                else p_note end failure
       from (select distinct key from unnest(p_key) key) i,
            lateral (select ctid place, key, state, waiting_on, attempt, max_attempts, queue, node, session, token
                       from step where key = i.key offset 0) s
@@ -90,7 +91,8 @@ begin
   end if;
 end $$;
 
--- Of these tasks, the steps that wait behind a cancelled one: they can never run.
+-- Of these tasks, the steps that wait behind a cancelled one: they can never run. Nothing waits for a step
+-- that is complete or resolved.
 create or replace function stepwell.behind_cancelled(p_task bigint[])
   returns bigint[] language sql stable set search_path = stepwell as $$
   with recursive b(key) as (
@@ -100,7 +102,8 @@ create or replace function stepwell.behind_cancelled(p_task bigint[])
                      where key between t << 14 and (t << 14) + 16383 and state = 5 offset 0) s, unnest(s.children) child
     union
     select b.key & ~16383::bigint | child
-      from b, lateral (select children from step where key = b.key offset 0) s, unnest(s.children) child)
+      from b, lateral (select children from step where key = b.key and state not in (3, 6) offset 0) s,
+           unnest(s.children) child)
   select array_agg(key) from b
 $$;
 

@@ -1,0 +1,652 @@
+//! The real verbs, called at a simulated time, and the rows they leave, in the model's words.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use sqlx::{
+    Connection as _, PgConnection, Row as _,
+    postgres::PgRow,
+    types::chrono::{DateTime, Utc},
+};
+use stepwell_proto::{
+    id::{number_of, step_key, task_of},
+    v1::State,
+};
+use stepwell_store::{Options, Store, Writer};
+use uuid::Uuid;
+
+use super::{
+    dag::{Plan, QUEUES},
+    model::{Id, Leased, Moved, Ms, Retired, Settle, Settled, Sweep},
+};
+
+/// Keys of tasks that a case has for itself.
+const KEYS: i64 = 1_000;
+/// Verbs that are called, by their names in Postgres.
+type Called = BTreeSet<&'static str>;
+/// What a verb answers, unless its node is retired. Any other error is a fault.
+pub type Answer<T> = Result<Result<T, Retired>, sqlx::Error>;
+
+/// A database in which one case runs after another.
+pub struct Database {
+    writer: Writer,
+    /// Verbs that were called.
+    pub called: Called,
+    base: DateTime<Utc>,
+    /// Simulated, since the case began.
+    now: Ms,
+    first_task: i64,
+    unused: i64,
+    position: i64,
+    uids: Vec<Uuid>,
+    definitions: Vec<i32>,
+    queues: Vec<i32>,
+    nodes: Vec<i32>,
+    /// Of the rows that are ready, ascending: as the model's, in other numbers.
+    places: Vec<i64>,
+}
+
+/// What the tables hold of a case, a line for each row, and of the log what is new.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    pub tasks: String,
+    pub steps: String,
+    pub ready: String,
+    pub timers: String,
+    pub signals: String,
+    pub nodes: String,
+    /// In the order of the log, and after the last look.
+    pub events: String,
+    /// How many of those have another batch, another time or another task's id than they must, or a
+    /// position with a hole before it.
+    pub strange: i64,
+}
+
+const ROWS: &str = "
+  with base as materialized (select $1::timestamptz at, $2::bigint task, $3::int[] queue, $4::int[] node)
+  select
+    (select string_agg((id - b.task, state, live_n, failed_n, cancelled_n,
+                        (extract(epoch from started_at - b.at) * 1000)::bigint,
+                        (extract(epoch from finished_at - b.at) * 1000)::bigint)::text, e'\\n' order by id)
+       from stepwell.task where id between $2 and $2 + 999),
+    (select string_agg(((key >> 14) - b.task, key & 16383, state, waiting_on, attempt, max_attempts,
+                        (extract(epoch from not_before - b.at) * 1000)::bigint,
+                        (extract(epoch from leased_at - b.at) * 1000)::bigint,
+                        token, array_position(b.node, node) - 1, session, last_token, last_kind,
+                        result, last_error)::text, e'\\n' order by key)
+       from stepwell.step where key between $2 << 14 and ($2 + 999) << 14),
+    (select string_agg((array_position(b.queue, queue) - 1, place, (key >> 14) - b.task, key & 16383, attempt)::text,
+                       e'\\n' order by array_position(b.queue, queue), place, key)
+       from (select *, dense_rank() over (order by id) place from stepwell.ready_step where queue = any($3)) r),
+    (select string_agg(((extract(epoch from due - b.at) * 1000)::bigint, (key >> 14) - b.task, key & 16383, attempt)::text,
+                       e'\\n' order by due, key, attempt)
+       from stepwell.timer),
+    (select string_agg((array_position(b.node, node) - 1, session, (key >> 14) - b.task, key & 16383, token, attempt)::text,
+                       e'\\n' order by key, token)
+       from stepwell.signal where node = any($4)),
+    (select string_agg((array_position(b.node, id) - 1, (extract(epoch from lease_until - b.at) * 1000)::bigint,
+                        (extract(epoch from retired_at - b.at) * 1000)::bigint,
+                        array_position(b.node, taken_by) - 1)::text, e'\\n' order by id)
+       from stepwell.node where id = any($4)),
+    (select string_agg((task - b.task, no, type, from_state, to_state, attempt, session,
+                        (extract(epoch from mark - b.at) * 1000)::bigint, array_to_string(names, '+'))::text,
+                       e'\\n' order by position)
+       from stepwell.event where position > $5),
+    l.last, l.n - l.sound,
+    (select array_agg(distinct id order by id) from stepwell.ready_step where queue = any($3))
+    from base b,
+         (select max(position) last, count(*) n,
+                 count(*) filter (where batch = first and at = $6 and uid = ($7::uuid[])[task - $2 + 1]
+                                    and position = first + i - 1) sound
+            from (select *, min(position) over () first, row_number() over (order by position) i
+                    from stepwell.event where position > $5) e) l";
+
+impl Database {
+    /// Over a database of its own, in which these statements are carried out first.
+    pub async fn with(url: &str, statements: &str) -> Self {
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        let statements = sqlx::AssertSqlSafe(statements.to_owned());
+        sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+        let store = Store::connect(&Options::new(url), "simulation").await.unwrap();
+        let mut writer = store.writer().await.unwrap();
+        // What a crash loses is none of its business.
+        sqlx::query("set synchronous_commit = off").execute(writer.connection()).await.unwrap();
+        Self {
+            writer,
+            called: Called::new(),
+            base: DateTime::from_timestamp(4_102_444_800, 0).unwrap(),
+            now: 0,
+            first_task: 0,
+            unused: 0,
+            position: 0,
+            uids: Vec::new(),
+            definitions: Vec::new(),
+            queues: Vec::new(),
+            nodes: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+
+    /// A new case: nothing of the one before is left but its definitions and its place in the log.
+    pub async fn begin(&mut self, plans: &[Plan], tasks: usize) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "with a as (delete from stepwell.task), b as (delete from stepwell.task_detail),
+                  c as (delete from stepwell.step), d as (delete from stepwell.ready_step),
+                  e as (delete from stepwell.timer), f as (delete from stepwell.signal),
+                  g as (delete from stepwell.event)
+             delete from stepwell.node",
+        )
+        .execute(self.writer.connection())
+        .await?;
+        self.now = 0;
+        self.first_task += KEYS;
+        self.unused = self.first_task + KEYS / 2;
+        self.uids = (0..tasks).map(|_| Uuid::now_v7()).collect();
+        self.nodes.clear();
+        self.definitions.clear();
+        self.queues.clear();
+        for plan in plans {
+            self.define(plan).await?;
+        }
+        Ok(())
+    }
+
+    async fn define(&mut self, plan: &Plan) -> Result<(), sqlx::Error> {
+        let roots = plan.steps.iter().filter(|step| step.parents.is_empty()).count();
+        let queues: Vec<i32> = plan.steps.iter().map(|step| int(step.queue)).collect();
+        let waiting: Vec<i32> = plan.steps.iter().map(|step| int(step.parents.len())).collect();
+        let attempts: Vec<i32> = plan.steps.iter().map(|step| step.max_attempts).collect();
+        let children: Vec<String> = plan.steps.iter().map(|s| array(&s.children)).collect();
+        let row = sqlx::query(
+            "with d as (
+               insert into stepwell.definition (namespace, name, version, hash, content, roots)
+               values ('default', $1, '{1, 0, 0}', '', '', $2) returning id),
+             q as (
+               insert into stepwell.queue (definition, namespace, handler)
+               select d.id, 'default', n::text from d, generate_series(0, $3 - 1) n returning id, handler),
+             s as (
+               insert into stepwell.step_template (definition, no, queue, waiting_on, max_attempts, children)
+               select d.id, s.no - 1, q.id, waiting_on, max_attempts, children::int[]
+                 from d, unnest($4::int[], $5::int[], $6::int[], $7::text[]) with ordinality
+                           s(queue, waiting_on, max_attempts, children, no)
+                 join q on q.handler = s.queue::text)
+             select (select id from d), (select array_agg(id order by handler) from q)",
+        )
+        .bind(Uuid::now_v7().to_string())
+        .bind(int(roots))
+        .bind(int(QUEUES))
+        .bind(queues)
+        .bind(waiting)
+        .bind(attempts)
+        .bind(children)
+        .fetch_one(self.writer.connection())
+        .await?;
+        self.definitions.push(row.try_get(0)?);
+        self.queues.extend(row.try_get::<Vec<i32>, _>(1)?);
+        Ok(())
+    }
+
+    /// It is this time from now on.
+    pub fn at(&mut self, now: Ms) {
+        self.now = now;
+    }
+
+    fn time(&self) -> DateTime<Utc> {
+        self.base + millis(self.now)
+    }
+
+    fn key(&self, id: Id) -> i64 {
+        step_key(self.first_task + long(id.task), int(id.no))
+    }
+
+    fn id(&self, key: i64) -> Id {
+        let task = usize::try_from(task_of(key) - self.first_task).expect("a task of this case");
+        Id { task, no: usize::try_from(number_of(key)).expect("a number") }
+    }
+
+    /// The ids of tasks; one that is none of the case's has an id that nobody has.
+    fn uid(&self, task: usize) -> Uuid {
+        self.uids.get(task).copied().unwrap_or_default()
+    }
+
+    fn uids(&self, tasks: &[usize]) -> Vec<Uuid> {
+        tasks.iter().map(|task| self.uid(*task)).collect()
+    }
+
+    /// Everything the tables hold of this case, and of the log what is new since the last look.
+    pub async fn rows(&mut self) -> Result<Rows, sqlx::Error> {
+        let row = sqlx::query(ROWS)
+            .bind(self.base)
+            .bind(self.first_task)
+            .bind(self.queues.clone())
+            .bind(self.nodes.clone())
+            .bind(self.position)
+            .bind(self.time())
+            .bind(self.uids.clone())
+            .fetch_one(self.writer.connection())
+            .await?;
+        let text = |at: usize| row.try_get::<Option<String>, _>(at).map(Option::unwrap_or_default);
+        if let Some(position) = row.try_get::<Option<i64>, _>(7)? {
+            self.position = position;
+        }
+        self.places = row.try_get::<Option<Vec<i64>>, _>(9)?.unwrap_or_default();
+        Ok(Rows {
+            tasks: text(0)?,
+            steps: text(1)?,
+            ready: text(2)?,
+            timers: text(3)?,
+            signals: text(4)?,
+            nodes: text(5)?,
+            events: text(6)?,
+            strange: row.try_get(8)?,
+        })
+    }
+
+    /// The invariants of the whole database.
+    pub async fn check(&mut self) {
+        stepwell_tests::check(self.writer.connection()).await;
+    }
+
+    // ── the verbs ───────────────────────────────────────────────────────────────────────────────
+
+    /// Answers the tasks that are new.
+    pub async fn create(
+        &mut self,
+        tasks: &[(usize, usize, Vec<usize>)],
+        exists: impl Fn(usize) -> bool,
+    ) -> Answer<Vec<usize>> {
+        self.called.insert("create_tasks");
+        let mut keys = Vec::new();
+        for (task, ..) in tasks {
+            self.unused += 1;
+            keys.push(if exists(*task) { self.unused } else { self.first_task + long(*task) });
+        }
+        let n = tasks.len();
+        let uids: Vec<Uuid> = tasks.iter().map(|(task, ..)| self.uid(*task)).collect();
+        let definitions: Vec<i32> =
+            tasks.iter().map(|(_, plan, _)| self.definitions[*plan]).collect();
+        let skipped: Vec<Option<String>> =
+            tasks.iter().map(|(.., no)| (!no.is_empty()).then(|| array(no))).collect();
+        let row = sqlx::query("select n_key from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)")
+            .bind(&keys)
+            .bind(uids)
+            .bind(definitions)
+            .bind(vec![vec![0u8; 32]; n])
+            .bind(vec!["{}"; n])
+            .bind(vec!["who"; n])
+            .bind(vec!["where"; n])
+            .bind(vec!["why"; n])
+            .bind(vec![None::<String>; n])
+            .bind(vec![None::<Vec<u8>>; n])
+            .bind(skipped)
+            .bind(vec![None::<i64>; n])
+            .bind(vec![None::<i32>; n])
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let new: Option<Vec<i64>> = row.try_get(0)?;
+            Ok(new.unwrap_or_default().iter().map(|key| self.id(key << 14).task).collect())
+        })
+    }
+
+    /// `slots`: of each queue from a place on. Places are counted among those of the last look.
+    pub async fn claim(
+        &mut self,
+        node: usize,
+        slots: &[(usize, usize, Vec<i64>)],
+    ) -> Answer<Vec<(usize, Leased)>> {
+        self.called.insert("claim");
+        let (mut at, mut sessions) = (Vec::new(), Vec::<i64>::new());
+        for (.., of) in slots {
+            at.push(int(sessions.len() + 1));
+            sessions.extend(of);
+        }
+        let row = sqlx::query("select * from stepwell.claim($1, $2, $3, $4, $5, $6, $7)")
+            .bind(slots.iter().map(|(queue, ..)| self.queues[*queue]).collect::<Vec<_>>())
+            .bind(
+                slots
+                    .iter()
+                    .map(|(_, from, _)| self.places.get(*from).copied().unwrap_or(0))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(slots.iter().map(|(.., of)| int(of.len())).collect::<Vec<_>>())
+            .bind(at)
+            .bind(sessions)
+            .bind(self.nodes[node])
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let places: Option<Vec<i64>> = row.try_get("l_place")?;
+            let leases = self.leases(&row)?;
+            let of = leases.iter().map(|leased| self.uid(leased.id.task)).collect::<BTreeSet<_>>();
+            let told: Option<Vec<Uuid>> = row.try_get("t_uid")?;
+            assert_eq!(told.unwrap_or_default().into_iter().collect::<BTreeSet<_>>(), of);
+            let places = places.unwrap_or_default().into_iter().map(|place| {
+                self.places.iter().position(|known| *known == place).expect("a place it looked at")
+            });
+            Ok(places.zip(leases).collect())
+        })
+    }
+
+    /// Reports with the slots of a node, or a sweep.
+    pub async fn settle(
+        &mut self,
+        batch: &[Settle],
+        node: Option<usize>,
+        sweep: Option<&Sweep>,
+    ) -> Answer<Settled> {
+        self.called.insert("settle");
+        let (mut at, mut sessions) = (Vec::new(), Vec::new());
+        for item in batch {
+            let some = item.slots.iter().any(Option::is_some);
+            at.push(some.then_some(int(sessions.len() + 1)));
+            sessions.extend(some.then_some(&item.slots).into_iter().flatten().copied());
+        }
+        let (of_node, of_session) = match sweep {
+            None => (None, None),
+            Some(Sweep::Node(node)) => (Some(self.nodes[*node]), None),
+            Some(Sweep::Session(session)) => (None, Some(vec![*session; batch.len()])),
+        };
+        let row = sqlx::query(
+            "select * from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        )
+        .bind(batch.iter().map(|item| self.key(item.id)).collect::<Vec<_>>())
+        .bind(batch.iter().map(|item| item.token).collect::<Vec<_>>())
+        .bind(batch.iter().map(|item| item.kind as i16).collect::<Vec<_>>())
+        .bind(batch.iter().map(|item| item.wait).collect::<Vec<_>>())
+        .bind(batch.iter().map(|item| item.text.as_str()).collect::<Vec<_>>())
+        .bind(at)
+        .bind(sessions)
+        .bind(node.map(|node| self.nodes[node]))
+        .bind(of_node)
+        .bind(of_session)
+        .bind(self.time())
+        .fetch_one(self.writer.connection())
+        .await;
+        answer(row, |row| {
+            let status: Vec<i16> = row.try_get("a_status")?;
+            let accepted = status.iter().map(|status| *status == 1).collect();
+            let mut leases = self.leases(&row)?;
+            leases.sort();
+            Ok(Settled { accepted, ready: number(&row, "ready_n")?, leases })
+        })
+    }
+
+    fn leases(&self, row: &PgRow) -> Result<Vec<Leased>, sqlx::Error> {
+        let longs = |name| row.try_get::<Option<Vec<i64>>, _>(name).map(Option::unwrap_or_default);
+        let ints = |name| row.try_get::<Option<Vec<i32>>, _>(name).map(Option::unwrap_or_default);
+        let (keys, tokens, sessions) = (longs("l_key")?, longs("l_token")?, longs("l_session")?);
+        let (attempts, most) = (ints("l_attempt")?, ints("l_max_attempts")?);
+        let queues = ints("l_queue")?;
+        let queue =
+            |of: &i32| self.queues.iter().position(|queue| queue == of).expect("of the case");
+        let leases = (0..keys.len()).map(|i| Leased {
+            id: self.id(keys[i]),
+            token: tokens[i],
+            attempt: attempts[i],
+            max_attempts: most[i],
+            queue: queue(&queues[i]),
+            session: sessions[i],
+        });
+        Ok(leases.collect())
+    }
+
+    /// Answers the leases that are still held, and for how long, by step.
+    pub async fn adopt(
+        &mut self,
+        node: usize,
+        session: i64,
+        held: &[(Id, i64)],
+    ) -> Answer<Vec<(Leased, Ms)>> {
+        self.called.insert("adopt_leases");
+        let row = sqlx::query("select * from stepwell.adopt_leases($1, $2, $3, $4, $5)")
+            .bind(held.iter().map(|(id, _)| self.key(*id)).collect::<Vec<_>>())
+            .bind(held.iter().map(|(_, token)| *token).collect::<Vec<_>>())
+            .bind(self.nodes[node])
+            .bind(vec![session; held.len()])
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let ages: Option<Vec<i64>> = row.try_get("l_age_ms")?;
+            let mut adopted: Vec<_> =
+                self.leases(&row)?.into_iter().zip(ages.unwrap_or_default()).collect();
+            adopted.sort();
+            Ok(adopted)
+        })
+    }
+
+    /// Answers how many timers were taken, and in how long the next one is due.
+    pub async fn release(&mut self, max: usize) -> Answer<(usize, Option<Ms>)> {
+        self.called.insert("release_due");
+        let row = sqlx::query("select * from stepwell.release_due($1, $2)")
+            .bind(int(max))
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| Ok((number(&row, "taken_n")?, row.try_get("next_ms")?)))
+    }
+
+    /// Moves steps; the event is a number of the catalog.
+    #[expect(clippy::too_many_arguments, reason = "they are the verb's")]
+    pub async fn move_steps(
+        &mut self,
+        ids: &[Id],
+        from: &[State],
+        to: State,
+        event: i16,
+        more: Option<i32>,
+        result: Option<&str>,
+        note: &str,
+    ) -> Answer<Moved> {
+        self.called.insert("move_steps");
+        let row = sqlx::query(
+            "select * from stepwell.move_steps($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(ids.iter().map(|id| self.uid(id.task)).collect::<Vec<_>>())
+        .bind(ids.iter().map(|id| int(id.no)).collect::<Vec<_>>())
+        .bind(from.iter().copied().map(short).collect::<Vec<_>>())
+        .bind(short(to))
+        .bind(event)
+        .bind(note)
+        .bind("why")
+        .bind(more)
+        .bind(result)
+        .bind(self.time())
+        .fetch_one(self.writer.connection())
+        .await;
+        answer(row, |row| {
+            let (was, task) = (states(&row, "s_was")?, states(&row, "s_task")?);
+            let moved: Vec<bool> = row.try_get("s_moved")?;
+            let blocked: Vec<bool> = row.try_get("s_blocked")?;
+            let steps = was.into_iter().zip(task).zip(moved).zip(blocked);
+            let steps = steps.map(|(((was, task), moved), blocked)| (was, task, moved, blocked));
+            let steps = steps.collect();
+            Ok(Moved { steps, ready: number(&row, "ready_n")?, told: number(&row, "told_n")? })
+        })
+    }
+
+    /// Answers the state each was in, and how many nodes are told.
+    pub async fn cancel(
+        &mut self,
+        tasks: &[usize],
+        overriding: bool,
+    ) -> Answer<(Vec<Option<State>>, usize)> {
+        self.called.insert("cancel_tasks");
+        let row = sqlx::query("select * from stepwell.cancel_tasks($1, $2, '{}', 'why', $3)")
+            .bind(self.uids(tasks))
+            .bind(overriding)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| Ok((states(&row, "t_was")?, number(&row, "told_n")?)))
+    }
+
+    /// Answers the state each was in, how many of its steps are tried again, and how many became ready.
+    pub async fn retry(
+        &mut self,
+        tasks: &[usize],
+        more: Option<i32>,
+    ) -> Answer<(Vec<Option<State>>, Vec<usize>, usize)> {
+        self.called.insert("retry_tasks");
+        let row = sqlx::query("select * from stepwell.retry_tasks($1, '{}', $2, $3)")
+            .bind(self.uids(tasks))
+            .bind(more)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let steps: Vec<i32> = row.try_get("t_steps")?;
+            let steps = steps.into_iter().map(|n| usize::try_from(n).expect("a count")).collect();
+            Ok((states(&row, "t_was")?, steps, number(&row, "ready_n")?))
+        })
+    }
+
+    /// Answers the state each was in.
+    pub async fn resolve(&mut self, tasks: &[usize]) -> Answer<Vec<Option<State>>> {
+        self.called.insert("resolve_tasks");
+        let row = sqlx::query("select * from stepwell.resolve_tasks($1, '{}', $2)")
+            .bind(self.uids(tasks))
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| states(&row, "t_was"))
+    }
+
+    // ── nodes ───────────────────────────────────────────────────────────────────────────────────
+
+    /// Registers a node. Nothing but a statement, as in the store, at our time.
+    pub async fn start(&mut self, lease: Ms) -> Result<(), sqlx::Error> {
+        let id = sqlx::query_scalar(
+            "insert into stepwell.node (started_at, lease_until) values ($1, $2) returning id",
+        )
+        .bind(self.time())
+        .bind(self.time() + millis(lease))
+        .fetch_one(self.writer.connection())
+        .await?;
+        self.nodes.push(id);
+        Ok(())
+    }
+
+    /// Extends a node's lease, as the store does, at our time. Answers whether it lives.
+    pub async fn extend(&mut self, node: usize, lease: Ms) -> Answer<bool> {
+        let done = sqlx::query(
+            "update stepwell.node set lease_until = $2 where id = $1 and retired_at is null",
+        )
+        .bind(self.nodes[node])
+        .bind(self.time() + millis(lease))
+        .execute(self.writer.connection())
+        .await?;
+        Ok(Ok(done.rows_affected() == 1))
+    }
+
+    /// Answers whether it lived.
+    pub async fn retire(&mut self, node: usize) -> Answer<bool> {
+        self.called.insert("retire_node");
+        let row = sqlx::query("select stepwell.retire_node($1, $2)")
+            .bind(self.nodes[node])
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| row.try_get(0))
+    }
+
+    /// Its new id is the next node's.
+    pub async fn renew(&mut self, node: usize, lease: Ms) -> Answer<()> {
+        self.called.insert("renew_node");
+        let row = sqlx::query("select stepwell.renew_node($1, $2, $3)")
+            .bind(self.nodes[node])
+            .bind(lease)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        self.nodes.push(row?.try_get(0)?);
+        Ok(Ok(()))
+    }
+
+    /// Answers all that the node has taken over, and how long the grace of each lasts.
+    pub async fn take_over(
+        &mut self,
+        by: usize,
+        lease: Ms,
+        grace: Ms,
+        declare: bool,
+    ) -> Answer<Vec<(usize, Ms)>> {
+        self.called.insert("take_over");
+        let row = sqlx::query("select * from stepwell.take_over($1, $2, $3, $4, $5)")
+            .bind(self.nodes[by])
+            .bind(lease)
+            .bind(grace)
+            .bind(declare)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let nodes: Option<Vec<i32>> = row.try_get("t_node")?;
+            let waits: Option<Vec<i64>> = row.try_get("t_wait_ms")?;
+            let node = |id| self.nodes.iter().position(|node| *node == id).expect("of the case");
+            let nodes = nodes.unwrap_or_default().into_iter().map(node);
+            let mut taken: Vec<_> = nodes.zip(waits.unwrap_or_default()).collect();
+            taken.sort_unstable();
+            Ok(taken)
+        })
+    }
+
+    /// The steps whose leases a node gave, with their tokens, by step.
+    pub async fn leases_of(&mut self, node: usize) -> Vec<(Id, i64)> {
+        let (leases, _) = self.writer.leases_of(self.nodes[node], 0, 100).await.unwrap();
+        let mut leases: Vec<_> = leases.iter().map(|l| (self.id(l.step), l.token)).collect();
+        leases.sort_unstable();
+        leases
+    }
+
+    /// The walk of a node is over.
+    pub async fn forget(&mut self, node: usize, by: usize) {
+        self.writer.forget_node(self.nodes[node], self.nodes[by]).await.unwrap();
+    }
+}
+
+/// Reads an answer; a node that is retired is one.
+fn answer<T>(
+    row: Result<PgRow, sqlx::Error>,
+    read: impl FnOnce(PgRow) -> Result<T, sqlx::Error>,
+) -> Answer<T> {
+    match row {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("SW001") => {
+            Ok(Err(Retired))
+        }
+        row => read(row?).map(Ok),
+    }
+}
+
+fn number(row: &PgRow, name: &str) -> Result<usize, sqlx::Error> {
+    Ok(usize::try_from(row.try_get::<i32, _>(name)?).expect("a count"))
+}
+
+fn states(row: &PgRow, name: &str) -> Result<Vec<Option<State>>, sqlx::Error> {
+    let numbers: Vec<Option<i16>> = row.try_get(name)?;
+    let state = |number: i16| State::try_from(i32::from(number)).expect("a state");
+    Ok(numbers.into_iter().map(|number| number.map(state)).collect())
+}
+
+fn short(state: State) -> i16 {
+    i16::try_from(i32::from(state)).expect("a handful")
+}
+
+fn int(number: usize) -> i32 {
+    i32::try_from(number).expect("a handful")
+}
+
+fn millis(ms: Ms) -> Duration {
+    Duration::from_millis(u64::try_from(ms).expect("time only grows"))
+}
+
+fn long(number: usize) -> i64 {
+    i64::try_from(number).expect("a handful")
+}
+
+/// An array as Postgres writes it.
+fn array(numbers: &[usize]) -> String {
+    format!("{numbers:?}").replace('[', "{").replace(']', "}")
+}

@@ -1,0 +1,436 @@
+//! The test of the test: one rule of a verb at a time is broken, and the simulation must notice. What it
+//! cannot notice is listed too, with what guards it.
+
+use std::sync::Mutex;
+
+use proptest::test_runner::Config;
+
+use super::{WORKERS, Worker, regressions::regressions};
+
+/// The files of the verbs.
+const VERBS: &[(&str, &str)] = &[
+    ("append", include_str!("../../migrations/verbs/10_append.sql")),
+    ("gate", include_str!("../../migrations/verbs/15_gate.sql")),
+    ("create_tasks", include_str!("../../migrations/verbs/20_create_tasks.sql")),
+    ("claim", include_str!("../../migrations/verbs/40_claim.sql")),
+    ("end", include_str!("../../migrations/verbs/45_end.sql")),
+    ("settle", include_str!("../../migrations/verbs/50_settle.sql")),
+    ("node", include_str!("../../migrations/verbs/60_node.sql")),
+    ("release_due", include_str!("../../migrations/verbs/70_release_due.sql")),
+    ("grant_keys", include_str!("../../migrations/verbs/75_grant_keys.sql")),
+    ("move_steps", include_str!("../../migrations/verbs/82_move_steps.sql")),
+    ("move_tasks", include_str!("../../migrations/verbs/84_move_tasks.sql")),
+];
+
+/// A rule that is broken: what is then wrong, the file, the text, and what stands there instead.
+struct Mutation(&'static str, &'static str, &'static str, &'static str);
+
+/// All of these are noticed.
+const NOTICED: &[Mutation] = &[
+    Mutation(
+        "positions with holes inside a batch",
+        "append",
+        "select v_first + e.i - 1, v_first",
+        "select v_first + 2 * (e.i - 1), v_first",
+    ),
+    Mutation(
+        "positions that are drawn twice",
+        "append",
+        "if v_n > 1 then perform setval('position', v_first + v_n - 1); end if;",
+        "",
+    ),
+    Mutation(
+        "places in a queue that are not in the order of commits",
+        "append",
+        "select queue, v_first, key, attempt",
+        "select queue, 0, key, attempt",
+    ),
+    Mutation(
+        "what waits for its time is ready at once",
+        "append",
+        "where due is null or due <= v_at;",
+        ";",
+    ),
+    Mutation(
+        "bypassed roots are ready",
+        "create_tasks",
+        "w.key <> all(coalesce(m.m_key, '{}'))",
+        "true",
+    ),
+    Mutation("a claim without the guard of the attempt", "claim", "s.attempt = r.attempt and", ""),
+    Mutation(
+        "a claim without the guards of the attempt and of its time",
+        "claim",
+        "and s.attempt = r.attempt and s.waiting_on = 0\n                       and (s.not_before is null or s.not_before <= v_at)",
+        "",
+    ),
+    Mutation("a timer of another attempt", "release_due", "and s.attempt = i.attempt", ""),
+    Mutation("a timer of a step that is not pending", "release_due", "s.state = 1 and", ""),
+    Mutation(
+        "a task that goes on has ended",
+        "settle",
+        "case when t.live_n + d.live = 0 then v_at end",
+        "v_at",
+    ),
+    Mutation(
+        "the newest is claimed first",
+        "claim",
+        "order by r.queue, r.id, r.key limit",
+        "order by r.queue desc, r.id desc, r.key desc limit",
+    ),
+    Mutation(
+        "a claim without the guard of the state",
+        "claim",
+        "s.state = 1 and s.attempt",
+        "s.attempt",
+    ),
+    Mutation("a claim forgets the place it is told", "claim", "and r.id >= q.place", ""),
+    Mutation(
+        "one slot is filled twice",
+        "claim",
+        "p_session[q.at + a.rank - 1]",
+        "p_session[q.at]",
+    ),
+    Mutation(
+        "a task starts again when it is open again",
+        "claim",
+        "coalesce(t.started_at, v_at)",
+        "v_at",
+    ),
+    Mutation(
+        "a claim in the name of a retired node",
+        "claim",
+        "append(v_ev, v_wait, p_at, p_node)",
+        "append(v_ev, null, p_at)",
+    ),
+    Mutation(
+        "a task with steps in error and cancelled ones is cancelled",
+        "end",
+        "when failed > 0 then 4 when cancelled > 0 then 5",
+        "when cancelled > 0 then 5 when failed > 0 then 4",
+    ),
+    Mutation(
+        "what waits behind a cancelled step stays in a cancelled task",
+        "end",
+        "and state = 1 offset 0) w",
+        "and false offset 0) w",
+    ),
+    Mutation(
+        "steps cancelled with their task are not counted",
+        "end",
+        "set cancelled_n = t.cancelled_n + b.n",
+        "set cancelled_n = t.cancelled_n",
+    ),
+    Mutation(
+        "a task that completes after an error ended with it",
+        "end",
+        "when o.from_state = 4 and o.to_state = 3 then p_at",
+        "",
+    ),
+    Mutation(
+        "a task in error is not open again",
+        "end",
+        "case from_state when 4 then 1 else from_state end",
+        "from_state",
+    ),
+    Mutation(
+        "a child is released whatever its state",
+        "settle",
+        "k.waiting_on = 0 and k.state in (1, 2) free",
+        "k.waiting_on = 0 free",
+    ),
+    Mutation(
+        "a child gets a slot whatever its state",
+        "settle",
+        "t.session is not null and k.state = 1 and",
+        "t.session is not null and",
+    ),
+    Mutation(
+        "only pending children wait for one less",
+        "settle",
+        "where k.ctid = t.place\n",
+        "where k.ctid = t.place and k.state = 1\n",
+    ),
+    Mutation(
+        "a report of any token",
+        "settle",
+        "and x.state = 2 and x.token = i.token",
+        "and x.state = 2",
+    ),
+    Mutation(
+        "a sweep of any session",
+        "settle",
+        "and (i.session is null or x.session = i.session)",
+        "",
+    ),
+    Mutation("a sweep of any node", "settle", "and (p_of_node is null or x.node = p_of_node)", ""),
+    Mutation(
+        "a sweep equals a report",
+        "settle",
+        "last_kind = case when v_sweep then 9 else i.kind end\n",
+        "last_kind = i.kind\n",
+    ),
+    Mutation(
+        "another kind of report is accepted again",
+        "settle",
+        "and s.last_kind = case when v_sweep then 9 else i.kind end",
+        "",
+    ),
+    Mutation("a hand-back is counted", "settle", "then s.max_attempts + 1", "then s.max_attempts"),
+    Mutation(
+        "a released child stands in no queue",
+        "settle",
+        "from f where free and token is null) x) w",
+        "from f where false) x) w",
+    ),
+    Mutation(
+        "a child that got a slot is not live",
+        "settle",
+        "select key >> 14, 1, 0 from f where free",
+        "select key >> 14, 1, 0 from f where free and token is null",
+    ),
+    Mutation(
+        "the end does not look at cancelled steps",
+        "settle",
+        "when t.cancelled_n > 0 then 5 else 3",
+        "else 3",
+    ),
+    Mutation(
+        "slots of a retired node",
+        "settle",
+        "append(v_ev, v_wait, p_at, p_node)",
+        "append(v_ev, v_wait, p_at)",
+    ),
+    Mutation(
+        "an adoption with any token",
+        "node",
+        "and x.state = 2 and x.token = i.token",
+        "and x.state = 2",
+    ),
+    Mutation(
+        "an adoption by a retired node",
+        "node",
+        "if not found then raise",
+        "if false then raise",
+    ),
+    Mutation(
+        "a node retires again",
+        "node",
+        "where id = p_node and retired_at is null;\n  return found",
+        "where id = p_node;\n  return found",
+    ),
+    Mutation(
+        "a new id does not take the old one's leases",
+        "node",
+        "update node set taken_by = v_id where id = p_old and taken_by is null;",
+        "",
+    ),
+    Mutation(
+        "a node takes over what another walks",
+        "node",
+        "and not exists (select from node o where o.id = n.taken_by and o.retired_at is null)",
+        "",
+    ),
+    Mutation(
+        "a node is dead before its time",
+        "node",
+        "retired_at is null and lease_until < v_at",
+        "retired_at is null",
+    ),
+    Mutation(
+        "a timer is taken before its time",
+        "release_due",
+        "where due <= v_at order by due",
+        "where true order by due",
+    ),
+    Mutation(
+        "a timer makes ready whatever became of its step",
+        "release_due",
+        "and s.state = 1 and s.attempt = i.attempt and s.waiting_on = 0\n       and (s.not_before is null or s.not_before <= v_at)",
+        "",
+    ),
+    Mutation(
+        "a released child of a resolved step is not pending",
+        "move_steps",
+        "k.waiting_on = 0 and k.state = 1 free",
+        "k.waiting_on = 0 free",
+    ),
+    Mutation(
+        "a retried step is live while it waits",
+        "move_steps",
+        "when p_to = 1 then (waiting = 0)::int",
+        "when p_to = 1 then 1",
+    ),
+    Mutation(
+        "a retried step is ready while it waits",
+        "move_steps",
+        "where p_to = 1 and waiting = 0",
+        "where p_to = 1",
+    ),
+    Mutation(
+        "a retry lowers the attempts",
+        "move_steps",
+        "greatest(s.max_attempts, s.attempt + coalesce(p_more, o.planned))",
+        "s.attempt + coalesce(p_more, o.planned)",
+    ),
+    Mutation(
+        "a cancelled step is live if it ran",
+        "move_steps",
+        "when was = 2 or was = 1 and waiting = 0 then -1",
+        "when was = 1 and waiting = 0 then -1",
+    ),
+    Mutation(
+        "steps of ended tasks move",
+        "move_steps",
+        "and (select state in (1, 2, 4) from task where id = s.key >> 14)",
+        "",
+    ),
+    Mutation(
+        "a step behind a cancelled one is tried again",
+        "move_steps",
+        "and not coalesce(k = any(v_behind), false)",
+        "",
+    ),
+    Mutation(
+        "a resolved step hides no cancelled one",
+        "move_steps",
+        "and state not in (3, 6) offset 0",
+        "offset 0",
+    ),
+    Mutation(
+        "nobody is told that a lease is void",
+        "move_tasks",
+        "select node, session, key, token, attempt, p_reason from unnest(p_void)",
+        "select node, session, key, token, attempt, p_reason from unnest(p_void) where false",
+    ),
+    Mutation(
+        "complete tasks are cancelled without being told to override",
+        "move_tasks",
+        "or p_override and t.state in (3, 6)",
+        "or t.state in (3, 6)",
+    ),
+    Mutation(
+        "cancelling forgets those cancelled before",
+        "move_tasks",
+        "cancelled_n = t.cancelled_n + coalesce(c.n, 0)",
+        "cancelled_n = coalesce(c.n, 0)",
+    ),
+    Mutation(
+        "steps of tasks that are open are tried again",
+        "move_tasks",
+        "from (select distinct t from unnest(v_task, t_was) x(t, was) where was = 4) t",
+        "from (select distinct t from unnest(v_task, t_was) x(t, was) where was in (2, 4)) t",
+    ),
+    Mutation(
+        "an open task is resolved",
+        "move_tasks",
+        "where uid = any(p_uid) and state = 4 returning id",
+        "where uid = any(p_uid) and state in (2, 4) returning id",
+    ),
+];
+
+/// None of these can be noticed here: another guard does the same, or it takes two calls at once. They are
+/// kept for what nobody thought of; the last text says what guards it besides.
+const UNNOTICED: &[Mutation] = &[
+    Mutation(
+        "a claim without the guard of its time",
+        "claim",
+        "and (s.not_before is null or s.not_before <= v_at)",
+        "a row is of the attempt before, or was written when its time had come",
+    ),
+    Mutation(
+        "a claim without the guard of parents",
+        "claim",
+        "and s.waiting_on = 0",
+        "rows are written for steps that wait for nothing, and parents that are done stay done",
+    ),
+    Mutation(
+        "a claim without the guard of the task",
+        "claim",
+        "and (select state in (1, 2) from task where id = key >> 14)",
+        "a task that has ended has no step that is pending and waits for nothing",
+    ),
+    Mutation(
+        "a timer without the guard of parents",
+        "release_due",
+        "and s.waiting_on = 0",
+        "timers are written for steps that wait for nothing",
+    ),
+    Mutation(
+        "a timer without the guard of its time",
+        "release_due",
+        "and (s.not_before is null or s.not_before <= v_at)",
+        "a timer of this attempt is due at that time",
+    ),
+    Mutation(
+        "a place that is taken while its row is locked",
+        "claim",
+        "for update skip locked",
+        "the races: it takes two calls",
+    ),
+    Mutation(
+        "tasks that are not locked",
+        "settle",
+        "order by id for no key update",
+        "the races: it takes two calls",
+    ),
+    Mutation(
+        "appends that meet",
+        "append",
+        "perform pg_advisory_xact_lock(42)",
+        "the races: it takes two calls",
+    ),
+];
+
+/// The names of all functions of the verbs.
+pub fn functions() -> impl Iterator<Item = &'static str> {
+    let heads = VERBS.iter().flat_map(|(_, text)| text.split("function stepwell.").skip(1));
+    heads.filter_map(|head| head.split('(').next())
+}
+
+/// The file of a verb with its rule broken.
+fn broken(Mutation(name, file, from, to): &Mutation) -> String {
+    let (_, text) = VERBS.iter().find(|(name, _)| name == file).unwrap();
+    assert!(text.contains(from), "{name}: {file} has no {from:?}");
+    text.replace(from, to)
+}
+
+#[test]
+fn what_is_listed_as_guarded_twice_is_there() {
+    UNNOTICED.iter().for_each(|mutation| drop(broken(mutation)));
+}
+
+/// Cases in which a broken rule must show.
+const CASES_MAX: u32 = 400;
+
+#[test]
+fn a_broken_rule_is_noticed() {
+    let left = Mutex::new(NOTICED.iter());
+    let unnoticed = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let Some(mutation) = left.lock().unwrap().next() else { return };
+            let mut worker = Worker::new(&broken(mutation));
+            let config = Config {
+                cases: CASES_MAX,
+                max_shrink_iters: 0,
+                failure_persistence: None,
+                ..Config::default()
+            };
+            let began = std::time::Instant::now();
+            let mut known = regressions().map(|(_, case)| worker.run(&case));
+            let noticed = known.any(|found| found.is_err()) || worker.run_many(1, config).is_err();
+            let cases = worker.coverage.cases;
+            println!("{:60} {cases:5} {:?}", mutation.0, began.elapsed());
+            if !noticed {
+                unnoticed.lock().unwrap().push(mutation.0);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(work);
+        }
+    });
+    assert_eq!(unnoticed.into_inner().unwrap(), Vec::<&str>::new(), "no case shows these");
+}

@@ -1,0 +1,221 @@
+//! What may happen to the engine, as drawn by chance. An operation names things by picks; what they
+//! stand for is decided against the model when its turn comes (`run.rs`).
+//!
+//! To add one: a variant here with its weight, its meaning in `run.rs`, what it is to do in `model.rs`,
+//! the call of its verb in `database.rs`. The coverage asks for every verb there is.
+
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::dag::{Dag, Pick, dags};
+
+/// One case: plans, the tasks that may be made of them, and what happens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Case {
+    /// The plans.
+    pub dags: Vec<Dag>,
+    /// The plan of each task.
+    pub tasks: Vec<Pick>,
+    /// What happens, in order.
+    pub operations: Vec<Operation>,
+    /// What people do once all tasks have ended.
+    pub after: Vec<Operation>,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Operation {
+    /// Tasks are created by one call, each with steps to bypass; those that are there are asked for again.
+    Create(Vec<(Pick, Vec<Pick>)>),
+    /// A node leases to so many free slots of each queue, perhaps from a place on that it remembers.
+    Claim { node: Pick, slots: Vec<u8>, from: Option<Pick> },
+    /// Executors report, in one batch, to a node that has slots for what becomes ready.
+    Report { node: Pick, reports: Vec<Report> },
+    /// A node ends what it thinks a session holds: the executor is gone, or out of time.
+    Lose { session: Pick, endings: Vec<Ending> },
+    /// Executors came back to a node, with what they hold.
+    Adopt { node: Pick, session: u8, held: Vec<Held> },
+    /// Time passes, in milliseconds.
+    Advance(u16),
+    /// Time passes until the next timer is due.
+    AdvanceToTimer,
+    /// Timers that are due make their steps ready, at most so many.
+    Release(u8),
+    /// A person moves steps by one call, or they have waited too long.
+    Move { to: Move, steps: Vec<Aim>, more: Option<u8> },
+    /// Tasks are cancelled.
+    Cancel { tasks: Vec<Pick>, overriding: bool },
+    /// Tasks are retried.
+    Retry { tasks: Vec<Pick>, more: Option<u8> },
+    /// Tasks are resolved.
+    Resolve { tasks: Vec<Pick> },
+    /// A node starts.
+    Start,
+    /// A node says that it lives.
+    Extend { node: Pick },
+    /// A node gives up its id.
+    Retire { node: Pick },
+    /// A node goes on under a new id, and takes along what its sessions hold: one bit for each lease.
+    Renew { node: Pick, held: u8 },
+    /// A node declares others dead and takes over what nobody walks.
+    TakeOver { node: Pick, declare: bool },
+    /// A node walks the leases of a retired one; `forget`ting it after.
+    Walk { node: Pick, ending: Ending, forget: bool },
+}
+
+/// One report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Of which lease.
+    pub held: Held,
+    /// How it ended.
+    pub ending: Ending,
+    /// Which of its children have slots, one bit each.
+    pub slots: u8,
+    /// It is in the batch once more, perhaps with another ending.
+    pub again: Option<Ending>,
+}
+
+/// A lease that somebody has, or thinks to have.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// Which.
+    pub pick: Pick,
+    /// Out of all that were ever given; else of those that hold.
+    pub late: bool,
+    /// With a token that was never given.
+    pub foreign: bool,
+}
+
+/// How a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// The handler returned.
+    Complete,
+    /// It failed; milliseconds until it is tried again, or never.
+    Fail(Option<u16>),
+    /// It was not run.
+    HandBack,
+}
+
+/// A step of a task.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Aim {
+    /// Which.
+    pub pick: Pick,
+    /// Out of all there are and some there are not; else of those that may be moved so.
+    pub blind: bool,
+}
+
+/// What is done to steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Move {
+    /// They are tried again.
+    Retry,
+    /// They are declared done.
+    Resolve,
+    /// They are not to run.
+    Skip,
+    /// They are stopped.
+    Cancel,
+    /// They have waited too long.
+    TimeOut,
+}
+
+/// Cases.
+pub fn cases() -> impl Strategy<Value = Case> {
+    let dags = prop::collection::vec(dags(), 1..3);
+    let tasks = prop::collection::vec(any::<Pick>(), 1..4);
+    let bypassed = prop_oneof![3 => Just(0..1usize), 1 => Just(1..4)]
+        .prop_flat_map(|n| prop::collection::vec(any::<Pick>(), n));
+    let first = prop::collection::vec((any::<Pick>(), bypassed), 1..4);
+    let operations = prop::collection::vec(operations(), 2..60);
+    let after = prop::collection::vec(people(), 0..4);
+    (dags, tasks, first, operations, after).prop_map(
+        |(dags, tasks, first, mut operations, after)| {
+            operations.insert(0, Operation::Create(first));
+            Case { dags, tasks, operations, after }
+        },
+    )
+}
+
+fn operations() -> impl Strategy<Value = Operation> {
+    let pick = any::<Pick>;
+    let created = (pick(), prop::collection::vec(pick(), 0..3));
+    prop_oneof![
+        4 => prop::collection::vec(created, 1..3).prop_map(Operation::Create),
+        20 => (pick(), prop::collection::vec(0..5u8, 1..5), prop::option::weighted(0.2, pick()))
+            .prop_map(|(node, slots, from)| Operation::Claim { node, slots, from }),
+        30 => (pick(), prop::collection::vec(reports(), 1..7))
+            .prop_map(|(node, reports)| Operation::Report { node, reports }),
+        4 => (pick(), prop::collection::vec(endings(), 1..3))
+            .prop_map(|(session, endings)| Operation::Lose { session, endings }),
+        6 => (pick(), 0..3u8, prop::collection::vec(held(), 1..4))
+            .prop_map(|(node, session, held)| Operation::Adopt { node, session, held }),
+        5 => (0..4000u16).prop_map(Operation::Advance),
+        4 => Just(Operation::AdvanceToTimer),
+        8 => (1..20u8).prop_map(Operation::Release),
+        36 => people(),
+        2 => Just(Operation::Start),
+        2 => pick().prop_map(|node| Operation::Extend { node }),
+        2 => pick().prop_map(|node| Operation::Retire { node }),
+        1 => (pick(), any::<u8>()).prop_map(|(node, held)| Operation::Renew { node, held }),
+        2 => (pick(), prop::bool::weighted(0.3))
+            .prop_map(|(node, declare)| Operation::TakeOver { node, declare }),
+        4 => (pick(), endings(), any::<bool>())
+            .prop_map(|(node, ending, forget)| Operation::Walk { node, ending, forget }),
+    ]
+}
+
+/// What people do.
+fn people() -> impl Strategy<Value = Operation> {
+    let picks = || prop::collection::vec(any::<Pick>(), 1..3);
+    let more = || prop::option::weighted(0.3, 1..4u8);
+    prop_oneof![
+        12 => (moves(), prop::collection::vec(aims(), 1..4), more())
+            .prop_map(|(to, steps, more)| Operation::Move { to, steps, more }),
+        2 => (picks(), prop::bool::weighted(0.5))
+            .prop_map(|(tasks, overriding)| Operation::Cancel { tasks, overriding }),
+        4 => (picks(), more()).prop_map(|(tasks, more)| Operation::Retry { tasks, more }),
+        2 => picks().prop_map(|tasks| Operation::Resolve { tasks }),
+    ]
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        3 => Just(Move::Retry),
+        2 => Just(Move::Resolve),
+        1 => Just(Move::Skip),
+        2 => Just(Move::Cancel),
+        2 => Just(Move::TimeOut),
+    ]
+}
+
+fn endings() -> impl Strategy<Value = Ending> {
+    prop_oneof![
+        10 => Just(Ending::Complete),
+        3 => Just(Ending::Fail(None)),
+        3 => prop_oneof![1 => Just(0), 2 => 1..6000u16].prop_map(|ms| Ending::Fail(Some(ms))),
+        2 => Just(Ending::HandBack),
+    ]
+}
+
+fn reports() -> impl Strategy<Value = Report> {
+    let slots = prop_oneof![1 => Just(0), 2 => any::<u8>()];
+    let again = prop::option::weighted(0.15, endings());
+    (held(), endings(), slots, again).prop_map(|(held, ending, slots, again)| Report {
+        held,
+        ending,
+        slots,
+        again,
+    })
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    (any::<Pick>(), prop::bool::weighted(0.15), prop::bool::weighted(0.06))
+        .prop_map(|(pick, late, foreign)| Held { pick, late, foreign })
+}
+
+fn aims() -> impl Strategy<Value = Aim> {
+    (any::<Pick>(), prop::bool::weighted(0.2)).prop_map(|(pick, blind)| Aim { pick, blind })
+}

@@ -1,0 +1,199 @@
+//! Cases that failed once, shrunk by chance and by hand, and some that chance hardly ever draws. The
+//! mutations meet them first.
+
+use super::{Worker, operation::Case};
+
+/// What must hold, and the case as it was printed.
+const REGRESSIONS: &[(&str, &str)] = &[
+    (
+        "a task that is open again after an error keeps the time of its first lease",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 1},
+                {"Retry": {"tasks": [0], "more": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that completes by the resolution of its last failed step ends then, not when it failed",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 1},
+                {"Move": {"to": "Resolve", "steps": [{"pick": 0, "blind": false}], "more": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step whose parent is resolved waits for nothing, though a step before that one is cancelled",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [0], "queue": 0, "max_attempts": 1},
+                {"parents": [1], "queue": 0, "max_attempts": 1}
+            ], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Move": {"to": "Resolve", "steps": [{"pick": 1, "blind": false}], "more": null}},
+                {"Move": {"to": "Cancel", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Claim": {"node": 0, "slots": [3], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Move": {"to": "Retry", "steps": [{"pick": 0, "blind": false}], "more": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a row that an attempt before left behind does not shorten the wait for the next one",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Move": {"to": "Retry", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 5000}, "slots": 0, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a row that an attempt before left behind leases nothing",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Move": {"to": "Retry", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 0}, "slots": 0, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a timer that an attempt before left behind makes nothing ready",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 5000}, "slots": 0, "again": null}]}},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Move": {"to": "Retry", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 0}, "slots": 0, "again": null}]}},
+                {"Advance": 6000},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step in error of a task that is resolved is not tried again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Resolve": {"tasks": [0]}},
+                {"Move": {"to": "Retry", "steps": [{"pick": 0, "blind": false}], "more": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "an adopted lease is safe from the session that held it before",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Adopt": {"node": 1, "session": 0, "held": [{"pick": 0, "late": false, "foreign": false}]}},
+                {"Lose": {"session": 0, "endings": ["HandBack"]}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "an adopted lease is safe from who walks the node that gave it",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Adopt": {"node": 1, "session": 0, "held": [{"pick": 0, "late": false, "foreign": false}]}},
+                {"Retire": {"node": 0}},
+                {"Walk": {"node": 0, "ending": "HandBack", "forget": true}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is resolved is cancelled by who overrides",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Resolve": {"tasks": [0]}},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                {"Cancel": {"tasks": [0], "overriding": true}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is complete is cancelled by who overrides",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                {"Cancel": {"tasks": [0], "overriding": true}}
+            ],
+            "after": []
+        }"#,
+    ),
+];
+
+/// The cases, read.
+pub fn regressions() -> impl Iterator<Item = (&'static str, Case)> {
+    REGRESSIONS.iter().map(|(name, case)| (*name, serde_json::from_str(case).unwrap()))
+}
+
+#[test]
+fn what_is_kept_holds() {
+    let mut worker = Worker::new("");
+    for (name, case) in regressions() {
+        if let Err(found) = worker.run(&case) {
+            panic!("{name}: {found}");
+        }
+    }
+}

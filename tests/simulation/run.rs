@@ -1,0 +1,549 @@
+//! One case: each operation is given its meaning, carried out by a verb and by the model, and what the two
+//! answer and leave is compared. At the end honest executors finish what is open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
+
+use stepwell_proto::{
+    catalog::{self, EventMessage},
+    v1::{State, StepCancelled, StepFailed, StepResolvedManually, StepRetryRequested},
+};
+
+use super::{
+    dag::{Pick, QUEUES},
+    database::{Answer, Database},
+    look,
+    model::{Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep},
+    operation::{Aim, Case, Ending, Held, Move, Operation, Report},
+};
+
+/// The lease of a node.
+const LEASE: Ms = 5_000;
+/// The grace of the executors of a dead one.
+const GRACE: Ms = 5_000;
+/// Sessions of a node.
+const SESSIONS: usize = 3;
+/// Nobody needs more rounds to finish a case.
+const ROUNDS_MAX: usize = 500;
+
+/// What was seen in all cases.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    pub cases: usize,
+    pub operations: usize,
+    pub events: usize,
+    /// Calls that failed because their node was retired.
+    pub fenced: usize,
+    /// By type of event and states before and after.
+    pub edges: BTreeMap<(u32, Option<State>, State), usize>,
+    pub verbs: BTreeSet<&'static str>,
+}
+
+impl Coverage {
+    pub fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.operations += other.operations;
+        self.events += other.events;
+        self.fenced += other.fenced;
+        for (edge, n) in other.edges {
+            *self.edges.entry(edge).or_default() += n;
+        }
+        self.verbs.extend(other.verbs);
+    }
+}
+
+/// A lease as it was given.
+#[derive(Clone, Copy)]
+struct Given {
+    id: Id,
+    token: i64,
+    session: i64,
+}
+
+struct Run<'a> {
+    model: Model,
+    database: &'a mut Database,
+    coverage: &'a mut Coverage,
+    /// Plans of the tasks.
+    plans: Vec<usize>,
+    /// Every lease, in order.
+    given: Vec<Given>,
+    /// Makes texts differ.
+    reports: usize,
+}
+
+/// Runs one case; the error says what differs, and after what. `thorough`: the invariants of the rows are
+/// looked at too.
+pub async fn run(
+    case: &Case,
+    database: &mut Database,
+    coverage: &mut Coverage,
+    thorough: bool,
+) -> Result<(), String> {
+    let plans: Vec<_> = case.dags.iter().map(super::dag::Dag::plan).collect();
+    let of_tasks: Vec<usize> = case.tasks.iter().map(|pick| of(*pick, plans.len())).collect();
+    database.begin(&plans, of_tasks.len()).await.map_err(|error| error.to_string())?;
+    let mut run = Run {
+        // One more, which is never created.
+        model: Model::new(plans, of_tasks.len() + 1),
+        database,
+        coverage,
+        plans: of_tasks,
+        given: Vec::new(),
+        reports: 0,
+    };
+    run.perform(&Operation::Start).await?;
+    run.perform(&Operation::Start).await?;
+    for operations in [&case.operations, &case.after] {
+        for (no, operation) in operations.iter().enumerate() {
+            run.perform(operation).await.map_err(|found| {
+                format!("operation {no}, {operation:?}, at {} ms: {found}", run.model.now)
+            })?;
+        }
+        run.finish().await.map_err(|found| format!("at the end: {found}"))?;
+    }
+    if thorough {
+        run.database.check().await;
+    }
+    run.coverage.cases += 1;
+    Ok(())
+}
+
+fn of(pick: Pick, n: usize) -> usize {
+    usize::from(pick) % n
+}
+
+fn pick<T: Copy>(pick: Pick, from: &[T]) -> Option<T> {
+    (!from.is_empty()).then(|| from[of(pick, from.len())])
+}
+
+impl Run<'_> {
+    async fn perform(&mut self, operation: &Operation) -> Result<(), String> {
+        match operation {
+            Operation::Create(tasks) => self.create(tasks).await,
+            Operation::Claim { node, slots, from } => {
+                let queues = self.model.plans.len() * QUEUES;
+                let slots = slots.iter().map(|n| usize::from(*n)).enumerate();
+                let slots: Vec<_> = slots.filter(|(queue, n)| *n > 0 && *queue < queues).collect();
+                self.claim(self.node(*node), &slots, *from).await
+            }
+            Operation::Report { node, reports } => self.report(self.node(*node), reports).await,
+            Operation::Lose { session, endings } => self.lose(*session, endings).await,
+            Operation::Adopt { node, session, held } => {
+                self.adopt(self.node(*node), usize::from(*session), held).await
+            }
+            Operation::Advance(ms) => {
+                self.advance(self.model.now + i64::from(*ms));
+                Ok(())
+            }
+            Operation::AdvanceToTimer => {
+                let next = self.model.timers.first().map_or(self.model.now, |timer| timer.due);
+                self.advance(next.max(self.model.now));
+                Ok(())
+            }
+            Operation::Release(max) => self.release(usize::from(*max)).await,
+            Operation::Move { to, steps, more } => self.move_steps(*to, steps, *more).await,
+            Operation::Cancel { tasks, overriding } => {
+                let tasks = self.tasks(tasks);
+                let answer = self.database.cancel(&tasks, *overriding).await;
+                self.agree(answer, |model| Ok(model.cancel(&tasks, *overriding)))?;
+                self.look().await
+            }
+            Operation::Retry { tasks, more } => {
+                let (tasks, more) = (self.tasks(tasks), more.map(i32::from));
+                let answer = self.database.retry(&tasks, more).await;
+                self.agree(answer, |model| Ok(model.retry(&tasks, more)))?;
+                self.look().await
+            }
+            Operation::Resolve { tasks } => {
+                let tasks = self.tasks(tasks);
+                let answer = self.database.resolve(&tasks).await;
+                self.agree(answer, |model| Ok(model.resolve(&tasks)))?;
+                self.look().await
+            }
+            Operation::Start => {
+                self.database.start(LEASE).await.map_err(|error| error.to_string())?;
+                self.model.start(LEASE);
+                self.look().await
+            }
+            Operation::Extend { node } => {
+                let node = self.node(*node);
+                let answer = self.database.extend(node, LEASE).await;
+                self.agree(answer, |model| Ok(model.extend(node, LEASE)))?;
+                self.look().await
+            }
+            Operation::Retire { node } => {
+                let node = self.node(*node);
+                let answer = self.database.retire(node).await;
+                self.agree(answer, |model| Ok(model.retire(node)))?;
+                self.look().await
+            }
+            Operation::Renew { node, held } => self.renew(self.node(*node), *held).await,
+            Operation::TakeOver { node, declare } => {
+                let node = self.node(*node);
+                let answer = self.database.take_over(node, LEASE, GRACE, *declare).await;
+                self.agree(answer, |model| Ok(model.take_over(node, GRACE, *declare)))?;
+                self.look().await
+            }
+            Operation::Walk { node, ending, forget } => self.walk(*node, *ending, *forget).await,
+        }
+    }
+
+    // ── who and what is meant ───────────────────────────────────────────────────────────────────
+
+    fn node(&self, pick: Pick) -> usize {
+        of(pick, self.model.nodes.len())
+    }
+
+    /// Tasks, and perhaps one that does not exist.
+    fn tasks(&self, picks: &[Pick]) -> Vec<usize> {
+        picks.iter().map(|pick| of(*pick, self.model.tasks.len())).collect()
+    }
+
+    fn held(&self, held: Held) -> Option<(Id, i64)> {
+        let (id, token) = if held.late {
+            let given: Vec<_> = self.given.iter().map(|given| (given.id, given.token)).collect();
+            pick(held.pick, &given)
+        } else {
+            let leases = self.model.leases();
+            let leases: Vec<_> = leases.iter().map(|(id, lease)| (*id, lease.token)).collect();
+            pick(held.pick, &leases)
+        }?;
+        Some((id, if held.foreign { token + 1 } else { token }))
+    }
+
+    fn item(&mut self, id: Id, token: i64, ending: Ending) -> Settle {
+        self.reports += 1;
+        let (kind, wait) = match ending {
+            Ending::Complete => (Kind::Complete, None),
+            Ending::Fail(wait) => (Kind::Fail, wait.map(i64::from)),
+            Ending::HandBack => (Kind::HandBack, None),
+        };
+        Settle { id, token, kind, wait, text: format!("r{}", self.reports), slots: Vec::new() }
+    }
+
+    // ── each operation ──────────────────────────────────────────────────────────────────────────
+
+    async fn create(&mut self, tasks: &[(Pick, Vec<Pick>)]) -> Result<(), String> {
+        let mut batch: Vec<(usize, usize, Vec<usize>)> = Vec::new();
+        for (task, bypassed) in tasks {
+            let task = of(*task, self.plans.len());
+            if batch.iter().any(|(other, ..)| *other == task) {
+                continue;
+            }
+            let plan = self.plans[task];
+            let steps = self.model.plans[plan].steps.len();
+            let bypassed: BTreeSet<usize> = bypassed.iter().map(|no| of(*no, steps)).collect();
+            batch.push((task, plan, bypassed.into_iter().collect()));
+        }
+        let exists: Vec<bool> = self.model.tasks.iter().map(Option::is_some).collect();
+        let answer = self.database.create(&batch, |task| exists[task]).await;
+        self.agree(answer, |model| {
+            let mut new = model.create(&batch);
+            new.sort_unstable();
+            Ok(new)
+        })?;
+        self.look().await
+    }
+
+    /// `from`: the place to look from, out of all there are.
+    async fn claim(
+        &mut self,
+        node: usize,
+        slots: &[(usize, usize)],
+        from: Option<Pick>,
+    ) -> Result<(), String> {
+        let places = self.model.places();
+        let from = from.filter(|_| !places.is_empty()).map_or(0, |pick| of(pick, places.len()));
+        let slots = slots.iter().map(|(queue, n)| {
+            (*queue, from, (0..*n).map(|slot| session(node, slot)).collect::<Vec<i64>>())
+        });
+        let slots: Vec<_> = slots.collect();
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let answer = self.database.claim(node, &slots).await.map_err(|error| error.to_string())?;
+        let mut tokens = Vec::new();
+        let answer = answer.map(|leases| {
+            tokens.extend(leases.iter().map(|(_, leased)| leased.clone()));
+            let unnamed = |leased| Leased { token: 0, ..leased };
+            leases.into_iter().map(|(place, leased)| (place, unnamed(leased))).collect::<Vec<_>>()
+        });
+        self.agree(Ok(answer), |model| model.claim(node, &slots))?;
+        self.learn(&tokens)?;
+        self.look().await
+    }
+
+    async fn report(&mut self, node: usize, reports: &[Report]) -> Result<(), String> {
+        let mut batch = Vec::new();
+        for report in reports {
+            let Some((id, token)) = self.held(report.held) else { continue };
+            let plan = &self.model.plans[self.model.task(id.task).plan].steps[id.no];
+            let children = 0..plan.children.len();
+            let slots =
+                children.map(|no| (report.slots >> (no % 8) & 1 == 1).then(|| session(node, no)));
+            let slots: Vec<_> = slots.collect();
+            batch.push(Settle { slots, ..self.item(id, token, report.ending) });
+            if let Some(ending) = report.again {
+                batch.push(self.item(id, token, ending));
+            }
+        }
+        self.settle(node, batch, None).await
+    }
+
+    async fn lose(&mut self, session: Pick, endings: &[Ending]) -> Result<(), String> {
+        let mut sessions: Vec<i64> = self.given.iter().map(|given| given.session).collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        let Some(session) = pick(session, &sessions) else { return Ok(()) };
+        let known = self.given.iter().rev().filter(|given| given.session == session);
+        let known: Vec<Given> = known.take(6).copied().collect();
+        let endings = endings.iter().cycle();
+        let batch = known.into_iter().zip(endings);
+        let batch = batch.map(|(given, ending)| self.item(given.id, given.token, *ending));
+        let batch = batch.collect();
+        self.settle(0, batch, Some(Sweep::Session(session))).await
+    }
+
+    async fn settle(
+        &mut self,
+        node: usize,
+        batch: Vec<Settle>,
+        sweep: Option<Sweep>,
+    ) -> Result<(), String> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let slots = batch.iter().any(|item| item.slots.iter().any(Option::is_some));
+        let node = slots.then_some(node);
+        let answer = self.database.settle(&batch, node, sweep.as_ref()).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let tokens = answer.as_ref().map_or_else(|_| Vec::new(), |settled| settled.leases.clone());
+        let answer = answer.map(|settled| {
+            let leases = settled.leases.into_iter().map(|leased| Leased { token: 0, ..leased });
+            Settled { leases: leases.collect(), ..settled }
+        });
+        self.agree(Ok(answer), |model| model.settle(&batch, node, sweep.as_ref(), &tokens))?;
+        self.learn(&tokens)?;
+        self.look().await
+    }
+
+    async fn adopt(&mut self, node: usize, slot: usize, held: &[Held]) -> Result<(), String> {
+        let mut leases: Vec<(Id, i64)> = Vec::new();
+        for held in held {
+            let Some(lease) = self.held(*held) else { continue };
+            if leases.iter().all(|(id, _)| *id != lease.0) {
+                leases.push(lease);
+            }
+        }
+        self.take(node, slot, &leases).await
+    }
+
+    async fn take(&mut self, node: usize, slot: usize, leases: &[(Id, i64)]) -> Result<(), String> {
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let session = session(node, slot);
+        let answer = self.database.adopt(node, session, leases).await;
+        if let Some(adopted) = self.agree(answer, |model| model.adopt(node, session, leases))? {
+            let adopted = adopted.into_iter().map(|(leased, _)| leased);
+            self.given.extend(adopted.map(|l| Given { id: l.id, token: l.token, session }));
+        }
+        self.look().await
+    }
+
+    fn advance(&mut self, now: Ms) {
+        self.model.now = now;
+        self.database.at(now);
+        self.coverage.operations += 1;
+    }
+
+    async fn release(&mut self, max: usize) -> Result<(), String> {
+        let max = self.model.whole(max);
+        let answer = self.database.release(max).await;
+        self.agree(answer, |model| Ok(model.release(max)))?;
+        self.look().await
+    }
+
+    async fn move_steps(&mut self, to: Move, aims: &[Aim], more: Option<u8>) -> Result<(), String> {
+        let event = match to {
+            Move::Retry => StepRetryRequested::NUMBER,
+            Move::Resolve | Move::Skip => StepResolvedManually::NUMBER,
+            Move::Cancel => StepCancelled::NUMBER,
+            Move::TimeOut => StepFailed::NUMBER,
+        };
+        let edge = catalog::event_type_by_number(event).and_then(|event| event.edge.as_ref());
+        let edge = edge.expect("it records a move");
+        let from = match to {
+            Move::Skip | Move::TimeOut => vec![State::Pending],
+            _ => edge.from.to_vec(),
+        };
+        let able =
+            self.model.steps().into_iter().filter(|id| from.contains(&self.model.step(*id).state));
+        let able: Vec<Id> = able.collect();
+        let aimed = aims.iter().filter_map(|aim| {
+            if !aim.blind {
+                return pick(aim.pick, &able);
+            }
+            let task = of(aim.pick, self.model.tasks.len());
+            let steps = self.model.tasks[task].as_ref().map_or(0, |task| task.steps.len());
+            Some(Id { task, no: of(aim.pick / 7, steps + 1) })
+        });
+        let ids: Vec<Id> = aimed.collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.reports += 1;
+        let note = format!("n{}", self.reports);
+        let result = (to == Move::Resolve).then(|| note.clone());
+        let to = edge.to.expect("a move leads somewhere");
+        let (more, result) = (more.map(i32::from), result.as_deref());
+        let event = i16::try_from(event).expect("a small number");
+        let answer = self.database.move_steps(&ids, &from, to, event, more, result, &note).await;
+        self.agree(answer, |model| Ok(model.move_steps(&ids, &from, to, more, result, &note)))?;
+        self.look().await
+    }
+
+    async fn renew(&mut self, node: usize, held: u8) -> Result<(), String> {
+        let answer = self.database.renew(node, LEASE).await;
+        self.agree(answer, |model| {
+            model.renew(node, LEASE);
+            Ok(())
+        })?;
+        self.look().await?;
+        let leases = self.model.leases().into_iter().filter(|(_, lease)| lease.node == node);
+        let taken = leases.enumerate().filter(|(no, _)| held >> (no % 8) & 1 == 1);
+        let taken: Vec<_> = taken.map(|(_, (id, lease))| (id, lease.token)).collect();
+        self.take(self.model.nodes.len() - 1, 0, &taken).await
+    }
+
+    async fn walk(&mut self, by: Pick, ending: Ending, forget: bool) -> Result<(), String> {
+        let left = (0..self.model.nodes.len()).filter(|node| {
+            let node = &self.model.nodes[*node];
+            node.retired_at.is_some() && !node.gone
+        });
+        let Some(node) = pick(by, &left.collect::<Vec<_>>()) else { return Ok(()) };
+        let held = self.database.leases_of(node).await;
+        let expected = self.model.leases().into_iter().filter(|(_, lease)| lease.node == node);
+        let expected: Vec<(Id, i64)> = expected.map(|(id, lease)| (id, lease.token)).collect();
+        if held != expected {
+            return Err(format!("node {node} left {held:?}, not {expected:?}"));
+        }
+        // And what it once gave and others may hold by now, as one knows who read too early.
+        let given = self.given.iter().rev().filter(|given| of_session(given.session) == node);
+        let given: Vec<_> = given.take(4).map(|given| (given.id, given.token)).collect();
+        let batch = held.into_iter().chain(given);
+        let batch = batch.map(|(id, token)| self.item(id, token, ending)).collect();
+        self.settle(0, batch, Some(Sweep::Node(node))).await?;
+        if forget {
+            let by = self.model.nodes[node].taken_by.unwrap_or_else(|| self.node(by));
+            self.database.forget(node, by).await;
+            self.model.forget(node, by);
+        }
+        self.model.events.clear();
+        self.look().await
+    }
+
+    /// Honest executors run what is open. Nothing may be left behind.
+    async fn finish(&mut self) -> Result<(), String> {
+        for _ in 0..ROUNDS_MAX {
+            let created = (0..self.plans.len()).filter(|task| self.model.tasks[*task].is_some());
+            if !created.into_iter().any(|task| self.model.is_open(task)) {
+                return Ok(());
+            }
+            let living = self.model.nodes.iter().position(|node| node.retired_at.is_none());
+            let Some(node) = living else {
+                self.perform(&Operation::Start).await?;
+                continue;
+            };
+            if let Some(timer) = self.model.timers.last() {
+                self.advance(timer.due.max(self.model.now));
+                self.release(self.model.timers.len()).await?;
+            }
+            if !self.model.ready.is_empty() {
+                let queues = 0..self.model.plans.len() * QUEUES;
+                let rows = self.model.ready.len();
+                self.claim(node, &queues.map(|queue| (queue, rows)).collect::<Vec<_>>(), None)
+                    .await?;
+            }
+            let leases = self.model.leases();
+            if leases.is_empty() {
+                return Err("a task is open, and nothing of it waits or runs".into());
+            }
+            let mut batch = Vec::new();
+            for (id, lease) in leases {
+                let plan = &self.model.plans[self.model.task(id.task).plan].steps[id.no];
+                let slots = (0..plan.children.len()).map(|no| Some(session(node, no))).collect();
+                batch.push(Settle { slots, ..self.item(id, lease.token, Ending::Complete) });
+            }
+            self.settle(node, batch, None).await?;
+        }
+        Err(format!("tasks are open after {ROUNDS_MAX} rounds"))
+    }
+
+    // ── the comparison ──────────────────────────────────────────────────────────────────────────
+
+    /// What the verb answers is what the model answers. A node that is retired leaves both as they were.
+    fn agree<T: PartialEq + Debug>(
+        &mut self,
+        answer: Answer<T>,
+        expected: impl FnOnce(&mut Model) -> Result<T, Retired>,
+    ) -> Result<Option<T>, String> {
+        self.coverage.operations += 1;
+        let answer = answer.map_err(|error| error.to_string())?;
+        self.model.events.clear();
+        let mut model = self.model.clone();
+        let expected = expected(&mut model);
+        if answer != expected {
+            return Err(format!(
+                "\n  model answers    {expected:?}\n  database answers {answer:?}"
+            ));
+        }
+        match expected {
+            Ok(expected) => {
+                self.model = model;
+                Ok(Some(expected))
+            }
+            Err(Retired) => {
+                self.coverage.fenced += 1;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Leases that the database gave: their tokens are new.
+    fn learn(&mut self, leases: &[Leased]) -> Result<(), String> {
+        for leased in leases {
+            if self.given.iter().any(|given| given.token == leased.token) {
+                return Err(format!("the token of {leased:?} was given before"));
+            }
+            let Leased { id, token, session, .. } = *leased;
+            self.given.push(Given { id, token, session });
+        }
+        self.model.learn(leases);
+        Ok(())
+    }
+
+    /// The rows are what the model says.
+    async fn look(&mut self) -> Result<(), String> {
+        let found = self.database.rows().await.map_err(|error| error.to_string())?;
+        look::differences(&self.model, found)?;
+        self.coverage.events += self.model.events.len();
+        for event in self.model.events.drain(..) {
+            *self.coverage.edges.entry((event.kind, event.from, event.to)).or_default() += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The session of one of a node's slots.
+fn session(node: usize, slot: usize) -> i64 {
+    i64::try_from(node * SESSIONS + slot % SESSIONS + 1).expect("a handful")
+}
+
+/// The node whose slot it is.
+fn of_session(session: i64) -> usize {
+    usize::try_from(session - 1).expect("from 1 on") / SESSIONS
+}
