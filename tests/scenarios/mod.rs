@@ -18,3 +18,4 @@ mod presence;
 mod retries;
 mod schema;
 mod traces;
+mod unary;
