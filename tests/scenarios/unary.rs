@@ -213,7 +213,8 @@ async fn it_gets_never_more_than_it_asks_for_or_has_slots_for_and_wrong_calls_ar
     // Neither malformed leases nor such without a kind harm the others of a report.
     let void = Outcome { kind: None, ..complete(&held[0].lease_id) };
     let acks = caller.report(vec![complete("x"), void, complete(&held[0].lease_id)]).await.unwrap();
-    let reasons: Vec<_> = acks.iter().map(|a| a.refusal.as_ref().map(|r| r.reason())).collect();
+    let reasons: Vec<_> =
+        acks.iter().map(|a| a.refusal.as_ref().map(stepwell_client::v1::Refusal::reason)).collect();
     let invalid_request = Some(ErrorReason::InvalidRequest);
     assert_eq!(reasons, [invalid_request, invalid_request, None]);
     assert_eq!(caller.leases(5).await.len(), 1, "one slot is free again");
