@@ -1,6 +1,7 @@
 -- Steps may require labels of their executors: a queue is one handler of one definition with one set of
 -- requirements, so whoever claims from it needs to know no more than that it serves the queue. An
--- earlier release knows of none and goes on.
+-- earlier release goes on, but heeds no requirement: definitions that have some are for the time when no
+-- step-service of it is left.
 
 set local search_path = stepwell;
 

@@ -19,3 +19,4 @@ mod retries;
 mod rules;
 mod schema;
 mod traces;
+mod unary;

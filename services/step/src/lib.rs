@@ -1,4 +1,5 @@
-//! step-service: executors open one stream each, get steps pushed to them, and report outcomes.
+//! step-service: executors open one stream each, get steps pushed to them, and report outcomes; those
+//! that cannot hold a stream do the same by calls (`service/unary`).
 //!
 //! A step's way: `claim` or the release in `settle` leases it → `dispatch` fills the lease →
 //! `outbox` sends it → the executor runs it → `service` reads the outcome → `verdict` decides on

@@ -2,7 +2,7 @@
 //! slots, acks by the outcomes it sent (the reader stops when too many wait), cancels by leases.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -21,6 +21,18 @@ pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
     changed: Notify,
     room: Notify,
+    /// Rings when acks come, and when it is closed.
+    acked: Notify,
+}
+
+/// What one call takes.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Taken {
+    pub(crate) leases: Vec<Lease>,
+    pub(crate) cancels: Vec<LeaseCancel>,
+    pub(crate) drain: Option<Drain>,
+    /// There was nothing, and nothing will come.
+    pub(crate) closed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -46,16 +58,22 @@ impl Waiting {
 }
 
 impl Outbox {
+    /// Changes what waits, and says so to whoever sends it.
     fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        let answer = self.take_of(change);
+        self.changed.notify_one();
+        answer
+    }
+
+    /// Takes some of what waits.
+    fn take_of<T>(&self, take: impl FnOnce(&mut Waiting) -> T) -> T {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = change(&mut waiting);
+        let answer = take(&mut waiting);
         if waiting.is_empty() {
             waiting.since = None;
         } else if waiting.since.is_none() {
             waiting.since = Some(Instant::now());
         }
-        drop(waiting);
-        self.changed.notify_one();
         answer
     }
 
@@ -70,7 +88,10 @@ impl Outbox {
                 return false;
             }
             w.leases.extend(leases);
-            w.acks.extend(acks);
+            if !acks.is_empty() {
+                w.acks.extend(acks);
+                self.acked.notify_waiters();
+            }
             true
         })
     }
@@ -108,6 +129,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         self.with(|w| w.closed = true);
         self.room.notify_one();
+        self.acked.notify_waiters();
     }
 
     /// Closes it for good; answers the leases that were not sent.
@@ -117,7 +139,89 @@ impl Outbox {
             w.leases.drain(..).collect()
         });
         self.room.notify_one();
+        self.acked.notify_waiters();
         unsent
+    }
+
+    // ── for executors without a stream ──────────────────────────────────────────────────────────
+
+    /// The welcome, for an answer of its own.
+    pub(crate) fn take_welcome(&self) -> Option<Welcome> {
+        self.take_of(|w| w.welcome.take())
+    }
+
+    /// What there is but acks, as soon as there is something and up to a frame's bounds, with at most
+    /// `max` leases. Nothing is taken when the wait is given up.
+    pub(crate) async fn take(&self, max: usize, until: Instant) -> Taken {
+        loop {
+            let changed = self.changed.notified();
+            let taken = self.take_of(|w| {
+                let frame = take_frame(w, max, 0);
+                let WorkResponse { leases, cancels, drain, .. } = frame;
+                Taken { leases, cancels, drain, closed: w.closed }
+            });
+            if !taken.leases.is_empty() || !taken.cancels.is_empty() || taken.drain.is_some() {
+                return Taken { closed: false, ..taken };
+            }
+            if taken.closed || tokio::time::timeout_at(until, changed).await.is_err() {
+                return taken;
+            }
+        }
+    }
+
+    /// Leases that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.take_of(|w| w.leases.len())
+    }
+
+    /// Leases that nobody came for.
+    pub(crate) fn take_leases(&self) -> Vec<Lease> {
+        self.take_of(|w| w.leases.drain(..).collect())
+    }
+
+    /// Acks that nobody waits for any more.
+    pub(crate) fn forget_acks(&self) {
+        self.take_of(|w| w.acks.clear());
+    }
+
+    /// Waits for an ack of each of these leases; one that is named twice has two. Others are dropped.
+    /// None: it was closed before.
+    pub(crate) async fn acks_of(&self, leases: &[String]) -> Option<Vec<Ack>> {
+        let mut came: HashMap<String, VecDeque<Ack>> = HashMap::new();
+        let mut missing: HashMap<&str, usize> = HashMap::new();
+        for lease in leases {
+            *missing.entry(lease).or_default() += 1;
+        }
+        let mut left = leases.len();
+        loop {
+            let acked = self.acked.notified();
+            let (acks, closed) = self.take_of(|w| (std::mem::take(&mut w.acks), w.closed));
+            for ack in acks {
+                let missing = missing.get_mut(ack.lease_id.as_str()).filter(|n| **n > 0);
+                if let Some(n) = missing {
+                    (*n, left) = (*n - 1, left - 1);
+                    came.entry(ack.lease_id.clone()).or_default().push_back(ack);
+                }
+            }
+            if left == 0 {
+                return leases.iter().map(|lease| came.get_mut(lease)?.pop_front()).collect();
+            }
+            if closed {
+                return None;
+            }
+            acked.await;
+        }
+    }
+
+    /// Waits until it is closed.
+    pub(crate) async fn ended(&self) {
+        loop {
+            let change = self.acked.notified();
+            if self.take_of(|w| w.closed) {
+                return;
+            }
+            change.await;
+        }
     }
 
     /// Waits until few enough acks wait for the reader to take more outcomes.
@@ -148,7 +252,7 @@ impl Outbox {
             {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 if !waiting.is_empty() {
-                    let frame = take_frame(&mut waiting);
+                    let frame = take_frame(&mut waiting, FRAME_ITEMS_MAX, FRAME_ITEMS_MAX);
                     waiting.since = (!waiting.is_empty()).then(Instant::now);
                     if waiting.acks.len() < ACKS_WAITING_MAX {
                         self.room.notify_one();
@@ -169,7 +273,7 @@ impl Outbox {
     }
 }
 
-fn take_frame(waiting: &mut Waiting) -> WorkResponse {
+fn take_frame(waiting: &mut Waiting, leases_max: usize, acks_max: usize) -> WorkResponse {
     // By itself: whoever reads the first message for its welcome alone misses nothing.
     if let welcome @ Some(_) = waiting.welcome.take() {
         return WorkResponse { welcome, ..WorkResponse::default() };
@@ -185,10 +289,14 @@ fn take_frame(waiting: &mut Waiting) -> WorkResponse {
     while let Some(cancel) = waiting.cancels.pop_front_if(|c| fits(c.encoded_len())) {
         frame.cancels.push(cancel);
     }
-    while let Some(ack) = waiting.acks.pop_front_if(|a| fits(a.encoded_len())) {
+    while frame.acks.len() < acks_max
+        && let Some(ack) = waiting.acks.pop_front_if(|a| fits(a.encoded_len()))
+    {
         frame.acks.push(ack);
     }
-    while let Some(lease) = waiting.leases.pop_front_if(|l| fits(l.encoded_len())) {
+    while frame.leases.len() < leases_max
+        && let Some(lease) = waiting.leases.pop_front_if(|l| fits(l.encoded_len()))
+    {
         frame.leases.push(lease);
     }
     frame
@@ -279,6 +387,40 @@ mod tests {
             let drain = outbox.next(SOON).await.unwrap().drain.unwrap();
             assert!(drain.stop && drain.reason == "enough" && drain.deadline.is_some());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_takes_what_there_is_but_acks_and_no_more_leases_than_it_may() {
+        let outbox = Outbox::default();
+        let soon = || Instant::now() + SOON;
+        assert_eq!(outbox.take(5, soon()).await, Taken::default());
+        outbox.push(vec![lease(1, 1), lease(2, 1), lease(3, 300_000)], vec![Ack::default()]);
+        outbox.stop("");
+        let taken = outbox.take(1, soon()).await;
+        assert_eq!((taken.leases.len(), taken.drain.is_some()), (1, true));
+        assert_eq!(outbox.take(5, soon()).await.leases.len(), 1, "the large one travels alone");
+        assert_eq!(outbox.take(5, soon()).await.leases.len(), 1);
+        assert_eq!(outbox.take(5, soon()).await, Taken::default(), "the ack is not for it");
+        outbox.close();
+        assert!(outbox.take(5, Instant::now() + Duration::from_secs(3600)).await.closed);
+    }
+
+    #[tokio::test]
+    async fn a_report_waits_for_its_own_acks_each_once_and_in_order() {
+        let outbox = Outbox::default();
+        let ack = |lease_id: &str| Ack { lease_id: lease_id.into(), refusal: None };
+        let leases = ["a", "b", "a"].map(str::to_owned);
+        let report = outbox.acks_of(&leases);
+        let answers = async {
+            for of in [["c", "b"], ["a", "c"], ["a", "a"]] {
+                outbox.push(Vec::new(), of.map(ack).into());
+                tokio::task::yield_now().await;
+            }
+        };
+        let (acks, ()) = tokio::join!(report, answers);
+        assert_eq!(acks.unwrap(), ["a", "b", "a"].map(ack));
+        outbox.close();
+        assert_eq!(outbox.acks_of(&leases).await, None);
     }
 
     #[tokio::test]

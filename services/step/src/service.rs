@@ -1,6 +1,8 @@
 //! StepService: opens a session for each Work stream, reads outcomes off it, and answers what of
 //! parents' results did not travel with a lease.
 
+mod unary;
+
 use std::{
     pin::pin,
     sync::{
@@ -16,13 +18,15 @@ use stepwell_proto::{
     json,
     refusal::Refusal,
     v1::{
-        Ack, CancelStepRequest, CancelStepResponse, DrainExecutorRequest, DrainExecutorResponse,
-        ErrorReason, Failure, GetStepReadinessRequest, GetStepReadinessResponse, GetStepRequest,
-        GetStepResponse, Hello, ListExecutorsRequest, ListExecutorsResponse, ListHandlersRequest,
-        ListHandlersResponse, ListStepResultsRequest, ListStepResultsResponse, Outcome,
-        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
-        SkipStepRequest, SkipStepResponse, StepResult, Welcome, WorkRequest, WorkResponse,
-        outcome::Kind, step_service_server,
+        Ack, AcquireStepsRequest, AcquireStepsResponse, CancelStepRequest, CancelStepResponse,
+        DrainExecutorRequest, DrainExecutorResponse, ErrorReason, ExtendLeasesRequest,
+        ExtendLeasesResponse, Failure, GetStepReadinessRequest, GetStepReadinessResponse,
+        GetStepRequest, GetStepResponse, Hello, ListExecutorsRequest, ListExecutorsResponse,
+        ListHandlersRequest, ListHandlersResponse, ListStepResultsRequest, ListStepResultsResponse,
+        Outcome, ReportOutcomesRequest, ReportOutcomesResponse, ResolveStepRequest,
+        ResolveStepResponse, RetryStepRequest, RetryStepResponse, SkipStepRequest,
+        SkipStepResponse, StepResult, Welcome, WorkRequest, WorkResponse, outcome::Kind,
+        step_service_server,
     },
 };
 use stepwell_serve::{Age, Line, Shutdown};
@@ -32,6 +36,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 use tracing::Instrument;
 
+use self::unary::Callers;
 use crate::{
     executors::Executors,
     offer::{Offer, SLOTS_MAX},
@@ -67,6 +72,7 @@ struct Inner {
     shutdown: Shutdown,
     bounds: Bounds,
     number: AtomicI64,
+    callers: Callers,
 }
 
 /// What the service allows.
@@ -90,12 +96,18 @@ impl Steps {
         let operations = Operations::new(sweeps.store.clone(), bounds.result_bytes_max);
         let executors = Executors::new(sweeps.store.clone());
         let number = AtomicI64::new(1);
-        Self(Arc::new(Inner { operations, executors, sweeps, walks, shutdown, bounds, number }))
+        let callers = Callers::default();
+        let inner =
+            Inner { operations, executors, sweeps, walks, shutdown, bounds, number, callers };
+        Self(Arc::new(inner))
     }
 
     /// Opens a session: matched to queues, with what it still holds, welcomed.
-    async fn open(&self, hello: Hello) -> Result<Arc<Session>, Refusal> {
+    async fn open(&self, hello: Hello, asks: bool) -> Result<Arc<Session>, Refusal> {
         let inner = &self.0;
+        if inner.shutdown.begun() {
+            return Err(shutting_down());
+        }
         let offer = Arc::new(Offer::read(&hello)?);
         if inner.sweeps.sessions.connected() >= inner.bounds.sessions_max {
             return Err(Refusal::new(ErrorReason::Overloaded, "this node has enough executors")
@@ -119,7 +131,8 @@ impl Steps {
             span,
         });
         // Without slots until it knows what it holds: what it adopts takes some of them.
-        inner.sweeps.sessions.open(id, Arc::clone(&offer), offer.queues(&queues), 0, outbox);
+        let (offered, queues_of_it) = (Arc::clone(&offer), offer.queues(&queues));
+        inner.sweeps.sessions.open(id, offered, queues_of_it, 0, asks, outbox);
         let (adopted, lost) = adopt(&session, hello.held_leases).await?;
         session.outbox.welcome(Welcome {
             executor_id: executor_id(id),
@@ -200,7 +213,7 @@ async fn adopt(
     Ok((adopted, lost))
 }
 
-/// One stream. When it is dropped the executor is lost, until it comes back.
+/// One executor, by its stream or its calls. When it is dropped the executor is lost, until it comes back.
 struct Session {
     id: i64,
     outbox: Arc<Outbox>,
@@ -263,13 +276,15 @@ impl Session {
                     continue;
                 }
             };
-            self.steps.0.sweeps.sessions.hear(self.id);
             let Ok(next) = next else {
                 tracing::info!(?silence, "nothing was heard; stream ended");
                 return;
             };
             let taken = match next {
-                Ok(Some(request)) => self.take(request).await,
+                Ok(Some(request)) => {
+                    self.steps.0.sweeps.sessions.hear(self.id);
+                    self.take(request).await
+                }
                 Ok(None) => return,
                 Err(status) => Err(Refusal::from_status(&status).unwrap_or_else(|| {
                     let what = status.message();
@@ -385,7 +400,10 @@ impl Session {
     /// accepted before, else lost.
     async fn answer_strange(&self, strange: Vec<(LeaseId, Ending)>) {
         let reports: Vec<_> = strange.iter().map(|(l, e)| (l.step, l.token, *e)).collect();
-        let store = &self.steps.0.sweeps.store;
+        let Sweeps { store, sessions, .. } = &self.steps.0.sweeps;
+        // What was reported before may be on its way still.
+        let leases: Vec<LeaseId> = strange.iter().map(|(lease, _)| *lease).collect();
+        sessions.settled_all(&leases).await;
         let mut tries = 0;
         let known = loop {
             let error = match store.settled_before(&reports).await {
@@ -416,6 +434,11 @@ impl Session {
     }
 }
 
+fn shutting_down() -> Refusal {
+    Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+        .retry_after(Duration::from_millis(100))
+}
+
 fn ending_of(kind: &Kind) -> Ending {
     match kind {
         Kind::Complete(_) => Ending::Complete,
@@ -431,9 +454,7 @@ impl step_service_server::StepService for Steps {
         request: Request<Streaming<WorkRequest>>,
     ) -> Result<Response<BoxStream<WorkResponse>>, Status> {
         if self.0.shutdown.begun() {
-            return Err(Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
-                .retry_after(Duration::from_millis(100))
-                .into());
+            return Err(shutting_down().into());
         }
         let line = Line::of(request.extensions());
         let mut requests = request.into_inner();
@@ -442,7 +463,7 @@ impl step_service_server::StepService for Steps {
             .map_err(|_| Refusal::field("hello", "did not come within 10 s"))?;
         let hello = first?.and_then(|first| first.hello);
         let hello = hello.ok_or_else(|| Refusal::field("hello", "wanted in the first message"))?;
-        let session = self.open(hello).await?;
+        let session = self.open(hello, false).await?;
         let reading = Arc::clone(&session).read(requests, line).instrument(session.span.clone());
         let reader = tokio::spawn(reading);
         let end = Reading { session, reader, leases_sent: false };
@@ -458,6 +479,27 @@ impl step_service_server::StepService for Steps {
             Some((Ok(response), end))
         });
         Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn acquire_steps(
+        &self,
+        request: Request<AcquireStepsRequest>,
+    ) -> Result<Response<AcquireStepsResponse>, Status> {
+        Ok(Response::new(self.acquire(request.into_inner()).await?))
+    }
+
+    async fn report_outcomes(
+        &self,
+        request: Request<ReportOutcomesRequest>,
+    ) -> Result<Response<ReportOutcomesResponse>, Status> {
+        Ok(Response::new(self.report(request.into_inner()).await?))
+    }
+
+    async fn extend_leases(
+        &self,
+        request: Request<ExtendLeasesRequest>,
+    ) -> Result<Response<ExtendLeasesResponse>, Status> {
+        Ok(Response::new(self.extend(&request.into_inner())?))
     }
 
     async fn list_step_results(

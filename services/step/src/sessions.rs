@@ -27,6 +27,8 @@ pub(crate) struct Sessions {
     pub(crate) deadline: Arc<Notify>,
     /// Rings when a session is gone for good or a lease ends.
     pub(crate) emptied: Notify,
+    /// Rings when outcomes were settled.
+    unsettled: Notify,
 }
 
 #[derive(Default)]
@@ -48,6 +50,8 @@ struct Session {
     queues: HashSet<i32>,
     slots: usize,
     reserved: usize,
+    /// How many more leases it asked for; none: as many as it has slots, whenever they are free.
+    asked: Option<usize>,
     leases: HashMap<LeaseId, Held>,
     outbox: Arc<Outbox>,
     /// No more leases for it.
@@ -67,7 +71,8 @@ impl Session {
         if self.draining || self.lost.is_some() {
             return 0;
         }
-        self.slots.saturating_sub(self.leases.len() + self.reserved)
+        let free = self.slots.saturating_sub(self.leases.len() + self.reserved);
+        self.asked.map_or(free, |asked| free.min(asked.saturating_sub(self.reserved)))
     }
 }
 
@@ -148,13 +153,14 @@ impl Sessions {
 
     // ── coming and going ────────────────────────────────────────────────────────────────────────
 
-    /// A new stream. It has slots from now on.
+    /// A new session. It has slots from now on; one that asks for leases gets them when it does.
     pub(crate) fn open(
         &self,
         session: i64,
         offer: Arc<Offer>,
         queues: HashSet<i32>,
         slots: usize,
+        asks: bool,
         outbox: Arc<Outbox>,
     ) {
         let mut inner = self.lock();
@@ -167,6 +173,7 @@ impl Sessions {
             queues,
             slots,
             reserved: 0,
+            asked: asks.then_some(0),
             leases: HashMap::new(),
             outbox,
             draining: false,
@@ -283,6 +290,16 @@ impl Sessions {
             s.slots = slots;
         }
         self.freed.notify_one();
+    }
+
+    /// The executor wants so many leases more; 0: none for now.
+    pub(crate) fn ask(&self, session: i64, leases: usize) {
+        if let Some(s) = self.lock().sessions.get_mut(&session) {
+            s.asked = Some(leases);
+        }
+        if leases > 0 {
+            self.freed.notify_one();
+        }
     }
 
     /// The executor wants no more leases.
@@ -426,6 +443,7 @@ impl Sessions {
         let mut inner = self.lock();
         let Some(session) = inner.sessions.get_mut(&row.session) else { return false };
         session.leases.insert(lease, held);
+        session.asked = session.asked.map(|asked| asked.saturating_sub(1));
         let first = inner.deadlines.first().is_none_or(|(at, ..)| deadline < *at);
         inner.deadlines.insert((deadline, row.session, lease));
         drop(inner);
@@ -460,6 +478,13 @@ impl Sessions {
         }
         self.emptied.notify_waiters();
         Some(held)
+    }
+
+    /// True while the session holds the lease, or its outcome is on the way.
+    pub(crate) fn holds(&self, session: i64, lease: LeaseId) -> bool {
+        let inner = self.lock();
+        inner.settling.contains(&lease)
+            || inner.sessions.get(&session).is_some_and(|s| s.leases.contains_key(&lease))
     }
 
     /// Leases that move to another session of this process are no longer their old one's.
@@ -545,6 +570,19 @@ impl Sessions {
         let mut inner = self.lock();
         for lease in leases {
             inner.settling.remove(&lease);
+        }
+        drop(inner);
+        self.unsettled.notify_waiters();
+    }
+
+    /// Waits until no outcome of these leases is on the way.
+    pub(crate) async fn settled_all(&self, leases: &[LeaseId]) {
+        loop {
+            let change = self.unsettled.notified();
+            if !leases.iter().any(|lease| self.lock().settling.contains(lease)) {
+                return;
+            }
+            change.await;
         }
     }
 
@@ -636,7 +674,7 @@ mod tests {
     fn open(sessions: &Sessions, id: i64, queues: &[i32], slots: usize) -> Arc<Outbox> {
         let outbox = Arc::new(Outbox::default());
         let queues = queues.iter().copied().collect();
-        sessions.open(id, Arc::new(Offer::default()), queues, slots, Arc::clone(&outbox));
+        sessions.open(id, Arc::new(Offer::default()), queues, slots, false, Arc::clone(&outbox));
         outbox
     }
 
@@ -742,6 +780,31 @@ mod tests {
         assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [None]);
         assert!(sessions.release(7, id(3)).is_some() && sessions.release(7, id(3)).is_none());
         assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [Some(7)]);
+    }
+
+    #[test]
+    fn who_asks_for_leases_gets_so_many_and_no_more_than_it_has_slots() {
+        let sessions = Sessions::default();
+        let (offer, outbox) = (Arc::default(), Arc::default());
+        sessions.open(7, offer, HashSet::from([1]), 3, true, outbox);
+        let reserved = |steps: std::ops::Range<i64>| {
+            let ready: Vec<_> = steps.map(|step| (1, step, step)).collect();
+            let slots = sessions.reserve_for_ready(&ready, &[1]);
+            slots.sessions().count()
+        };
+        assert_eq!(reserved(0..9), 0, "it did not ask");
+        sessions.ask(7, 2);
+        assert_eq!(reserved(0..9), 2);
+        assert_eq!(reserved(0..9), 0);
+        for step in 0..2 {
+            sessions.hold(&lease(step, 7), Duration::from_secs(1), None);
+        }
+        sessions.unreserve([7, 7].iter());
+        assert_eq!(reserved(2..9), 0, "it has what it asked for");
+        sessions.release(7, id(0));
+        assert_eq!(reserved(2..9), 0, "a slot that frees is not asked for");
+        sessions.ask(7, 9);
+        assert_eq!(reserved(2..9), 2, "it has three slots, one of them taken");
     }
 
     #[test]

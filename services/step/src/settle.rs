@@ -17,7 +17,10 @@ use stepwell_store::{
     ChildSlots, Ending, Error, LeaseRow, Report, Settled, Store, StoredFailure, Sweep, Topic,
     Writer,
 };
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{
+    Mutex, Notify,
+    mpsc::{self, error::TrySendError},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
@@ -139,11 +142,15 @@ impl Settler {
         self.queue.downgrade()
     }
 
-    /// Waits for room in the queue.
+    /// Waits for room in the queue. What was begun here is ended, also when the wait is given up: a
+    /// lease that is neither held nor settled would be nobody's.
     pub(crate) async fn push(&self, ended: Ended) {
         self.sessions.settling(ended.lease);
         // The loops run as long as anybody can push.
-        let _ = self.queue.send(ended).await;
+        if let Err(TrySendError::Full(ended)) = self.queue.try_send(ended) {
+            let queue = self.queue.clone();
+            let _ = tokio::spawn(async move { queue.send(ended).await }).await;
+        }
         if self.queue.max_capacity() - self.queue.capacity() >= MANY {
             self.many.notify_one();
         }
@@ -391,6 +398,30 @@ mod tests {
         let (step, token) = (step_key(2, 3), 1);
         let child = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
         assert_eq!(released_at(&batch, &child), began + Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_with_an_outcome_is_ended_though_nobody_waits_for_it() {
+        let (settler, line) = Settler::new(Arc::default());
+        let ended = |step| {
+            let (token, attempt, max_attempts) = (1, 1, 3);
+            Ended::unsent(
+                &LeaseRow { step, token, attempt, max_attempts, queue: 1, session: 7 },
+                "",
+            )
+        };
+        let all = i64::try_from(QUEUE_MAX).unwrap();
+        for step in 0..all {
+            settler.push(ended(step)).await;
+        }
+        assert!(settler.push(ended(all)).now_or_never().is_none(), "there is no room");
+        let (stop, mut last) = (CancellationToken::new(), 0);
+        while last < all {
+            let batch = line.batch(Turn::Always, &stop);
+            let batch =
+                tokio::time::timeout(Duration::from_secs(20), batch).await.unwrap().unwrap();
+            last = batch.last().unwrap().lease.step;
+        }
     }
 
     #[tokio::test]
