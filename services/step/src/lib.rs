@@ -215,7 +215,7 @@ fn spawn_loops(
     let timers = Arc::clone(&dispatch.timers);
     service.spawn_loop("timers", sweeps.clone().run_timers(every(timers, 2000, 3000)));
     let keys = bell(Topic::Key);
-    service.spawn_loop("keys", sweeps.clone().run_keys(every(keys, 4000, 6000)));
+    service.spawn_loop("keys", sweeps.clone().run_keys(every(keys, 12_000, 18_000)));
     let signals = bell(Topic::Signal);
     service.spawn_loop("signals", sweeps.clone().run_signals(every(signals, 2500, 3500)));
     let definitions = bell(Topic::Definition);
