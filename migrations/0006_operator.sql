@@ -26,6 +26,12 @@ alter table event add constraint event_edge check (
     103079673861,     -- task.cancelled: 6 > 5
     107374510081,     -- task.retry_requested: 4 > 1
     111669477382,     -- task.resolved_manually: 4 > 6
+    115964248065,     -- task.updated: 1
+    115964313602,     -- task.updated: 2
+    115964379139,     -- task.updated: 3
+    115964444676,     -- task.updated: 4
+    115964510213,     -- task.updated: 5
+    115964575750,     -- task.updated: 6
     120259215361,     -- task.paused: 1
     120259280898,     -- task.paused: 2
     120259411972,     -- task.paused: 4
@@ -42,7 +48,9 @@ alter table event add constraint event_edge check (
     281668250435589,  -- step.cancelled: 2 > 5
     281668250566661,  -- step.cancelled: 4 > 5
     281672545337350,  -- step.resolved_manually: 1 > 6
-    281672545533958   -- step.resolved_manually: 4 > 6
+    281672545533958,  -- step.resolved_manually: 4 > 6
+    281676840304641,  -- step.updated: 1
+    281676840501252   -- step.updated: 4
   ])) not valid;
 
 -- No release has called it in this form.

@@ -251,6 +251,18 @@ async fn what_cannot_be_moved_is_refused_with_a_reason_and_changes_nothing() {
     let resolve = v1::ResolveTaskRequest { task_id: waiting.task_id.clone(), ..Default::default() };
     let refused = client.resolve_task(resolve).await.unwrap_err();
     assert_eq!(reason(&refused), ErrorReason::IllegalTransition);
+    let update = |max_attempts| v1::UpdateStepRequest {
+        step_id: step_id(&task, 0),
+        max_attempts,
+        ..Default::default()
+    };
+    assert_eq!(
+        reason(&client.update_step(update(0)).await.unwrap_err()),
+        ErrorReason::InvalidRequest
+    );
+    assert_eq!(reason(&client.update_step(update(5)).await.unwrap_err()), ErrorReason::TaskEnded);
+    let update = v1::UpdateTaskRequest { task_id: waiting.task_id.clone(), ..Default::default() };
+    assert_eq!(reason(&client.update_task(update).await.unwrap_err()), ErrorReason::InvalidRequest);
     let retry = v1::RetryTaskRequest { task_id: nobody.into(), ..Default::default() };
     assert_eq!(reason(&client.retry_task(retry).await.unwrap_err()), ErrorReason::TaskNotFound);
     assert_eq!(world.rows().await, before);
@@ -329,4 +341,40 @@ async fn a_step_that_does_not_run_says_what_is_in_its_way() {
     go.notify_one();
     become_(&tasks[1], 0, vec![Paused]).await;
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_a_task_and_how_often_a_step_is_tried_may_be_changed() {
+    let (world, running, _) = shop().await;
+    let mut feed = world.feed(Start::Latest).await;
+    let task = world.create("order", &json!({})).await;
+    world.ended(&task.task_id).await;
+    let update = v1::UpdateTaskRequest {
+        task_id: task.task_id.clone(),
+        tags: Some(v1::Tags { values: vec!["vip".into()] }),
+        reason: "mislabelled".into(),
+        updated_by: "me".into(),
+        ..Default::default()
+    };
+    let updated = world.client.update_task(update).await.unwrap().task.unwrap();
+    assert_eq!((updated.tags, updated.reason), (vec!["vip".to_owned()], task.reason.clone()));
+    let update = |max_attempts| v1::UpdateStepRequest {
+        step_id: step_id(&task, 0),
+        max_attempts,
+        ..Default::default()
+    };
+    let step = world.client.update_step(update(3)).await.unwrap().step.unwrap();
+    assert_eq!((step.state().word(), step.attempt, step.max_attempts), ("error", 1, 3));
+    let events = until(&mut feed, |event| event.name == "step.updated").await;
+    let said = events.iter().find_map(|event| match &event.detail {
+        Some(v1::event::Detail::TaskUpdated(it)) => Some(it.clone()),
+        _ => None,
+    });
+    let said = said.unwrap();
+    assert_eq!(
+        (said.updated_by.as_str(), said.tags_changed, said.task_reason.as_str()),
+        ("me", true, "")
+    );
+    running.stop().await;
+    check(&mut world.connection().await).await;
 }

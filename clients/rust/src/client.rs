@@ -217,6 +217,29 @@ impl Client {
         .await
     }
 
+    /// Changes what is said of a task: why it is, and its labels.
+    pub async fn update_task(
+        &self,
+        request: v1::UpdateTaskRequest,
+    ) -> Result<v1::UpdateTaskResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.update_task(request).await
+        })
+        .await
+    }
+
+    /// Changes how many attempts a step may make in all.
+    pub async fn update_step(
+        &self,
+        request: v1::UpdateStepRequest,
+    ) -> Result<v1::UpdateStepResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.update_step(request).await },
+        )
+        .await
+    }
+
     /// One step with its result.
     pub async fn get_step(
         &self,

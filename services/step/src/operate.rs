@@ -8,7 +8,7 @@ use stepwell_proto::{
         CancelStepRequest, CancelStepResponse, ErrorReason, GetStepReadinessRequest,
         GetStepReadinessResponse, GetStepRequest, GetStepResponse, ResolveStepRequest,
         ResolveStepResponse, RetryStepRequest, RetryStepResponse, SkipStepRequest,
-        SkipStepResponse, State, Step,
+        SkipStepResponse, State, Step, UpdateStepRequest, UpdateStepResponse,
     },
 };
 use stepwell_store::{Move, Note, Offering, Store, more_attempts};
@@ -93,6 +93,30 @@ impl Operations {
         }
         let (step, already_in_state) = self.move_step(id, &Move::Skip, &note).await?;
         Ok(SkipStepResponse { step: Some(step), already_in_state })
+    }
+
+    pub(crate) async fn update(
+        &self,
+        request: UpdateStepRequest,
+    ) -> Result<UpdateStepResponse, Refusal> {
+        let id = Id::read(&request.step_id)?;
+        let note = Note::read(request.reason, "updated_by", request.updated_by)?;
+        let max_attempts = more_attempts(request.max_attempts).ok().flatten();
+        let wrong = |what: &str| Refusal::field("max_attempts", what);
+        let max_attempts = max_attempts.ok_or_else(|| wrong("must be from 1 to 1000"))?;
+        let updated = self.store.update_step(id.task, id.number, max_attempts, &note).await?;
+        let updated = updated.ok_or_else(|| id.not_found())?;
+        if !updated.done {
+            if !matches!(updated.task, State::Pending | State::InProgress | State::Error) {
+                return Err(Refusal::task_ended(&id.task.to_string(), updated.task));
+            }
+            if matches!(updated.is, State::Pending | State::Error) {
+                return Err(wrong(&format!("it has made {} attempts", updated.attempt)));
+            }
+            let (subject, allowed) = (format!("step {id}"), [State::Pending, State::Error]);
+            return Err(Refusal::illegal(&subject, updated.is, updated.is, &allowed));
+        }
+        Ok(UpdateStepResponse { step: Some(self.step(id).await?) })
     }
 
     pub(crate) async fn cancel(

@@ -25,8 +25,8 @@ use stepwell_proto::{
         ListHandlersRequest, ListHandlersResponse, ListStepResultsRequest, ListStepResultsResponse,
         Outcome, ReportOutcomesRequest, ReportOutcomesResponse, ResolveStepRequest,
         ResolveStepResponse, RetryStepRequest, RetryStepResponse, SkipStepRequest,
-        SkipStepResponse, StepResult, Welcome, WorkRequest, WorkResponse, outcome::Kind,
-        step_service_server,
+        SkipStepResponse, StepResult, UpdateStepRequest, UpdateStepResponse, Welcome, WorkRequest,
+        WorkResponse, outcome::Kind, step_service_server,
     },
 };
 use stepwell_serve::{Age, Line, Shutdown};
@@ -543,6 +543,13 @@ impl step_service_server::StepService for Steps {
         request: Request<SkipStepRequest>,
     ) -> Result<Response<SkipStepResponse>, Status> {
         Ok(Response::new(self.0.operations.skip(request.into_inner()).await?))
+    }
+
+    async fn update_step(
+        &self,
+        request: Request<UpdateStepRequest>,
+    ) -> Result<Response<UpdateStepResponse>, Status> {
+        Ok(Response::new(self.0.operations.update(request.into_inner()).await?))
     }
 
     async fn cancel_step(

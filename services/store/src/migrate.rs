@@ -22,6 +22,7 @@ const VERBS: &[(&str, &str)] = &[
     ("75_grant_keys", include_str!("../../../migrations/verbs/75_grant_keys.sql")),
     ("82_move_steps", include_str!("../../../migrations/verbs/82_move_steps.sql")),
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
+    ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

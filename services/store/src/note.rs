@@ -17,6 +17,15 @@ pub struct Note {
     /// What the step's children read as its result, if it is short.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
+    /// Why the task is, from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_reason: Option<String>,
+    /// The task's labels from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<String>>,
+    /// Attempts the step may make in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<i32>,
     /// There is a result, and it is not short.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub result_omitted: bool,

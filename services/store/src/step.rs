@@ -15,7 +15,7 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Writer, span};
 
-pub use moves::{Move, Moved};
+pub use moves::{Move, Moved, Updated};
 pub use readiness::Surroundings;
 
 /// Concurrency keys that one call looks at.

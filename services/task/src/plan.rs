@@ -64,12 +64,7 @@ impl Draft {
         faults.text("initiator", &initiator, TEXT_BYTES_MAX);
         faults.text("source_system", &source_system, TEXT_BYTES_MAX);
         faults.text("reason", &reason, TEXT_BYTES_MAX);
-        if request.tags.len() > TAGS_MAX {
-            faults.add("tags", format!("at most {TAGS_MAX} are allowed"));
-        }
-        for (i, tag) in request.tags.iter().take(TAGS_MAX).enumerate() {
-            faults.text(&format!("tags[{i}]"), tag, TAG_BYTES_MAX);
-        }
+        faults.tags("tags", &request.tags);
         if request.bypass_steps.len() > STEPS_MAX {
             faults.add("bypass_steps", format!("at most {STEPS_MAX} are allowed"));
         }
@@ -248,6 +243,14 @@ pub(crate) fn uid(text: &str) -> Result<Uuid, String> {
         .ok_or_else(|| format!("must be a UUID, but is {}", rule::quoted(text)))
 }
 
+/// What is wrong with what a task is to be said of from now on.
+pub(crate) fn words_faults(reason: Option<&str>, tags: Option<&[String]>) -> Vec<Fault> {
+    let mut faults = Faults { prefix: "", found: Vec::new() };
+    faults.text("task_reason", reason.unwrap_or_default(), TEXT_BYTES_MAX);
+    faults.tags("tags.values", tags.unwrap_or_default());
+    faults.found
+}
+
 struct Faults<'a> {
     prefix: &'a str,
     found: Vec<Fault>,
@@ -290,6 +293,15 @@ impl Faults<'_> {
             self.add("context", format!("is not JSON: {error}"));
             Value::Null
         })
+    }
+
+    fn tags(&mut self, path: &str, tags: &[String]) {
+        if tags.len() > TAGS_MAX {
+            self.add(path, format!("at most {TAGS_MAX} are allowed"));
+        }
+        for (i, tag) in tags.iter().take(TAGS_MAX).enumerate() {
+            self.text(&format!("{path}[{i}]"), tag, TAG_BYTES_MAX);
+        }
     }
 
     fn text(&mut self, path: &str, text: &str, bytes_max: usize) {

@@ -11,9 +11,9 @@ use stepwell_proto::{
         ErrorReason, GetDefinitionRequest, GetDefinitionResponse, GetTaskRequest, GetTaskResponse,
         PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
         ResolveTaskRequest, ResolveTaskResponse, ResumeTaskRequest, ResumeTaskResponse,
-        RetryTaskRequest, RetryTaskResponse, State, Task, WaitTaskRequest, WaitTaskResponse,
-        batch_create_tasks_result::Outcome, register_definition_request::Source,
-        task_service_server,
+        RetryTaskRequest, RetryTaskResponse, State, Task, UpdateTaskRequest, UpdateTaskResponse,
+        WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
+        register_definition_request::Source, task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::{
     create::{Answer, Creator},
     definition,
-    plan::{Draft, not_found, uid},
+    plan::{Draft, not_found, uid, words_faults},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
     schema::Validators,
@@ -240,6 +240,21 @@ impl Tasks {
         Ok(ResolveTaskResponse { task: Some(self.task(uid).await?), already_in_state })
     }
 
+    async fn update(&self, request: UpdateTaskRequest) -> Result<UpdateTaskResponse, Refusal> {
+        let uid = task_id(&request.task_id)?;
+        let mut note = Note::read(request.reason, "updated_by", request.updated_by)?;
+        (note.task_reason, note.tags) = (request.task_reason, request.tags.map(|tags| tags.values));
+        let faults = words_faults(note.task_reason.as_deref(), note.tags.as_deref());
+        if !faults.is_empty() {
+            return Err(Refusal::fields(faults));
+        }
+        if note.task_reason.is_none() && note.tags.is_none() {
+            return Err(Refusal::field("tags", "these or `task_reason` are wanted"));
+        }
+        self.store.update_task(uid, &note).await?.ok_or_else(|| task_not_found(uid))?;
+        Ok(UpdateTaskResponse { task: Some(self.task(uid).await?) })
+    }
+
     /// The task, and whether there was nothing to do.
     async fn pause(
         &self,
@@ -396,5 +411,12 @@ impl task_service_server::TaskService for Tasks {
         let note = Note::read(request.reason, "resumed_by", request.resumed_by)?;
         let (task, already_in_state) = self.pause(uid, false, &note).await?;
         Ok(Response::new(ResumeTaskResponse { task, already_in_state }))
+    }
+
+    async fn update_task(
+        &self,
+        request: Request<UpdateTaskRequest>,
+    ) -> Result<Response<UpdateTaskResponse>, Status> {
+        Ok(Response::new(self.update(request.into_inner()).await?))
     }
 }

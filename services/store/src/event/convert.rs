@@ -6,9 +6,9 @@ use stepwell_proto::{
     id::step_id,
     v1::{
         Event, State, StepCancelled, StepCompleted, StepExecutionRequested, StepFailed,
-        StepLeaseReturned, StepResolvedManually, StepRetryRequested, TaskCancelled, TaskCompleted,
-        TaskFailed, TaskInitializeRequested, TaskPaused, TaskResolvedManually, TaskResumed,
-        TaskRetryRequested, TaskStartRequested, event::Detail,
+        StepLeaseReturned, StepResolvedManually, StepRetryRequested, StepUpdated, TaskCancelled,
+        TaskCompleted, TaskFailed, TaskInitializeRequested, TaskPaused, TaskResolvedManually,
+        TaskResumed, TaskRetryRequested, TaskStartRequested, TaskUpdated, event::Detail,
     },
 };
 use stepwell_trace::TraceContext;
@@ -84,6 +84,16 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
             let Note { by: resolved_by, reason, .. } = note();
             Detail::TaskResolvedManually(TaskResolvedManually { reason, resolved_by })
         }
+        27 => {
+            let note = note();
+            Detail::TaskUpdated(TaskUpdated {
+                reason: note.reason,
+                updated_by: note.by,
+                task_reason: note.task_reason.unwrap_or_default(),
+                tags_changed: note.tags.is_some(),
+                tags: note.tags.unwrap_or_default(),
+            })
+        }
         28 => {
             let Note { by: paused_by, reason, .. } = note();
             Detail::TaskPaused(TaskPaused { reason, paused_by })
@@ -140,6 +150,14 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 result_omitted: note.result_omitted,
                 released: names(),
                 skipped: note.skipped,
+            })
+        }
+        47 => {
+            let note = note();
+            Detail::StepUpdated(StepUpdated {
+                reason: note.reason,
+                updated_by: note.by,
+                max_attempts: note.max_attempts.unwrap_or_default(),
             })
         }
         _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),

@@ -124,6 +124,52 @@ impl Store {
     }
 }
 
+/// What became of a step that was to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Updated {
+    /// The state it is in.
+    pub is: State,
+    /// The state its task is in.
+    pub task: State,
+    /// Attempts it has made.
+    pub attempt: i32,
+    /// It was changed.
+    pub done: bool,
+}
+
+impl Store {
+    /// Changes how many attempts a step may make, if it is pending or in error and has not made more. None:
+    /// there is no such step.
+    pub async fn update_step(
+        &self,
+        uid: Uuid,
+        number: i32,
+        max_attempts: i32,
+        note: &Note,
+    ) -> Result<Option<Updated>, Error> {
+        let text = Note { max_attempts: Some(max_attempts), ..note.clone() }.to_text();
+        let call = async {
+            let call = sqlx::query!(
+                r#"select s_was as was, s_task as task, s_attempt as attempt, s_done as "done!"
+                     from stepwell.update_step($1, $2, $3, $4)"#,
+                uid,
+                number,
+                max_attempts,
+                text,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.update_step", 1, |_| 1, call).await?;
+        if row.done {
+            self.bell().ring(Topic::Event);
+        }
+        let (Some(is), Some(task), Some(attempt)) = (row.was, row.task, row.attempt) else {
+            return Ok(None);
+        };
+        Ok(Some(Updated { is: state(is)?, task: state(task)?, attempt, done: row.done }))
+    }
+}
+
 /// A state as the tables have it.
 fn number_of(state: State) -> i16 {
     i16::try_from(i32::from(state)).expect("a handful")

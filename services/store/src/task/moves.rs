@@ -127,6 +127,24 @@ impl Store {
         Ok(was.map(|(was, paused)| Paused { was, paused: paused.unwrap_or_default() }).collect())
     }
 
+    /// Changes what is said of a task: what of the note is new for it. Answers the state it is in; none:
+    /// there is no such task.
+    pub async fn update_task(&self, uid: Uuid, note: &Note) -> Result<Option<State>, Error> {
+        let call = async {
+            let call = sqlx::query_scalar!(
+                "select t_was from stepwell.update_task($1, $2, $3, $4)",
+                uid,
+                note.task_reason,
+                note.tags.as_deref(),
+                note.to_text(),
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let was = span::verb("db.update_task", 1, |_| 1, call).await?;
+        self.bell().ring(Topic::Event);
+        was.map(state).transpose()
+    }
+
     /// Declares tasks settled, those that are in error. Answers the state each was in; none: there is
     /// no such task.
     pub async fn resolve_tasks(
