@@ -3,10 +3,14 @@
 //! line, so the outcome does not hang on luck.
 
 mod edges;
+mod life;
 mod limits;
 mod moves;
 mod nodes;
 mod operate;
 mod plans;
 mod races;
+mod square;
 mod survey;
+mod truth;
+mod wide;
