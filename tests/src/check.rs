@@ -31,9 +31,9 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "waiting_on counts the parents that are not complete",
         "select s.key, s.waiting_on, w.n from stepwell.step s
-           left join (select (p.key & ~16383::bigint) | c as key, count(*) n
-                        from stepwell.step p, unnest(p.children) c
-                       where p.state not in (3, 6) group by 1) w on w.key = s.key
+           left join (select (key & ~16383::bigint) | child as key, count(*) n
+                        from (select key, unnest(children) child from stepwell.step
+                               where state not in (3, 6)) p group by 1) w on w.key = s.key
           where s.waiting_on <> coalesce(w.n, 0)",
     ),
     (
@@ -104,8 +104,8 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "a step starts only after all its parents are complete",
         "select p.task, p.no
-           from (select p.key >> 14 as task, c as no, (p.key & 16383)::int as parent
-                   from stepwell.step p, unnest(p.children) c) p
+           from (select key >> 14 as task, unnest(children) as no, (key & 16383)::int as parent
+                   from stepwell.step) p
            join (select task, no, min(position) as first from stepwell.event where type = 40 group by 1, 2) e
              on e.task = p.task and e.no = p.no
            left join (select task, no, min(position) as first from stepwell.event
