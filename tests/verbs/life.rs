@@ -5,7 +5,7 @@
 //!
 //! | if | in state | test |
 //! |---|---|---|
-//! | a step is in error | error | `a_task_ends_in_error_once_when_a_step_has_failed_and_nothing_else_can_go_on` |
+//! | a step is in error | error | `a_task_ends_in_error_once_when_a_step_has_failed_and_nothing_else_can_go_on`, `a_task_whose_last_running_step_is_cancelled_by_hand_is_in_error_if_another_has_failed` |
 //! | else a step is cancelled | cancelled | `a_task_all_of_whose_steps_are_cancelled_is_cancelled` |
 //! | else | complete | `a_task_whose_steps_are_complete_or_resolved_is_complete` |
 //!
@@ -97,6 +97,15 @@ async fn a_task_all_of_whose_steps_are_cancelled_is_cancelled() {
     run.moves(1, Move::Cancel).await;
     assert_eq!(run.states().await, (Cancelled, vec![Cancelled; 3]));
     assert_eq!(run.log(0).await.last().unwrap(), "task.cancelled");
+    run.check().await;
+}
+
+#[tokio::test]
+async fn a_task_whose_last_running_step_is_cancelled_by_hand_is_in_error_if_another_has_failed() {
+    let mut run = Run::of("a; b; c: b").await;
+    run.run(&[(0, FAILS)]).await;
+    run.moves(1, Move::Cancel).await;
+    assert_eq!(run.states().await, (Error, vec![Error, Cancelled, Pending]));
     run.check().await;
 }
 
