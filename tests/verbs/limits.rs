@@ -307,7 +307,7 @@ async fn a_deadline_that_passes_after_a_task_has_failed_leaves_what_waits_to_who
     let note = Note::new("me", "");
     let resolve = stepwell_store::Move::Resolve { result: None };
     run.rows.store.move_step(run.uid, 0, &resolve, &note).await.unwrap();
-    assert_eq!(run.pass("59 s").await.late, 0, "it has its whole time again");
+    assert_eq!(run.pass("30 s").await.late, 0, "it has its whole time again");
     let leases = run.claim(1).await;
     run.end(&leases, Ending::Complete).await;
     assert_eq!(run.states().await.0, State::Complete);

@@ -10,7 +10,7 @@ use stepwell_store::{Ending, LeaseRow, Move, Note, StoredDefinition, Writer};
 use stepwell_tests::{Rows, check, new_task, report};
 use uuid::Uuid;
 
-/// What happens to a step, named by its number.
+/// What happens to a step, named by its number. Waits that must not be over are long: time passes by itself, too.
 #[derive(Clone, Copy, Debug)]
 enum Happens {
     /// It is leased.
@@ -89,14 +89,14 @@ const TRUTHS: &[Truth] = &[
     },
     Truth {
         situation: "the first of three attempts has just failed",
-        happens: &[BacksOff(0, 2)],
+        happens: &[BacksOff(0, 600)],
         task: InProgress,
         backs_off: &[0],
         ..NOTHING
     },
     Truth {
-        situation: "the same, ten seconds later",
-        happens: &[BacksOff(0, 2), Passes(10)],
+        situation: "the same, ten minutes later",
+        happens: &[BacksOff(0, 600), Passes(600)],
         task: InProgress,
         ready: &[0],
         ..NOTHING
@@ -133,14 +133,14 @@ const TRUTHS: &[Truth] = &[
         ..NOTHING
     },
     Truth {
-        situation: "a wait of thirty seconds that the handler asked for is not over",
-        happens: &[BacksOff(0, 30), Passes(29)],
+        situation: "a wait of an hour that the handler asked for is not over",
+        happens: &[BacksOff(0, 3600), Passes(1800)],
         task: InProgress,
         backs_off: &[0],
         ..NOTHING
     },
     Truth {
-        situation: "a wait of one second that it asked for is over: no other one counts",
+        situation: "a wait of a second that it asked for is over: no other one counts",
         happens: &[BacksOff(0, 1), Passes(1)],
         task: InProgress,
         ready: &[0],
@@ -156,7 +156,7 @@ const TRUTHS: &[Truth] = &[
     Truth {
         situation: "one has failed for good, another waits for its retry",
         steps: "a; b",
-        happens: &[Fails(0), BacksOff(1, 60)],
+        happens: &[Fails(0), BacksOff(1, 600)],
         task: InProgress,
         backs_off: &[1],
         ..NOTHING
@@ -164,7 +164,7 @@ const TRUTHS: &[Truth] = &[
     Truth {
         situation: "the same, when its time has come",
         steps: "a; b",
-        happens: &[Fails(0), BacksOff(1, 60), Passes(60)],
+        happens: &[Fails(0), BacksOff(1, 600), Passes(600)],
         task: InProgress,
         ready: &[1],
         ..NOTHING
