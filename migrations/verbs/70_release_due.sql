@@ -48,7 +48,7 @@ begin
              lateral (
                select key from step
                 where k.kind = 3 and key between i.key and i.key + 16383 and state in (1, 2)
-                  and (select deadline <= v_at from task where id = i.key >> 14)
+                  and (select state in (1, 2) and deadline <= v_at from task where id = i.key >> 14)
                union all
                select key from step
                 where k.kind = 2 and key = i.key and due <= v_at

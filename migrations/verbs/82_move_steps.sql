@@ -92,12 +92,13 @@ begin
 end $$;
 
 -- Of these tasks, the steps that wait behind a cancelled one: they can never run. Nothing waits for a step
--- that is complete or resolved.
+-- that is complete or resolved. Only tasks that have any are
+-- looked through.
 create or replace function stepwell.behind_cancelled(p_task bigint[])
   returns bigint[] language sql stable set search_path = stepwell as $$
   with recursive b(key) as (
     select s.key & ~16383::bigint | child
-      from unnest(p_task) t,
+      from (select t from unnest(p_task) t where (select cancelled_n > 0 from task where id = t) offset 0) i(t),
            lateral (select key, children from step
                      where key between t << 14 and (t << 14) + 16383 and state = 5 offset 0) s, unnest(s.children) child
     union

@@ -6,8 +6,9 @@ use std::sync::{
 };
 
 use serde_json::{Value, json};
-use stepwell_client::{Error, Executor, HandlerError, Start, StepContext, v1};
+use stepwell_client::{Addresses, Client, Error, Executor, HandlerError, Start, StepContext, v1};
 use stepwell_proto::v1::ErrorReason;
+use stepwell_suite::Nodes;
 use stepwell_tests::{Running, SOON, World, check, until};
 use tokio::sync::Notify;
 
@@ -377,4 +378,37 @@ async fn what_is_said_of_a_task_and_how_often_a_step_is_tried_may_be_changed() {
     );
     running.stop().await;
     check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_fifty_who_ask_two_processes_for_the_same_at_once_one_does_it_and_the_others_are_told() {
+    let world = World::with(Nodes { task: 2, step: 2, event: 1 }, &[]).await;
+    world.define(DEFINITION).await;
+    let task = world.create("order", &json!({})).await;
+    let of = world.suite.addresses();
+    let clients: Vec<Client> = (0..2)
+        .map(|node| {
+            let (task, step) = (vec![of.task[node].clone()], vec![of.step[node].clone()]);
+            Client::connect(Addresses { task, step, event: of.event.clone() }).unwrap()
+        })
+        .collect();
+    let gift = step_id(&task, 1);
+    let skipped = futures::future::join_all((0..50).map(|n| {
+        let skip = v1::SkipStepRequest { step_id: gift.clone(), ..Default::default() };
+        let client = &clients[n % 2];
+        async move { client.skip_step(skip).await.unwrap().already_in_state }
+    }));
+    assert_eq!(skipped.await.iter().filter(|already| !**already).count(), 1);
+    let cancelled = futures::future::join_all((0..50).map(|n| {
+        let task_id = task.task_id.clone();
+        let cancel = v1::CancelTaskRequest { task_id, ..Default::default() };
+        let client = &clients[n % 2];
+        async move { client.cancel_task(cancel).await.unwrap().already_in_state }
+    }));
+    assert_eq!(cancelled.await.iter().filter(|already| !**already).count(), 1);
+    let mut connection = world.connection().await;
+    let rows = "select count(*) from stepwell.event where type in (24, 45, 46)";
+    let rows: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(rows, 4, "the task and two of its steps cancelled, one skipped");
+    check(&mut connection).await;
 }

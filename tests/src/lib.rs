@@ -20,6 +20,7 @@ use stepwell_store::{
     StoredDefinition, Writer,
 };
 use stepwell_suite::TestDatabase;
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 pub use check::check;
@@ -38,6 +39,8 @@ pub struct Rows {
     pub store: Store,
     /// A node to lease in the name of.
     pub node: i32,
+    /// Looks at rows and at who waits.
+    watcher: Mutex<PgConnection>,
 }
 
 /// The session whose slots the tests fill.
@@ -49,7 +52,8 @@ impl Rows {
         let database = stepwell_suite::test_database().await.unwrap();
         let store = Store::connect(&Options::new(&database.url), "test").await.unwrap();
         let node = store.register_node(Duration::from_secs(300)).await.unwrap();
-        Self { database, store, node }
+        let watcher = Mutex::new(PgConnection::connect(&database.url).await.unwrap());
+        Self { database, store, node, watcher }
     }
 
     /// A connection beside the store, to look at rows and to hold locks.
@@ -159,20 +163,32 @@ impl Rows {
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
-        let mut connection = self.connection().await;
-        sqlx::query_scalar(sql).bind(key).fetch_one(&mut connection).await.unwrap()
+        let mut connection = self.watcher.lock().await;
+        sqlx::query_scalar(sql).bind(key).fetch_one(&mut *connection).await.unwrap()
+    }
+
+    /// As if so much time had passed (an interval, as text): whatever is due later is due so much sooner.
+    pub async fn pass(&self, interval: &str) {
+        let mut connection = self.watcher.lock().await;
+        for sql in [
+            "update stepwell.timer set due = due - $1::text::interval",
+            "update stepwell.step set due = due - $1::text::interval, not_before = not_before - $1::text::interval",
+            "update stepwell.task set deadline = deadline - $1::text::interval",
+        ] {
+            sqlx::query(sql).bind(interval).execute(&mut *connection).await.unwrap();
+        }
     }
 
     /// Waits until so many sessions of this database stand in line for a lock.
     pub async fn in_line(&self, n: i64) {
-        let mut connection = self.connection().await;
+        let mut connection = self.watcher.lock().await;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
             let waiting: i64 = sqlx::query_scalar(
                 "select count(*) from pg_stat_activity \
                   where datname = current_database() and wait_event_type = 'Lock'",
             )
-            .fetch_one(&mut connection)
+            .fetch_one(&mut *connection)
             .await
             .unwrap();
             if waiting == n {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use sqlx::Connection;
 use stepwell_proto::v1::{Concurrency, Definition, State};
 use stepwell_store::{ChildSlots, Ending, LeaseRow, Note, StoredDefinition, Writer};
 use stepwell_tests::{Rows, check, child_slots, complete, new_task, prost_duration, report};
@@ -58,18 +57,11 @@ impl Run {
         was[0].paused
     }
 
-    /// As if so much time had passed: whatever is due later is due so much sooner.
+    /// Lets time pass, and timers do what is due.
     async fn pass(&mut self, interval: &str) -> stepwell_store::Due {
-        let mut connection = sqlx::PgConnection::connect(&self.rows.database.url).await.unwrap();
-        for sql in [
-            "update stepwell.timer set due = due - $1::text::interval",
-            "update stepwell.step set due = due - $1::text::interval, not_before = not_before - $1::text::interval",
-            "update stepwell.task set deadline = deadline - $1::text::interval",
-        ] {
-            sqlx::query(sql).bind(interval).execute(&mut connection).await.unwrap();
-        }
+        self.rows.pass(interval).await;
         let due = self.writer.release_due(100).await.unwrap();
-        check(&mut connection).await;
+        check(&mut self.rows.connection().await).await;
         due
     }
 
@@ -302,6 +294,23 @@ async fn a_task_past_its_deadline_fails_with_all_that_is_unfinished() {
     run.rows.store.retry_tasks(&[run.uid], None, &note).await.unwrap();
     assert_eq!(run.pass("59 s").await.late, 0, "it has its whole time again");
     assert_eq!(run.pass("2 s").await.late, 3);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_after_a_task_has_failed_leaves_what_waits_to_who_mends_it() {
+    let deadline = |definition: &mut Definition| definition.deadline = Some(prost_duration(60));
+    let mut run = Run::of("a; b: a", deadline).await;
+    let leases = run.claim(1).await;
+    run.end(&leases, Ending::Fail { wait_ms: None }).await;
+    assert_eq!(run.pass("61 s").await.late, 0);
+    assert_eq!(run.states().await, (State::Error, vec![State::Error, State::Pending]));
+    let note = Note::new("me", "");
+    let resolve = stepwell_store::Move::Resolve { result: None };
+    run.rows.store.move_step(run.uid, 0, &resolve, &note).await.unwrap();
+    assert_eq!(run.pass("30 s").await.late, 0, "it has its whole time again");
+    let leases = run.claim(1).await;
+    run.end(&leases, Ending::Complete).await;
+    assert_eq!(run.states().await.0, State::Complete);
 }
 
 #[tokio::test]

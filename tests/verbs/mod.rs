@@ -4,10 +4,14 @@
 
 mod edges;
 mod executors;
+mod life;
 mod limits;
 mod moves;
 mod nodes;
 mod operate;
 mod plans;
 mod races;
+mod square;
 mod survey;
+mod truth;
+mod wide;

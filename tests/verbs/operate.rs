@@ -12,22 +12,26 @@ use stepwell_tests::{Rows, check, complete, new_task, report};
 use uuid::Uuid;
 
 /// A task, and a line to run its steps by hand.
-struct Run {
-    rows: Rows,
-    definition: Arc<StoredDefinition>,
-    writer: Writer,
-    uid: Uuid,
-    key: i64,
+pub(super) struct Run {
+    pub(super) rows: Rows,
+    pub(super) definition: Arc<StoredDefinition>,
+    pub(super) writer: Writer,
+    pub(super) uid: Uuid,
+    pub(super) key: i64,
 }
 
 impl Run {
-    async fn of(steps: &str) -> Self {
+    pub(super) async fn of(steps: &str) -> Self {
         let rows = Rows::new().await;
         let definition = rows.define(steps).await;
         Self::in_rows(rows, definition, Vec::new()).await
     }
 
-    async fn in_rows(rows: Rows, definition: Arc<StoredDefinition>, skipped: Vec<i32>) -> Self {
+    pub(super) async fn in_rows(
+        rows: Rows,
+        definition: Arc<StoredDefinition>,
+        skipped: Vec<i32>,
+    ) -> Self {
         let mut writer = rows.writer().await;
         let mut task = [new_task(&definition)];
         task[0].skipped = skipped;
@@ -37,7 +41,7 @@ impl Run {
     }
 
     /// Leases all that is ready, and ends these steps; the others stay in progress.
-    async fn run(&mut self, ends: &[(i32, Ending)]) {
+    pub(super) async fn run(&mut self, ends: &[(i32, Ending)]) {
         let leases = self.rows.claim(&mut self.writer, self.definition.queues[0], 100).await;
         let ended = ends.iter().map(|(number, ending)| {
             let lease = leases.iter().find(|lease| lease.step == self.step(*number));
@@ -47,27 +51,27 @@ impl Run {
         self.rows.settle(&mut self.writer, &ended).await;
     }
 
-    fn step(&self, number: i32) -> i64 {
+    pub(super) fn step(&self, number: i32) -> i64 {
         stepwell_proto::id::step_key(self.key, number)
     }
 
-    async fn to(&self, number: i32, to: Move) -> Moved {
+    pub(super) async fn to(&self, number: i32, to: Move) -> Moved {
         self.rows.store.move_step(self.uid, number, &to, &note()).await.unwrap().unwrap()
     }
 
-    async fn moves(&self, number: i32, to: Move) {
+    pub(super) async fn moves(&self, number: i32, to: Move) {
         let moved = self.to(number, to.clone()).await;
         assert!(moved.moved, "{to:?}: {moved:?}");
     }
 
     /// The state of the task, and of each of its steps.
-    async fn states(&self) -> (State, Vec<State>) {
+    pub(super) async fn states(&self) -> (State, Vec<State>) {
         let task = self.rows.store.task_with_steps(self.uid, false).await.unwrap().unwrap();
         (task.state(), task.steps.iter().map(stepwell_proto::v1::Step::state).collect())
     }
 
     /// The log of the task as `number type`, from its n-th row on; a task's own rows without a number.
-    async fn log(&self, from: usize) -> Vec<String> {
+    pub(super) async fn log(&self, from: usize) -> Vec<String> {
         let rows =
             sqlx::query("select no, type from stepwell.event where task = $1 order by position")
                 .bind(self.key)
@@ -84,18 +88,18 @@ impl Run {
         rows.iter().skip(from).map(line).collect()
     }
 
-    async fn check(&self) {
+    pub(super) async fn check(&self) {
         check(&mut self.rows.connection().await).await;
     }
 }
 
-fn note() -> Note {
+pub(super) fn note() -> Note {
     Note::new("ops@shop", "because")
 }
 
-const FAILS: Ending = Ending::Fail { wait_ms: None };
-const RETRY: Move = Move::Retry { attempts: None };
-const RESOLVE: Move = Move::Resolve { result: None };
+pub(super) const FAILS: Ending = Ending::Fail { wait_ms: None };
+pub(super) const RETRY: Move = Move::Retry { attempts: None };
+pub(super) const RESOLVE: Move = Move::Resolve { result: None };
 
 #[tokio::test]
 async fn a_step_in_error_is_tried_again_and_its_task_goes_on_to_its_end() {

@@ -4,6 +4,8 @@
 use stepwell_store::{Report, Writer};
 use stepwell_tests::{Rows, child_slots, complete};
 
+use super::wide::Cost;
+
 const STEPS: usize = 20_000;
 
 #[tokio::test]
@@ -21,10 +23,10 @@ async fn a_step_costs_the_last_batches_what_it_cost_the_first() {
         let measured = rounds.div_ceil(5).max(1);
         let mut read = Vec::new();
         for round in 0..rounds {
-            let before = rows_read(&mut writer).await;
+            let before = Cost::so_far(&mut writer).await.read;
             run(&rows, &mut writer, &definition, batch).await;
             if round < measured || round >= rounds - measured {
-                read.push(rows_read(&mut writer).await - before);
+                read.push(Cost::so_far(&mut writer).await.read - before);
             }
         }
         let first: i64 = read[..measured].iter().sum();
@@ -51,21 +53,4 @@ async fn run(
         let slots = child_slots(&vec![1; batch]);
         leases = writer.settle(&done, &slots, rows.node, None).await.unwrap().leases;
     }
-}
-
-/// Rows that indexes and scans have fetched in this database so far. The session that did it is
-/// made to report first.
-async fn rows_read(writer: &mut Writer) -> i64 {
-    let connection = writer.connection();
-    sqlx::raw_sql("select pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
-        .execute(&mut *connection)
-        .await
-        .unwrap();
-    sqlx::query_scalar(
-        "select sum(coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint \
-           from pg_stat_user_tables where schemaname = 'stepwell'",
-    )
-    .fetch_one(connection)
-    .await
-    .unwrap()
 }
