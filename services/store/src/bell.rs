@@ -32,6 +32,8 @@ pub enum Topic {
     Definition,
     /// Clocks were started that may be the next to be due.
     Timer,
+    /// A bulk operation was started.
+    Bulk,
 }
 
 impl Topic {
@@ -42,6 +44,7 @@ impl Topic {
             Self::Signal => "stepwell_signal",
             Self::Definition => "stepwell_definition",
             Self::Timer => "stepwell_timer",
+            Self::Bulk => "stepwell_bulk",
         }
     }
 }

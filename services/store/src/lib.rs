@@ -5,10 +5,12 @@
 //! A step's way through it: `task` (create) → `step` (claim, settle) → `event` (the log).
 
 mod bell;
+mod bulk;
 mod definition;
 mod error;
 mod event;
 mod failure;
+mod filter;
 mod metrics;
 mod migrate;
 mod node;
@@ -33,10 +35,12 @@ use patient::{Patient, Reads, within};
 use task::Keys as TaskKeys;
 
 pub use bell::{Bell, Topic};
+pub use bulk::*;
 pub use definition::*;
 pub use error::Error;
 pub use event::*;
 pub use failure::StoredFailure;
+pub use filter::Filter;
 pub use migrate::{SchemaState, migrate};
 pub use node::*;
 pub use note::{Note, more_attempts};

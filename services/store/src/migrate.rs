@@ -21,6 +21,7 @@ const VERBS: &[(&str, &str)] = &[
     ("70_release_due", include_str!("../../../migrations/verbs/70_release_due.sql")),
     ("82_move_steps", include_str!("../../../migrations/verbs/82_move_steps.sql")),
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
+    ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

@@ -7,13 +7,16 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
-        CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
-        ErrorReason, GetDefinitionRequest, GetDefinitionResponse, GetTaskRequest, GetTaskResponse,
-        PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
+        CancelBulkOperationRequest, CancelBulkOperationResponse, CancelTaskRequest,
+        CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity, ErrorReason,
+        GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
+        GetDefinitionResponse, GetTaskRequest, GetTaskResponse, ListBulkOperationsRequest,
+        ListBulkOperationsResponse, ListTasksRequest, ListTasksResponse, PauseTaskRequest,
+        PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
         ResolveTaskRequest, ResolveTaskResponse, ResumeTaskRequest, ResumeTaskResponse,
-        RetryTaskRequest, RetryTaskResponse, State, Task, WaitTaskRequest, WaitTaskResponse,
-        batch_create_tasks_result::Outcome, register_definition_request::Source,
-        task_service_server,
+        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
+        State, Task, WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
+        register_definition_request::Source, task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
@@ -22,6 +25,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
+    bulk,
     create::{Answer, Creator},
     definition,
     plan::{Draft, not_found, uid},
@@ -396,5 +400,41 @@ impl task_service_server::TaskService for Tasks {
         let note = Note::read(request.reason, "resumed_by", request.resumed_by)?;
         let (task, already_in_state) = self.pause(uid, false, &note).await?;
         Ok(Response::new(ResumeTaskResponse { task, already_in_state }))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksResponse>, Status> {
+        Ok(Response::new(bulk::list_tasks(&self.store, request.into_inner()).await?))
+    }
+
+    async fn start_bulk_operation(
+        &self,
+        request: Request<StartBulkOperationRequest>,
+    ) -> Result<Response<StartBulkOperationResponse>, Status> {
+        Ok(Response::new(bulk::start(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_bulk_operation(
+        &self,
+        request: Request<GetBulkOperationRequest>,
+    ) -> Result<Response<GetBulkOperationResponse>, Status> {
+        let operation = bulk::get(&self.store, &request.into_inner().operation_id).await?;
+        Ok(Response::new(GetBulkOperationResponse { operation: Some(operation) }))
+    }
+
+    async fn list_bulk_operations(
+        &self,
+        request: Request<ListBulkOperationsRequest>,
+    ) -> Result<Response<ListBulkOperationsResponse>, Status> {
+        Ok(Response::new(bulk::list(&self.store, request.into_inner()).await?))
+    }
+
+    async fn cancel_bulk_operation(
+        &self,
+        request: Request<CancelBulkOperationRequest>,
+    ) -> Result<Response<CancelBulkOperationResponse>, Status> {
+        Ok(Response::new(bulk::cancel(&self.store, request.into_inner()).await?))
     }
 }
