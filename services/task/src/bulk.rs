@@ -220,14 +220,39 @@ fn token(list: u64, next: Option<i64>) -> String {
 pub(crate) struct Runner {
     store: Store,
     shutdown: Shutdown,
-    /// Sizes of chunks that had to be smaller, because one took too long.
-    chunks: HashMap<Uuid, i32>,
+    sizes: Sizes,
     forgotten: Option<Instant>,
+}
+
+/// How large the next chunk of each operation is: half as large as one that was not done in time, twice as large
+/// as one that was.
+#[derive(Default)]
+struct Sizes(HashMap<Uuid, i32>);
+
+impl Sizes {
+    fn of(&self, id: Uuid) -> i32 {
+        self.0.get(&id).copied().unwrap_or(BULK_CHUNK_MAX)
+    }
+
+    fn done(&mut self, id: Uuid) {
+        match self.of(id) * 2 {
+            size if size < BULK_CHUNK_MAX => self.0.insert(id, size),
+            _ => self.0.remove(&id),
+        };
+    }
+
+    fn undone(&mut self, id: Uuid) {
+        self.0.insert(id, (self.of(id) / 2).max(1));
+    }
+
+    fn keep(&mut self, running: &[Uuid]) {
+        self.0.retain(|id, _| running.contains(id));
+    }
 }
 
 impl Runner {
     pub(crate) fn new(store: Store, shutdown: Shutdown) -> Self {
-        Self { store, shutdown, chunks: HashMap::new(), forgotten: None }
+        Self { store, shutdown, sizes: Sizes::default(), forgotten: None }
     }
 
     /// Runs until shutdown begins.
@@ -253,24 +278,23 @@ impl Runner {
             self.forgotten = Some(Instant::now());
         }
         let running = self.store.running_bulk().await?;
-        self.chunks.retain(|id, _| running.contains(id));
+        self.sizes.keep(&running);
         let (mut ran, mut failed) = (false, None);
         for id in running {
             if self.shutdown.begun() {
                 break;
             }
             let began = Instant::now();
-            let size = self.chunks.get(&id).copied().unwrap_or(BULK_CHUNK_MAX);
-            match self.store.run_bulk(id, size).await {
+            match self.store.run_bulk(id, self.sizes.of(id)).await {
                 Ok(chunk) if chunk.ran => {
                     ran = true;
-                    self.sized(id, size.saturating_mul(2));
+                    self.sizes.done(id);
                     tokio::time::sleep(began.elapsed().min(REST_MAX)).await;
                 }
                 Ok(_) => {}
                 Err(error) => {
                     if error.is_undone() {
-                        self.sized(id, size / 2);
+                        self.sizes.undone(id);
                     }
                     failed = Some(error);
                 }
@@ -278,12 +302,42 @@ impl Runner {
         }
         failed.map_or(Ok(ran), Err)
     }
+}
 
-    fn sized(&mut self, id: Uuid, size: i32) {
-        if size >= BULK_CHUNK_MAX {
-            self.chunks.remove(&id);
-        } else {
-            self.chunks.insert(id, size.max(1));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_that_are_not_done_in_time_get_smaller_down_to_one_task_and_larger_again() {
+        let (mut sizes, id, other) = (Sizes::default(), Uuid::now_v7(), Uuid::now_v7());
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            sizes.undone(id);
+            seen.push(sizes.of(id));
         }
+        assert_eq!(seen, [50, 25, 12, 6, 3, 1, 1, 1]);
+        let larger: Vec<i32> = std::iter::repeat_with(|| {
+            sizes.done(id);
+            sizes.of(id)
+        })
+        .take(8)
+        .collect();
+        assert_eq!(larger, [2, 4, 8, 16, 32, 64, 100, 100]);
+        assert_eq!(sizes.of(other), 100);
+        sizes.undone(id);
+        sizes.keep(&[other]);
+        assert_eq!(sizes.of(id), 100, "one that has ended is forgotten");
+    }
+
+    #[test]
+    fn a_page_token_is_of_one_list() {
+        let text = token(7, Some(42));
+        assert_eq!(place(&text, 7), Ok(Some(42)));
+        assert_eq!(place("", 7), Ok(None));
+        for (text, list) in [(text.as_str(), 8), ("x", 7)] {
+            assert_eq!(place(text, list).unwrap_err().reason, ErrorReason::PageTokenInvalid);
+        }
+        assert_eq!(token(7, None), "");
     }
 }
