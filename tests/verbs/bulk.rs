@@ -404,7 +404,7 @@ async fn each_action_moves_the_tasks_whose_state_allows_it_and_leaves_the_others
         found.sort_unstable();
         assert_eq!(found, [1, 2, 3, 4, 5, 6], "one in each state");
         let before = list(&rows, &in_states(&[to])).await.len();
-        let id = start(&rows, action.clone(), in_states(&all)).await;
+        let id = start(&rows, action, in_states(&all)).await;
         assert_eq!(run(&rows, id, 100).await, ran(6, moved), "{action:?}");
         let done = (BulkState::Done, 6, i64::from(moved), i64::from(6 - moved));
         assert_eq!(progress(&rows, id).await, done, "{action:?}");

@@ -93,7 +93,7 @@ impl Row {
         Ok(v1::BulkOperation {
             operation_id: self.id.to_string(),
             action: Some(v1::BulkAction { action: Some(action) }),
-            filter: Some(Filter::from_text(&self.filter).into_proto()),
+            filter: Some(Filter::from_text(&self.filter)?.into_proto()),
             reason: note.reason,
             requested_by: note.by,
             state: state.into(),

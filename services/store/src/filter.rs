@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::types::chrono::{DateTime, Utc};
 use stepwell_proto::v1;
 
-use crate::definition::timestamp;
+use crate::{Error, definition::timestamp};
 
 /// Which tasks are meant: those that fit every field. Checked before it is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +47,8 @@ impl Filter {
     }
 
     /// Reads what was stored.
-    pub(crate) fn from_text(text: &str) -> Self {
-        serde_json::from_str(text).unwrap_or_default()
+    pub(crate) fn from_text(text: &str) -> Result<Self, Error> {
+        serde_json::from_str(text).map_err(|error| Error::Inconsistent(format!("filter: {error}")))
     }
 
     /// As callers see it.
