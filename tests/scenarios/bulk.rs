@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use stepwell_client::{Error, Start, v1};
+use stepwell_client::{Error, Limits, Start, v1};
 use stepwell_proto::v1::{
     BulkOperation, BulkPreview, BulkState, ErrorReason, TaskFilter, bulk_action::Action,
     event::Detail, start_bulk_operation_response::Outcome,
@@ -290,6 +290,41 @@ async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and
     ended(&world, &ok.operation_id).await;
     let refused = client.cancel_bulk_operation(stop(ok.operation_id)).await.unwrap_err();
     assert_eq!(reason(&refused), ErrorReason::BulkOperationDone);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn previews_beyond_two_are_refused_until_one_is_done() {
+    let world = World::start().await;
+    world.define("{name: order, steps: [{name: a}]}").await;
+    create(&world, "order", "eu", 3).await;
+    let once = Limits { attempts: 1, ..Limits::default() };
+    let client = world.client.clone().with_limits(once);
+    let request = v1::StartBulkOperationRequest { dry_run: true, ..request(CANCEL, tagged("eu")) };
+    let mut latch = world.connection().await;
+    sqlx::query("begin").execute(&mut latch).await.unwrap();
+    sqlx::query("lock table stepwell.task_detail").execute(&mut latch).await.unwrap();
+    let counting = [request.clone(), request.clone()].map(|request| {
+        let client = client.clone();
+        tokio::spawn(async move { client.start_bulk_operation(request).await })
+    });
+    let deadline = tokio::time::Instant::now() + SOON;
+    let mut look = world.connection().await;
+    let waiting = "select count(*) from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut look).await.unwrap() < 2 {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+    let refused = client.start_bulk_operation(request.clone()).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::Overloaded);
+    sqlx::query("rollback").execute(&mut latch).await.unwrap();
+    for counted in counting {
+        assert!(matches!(
+            counted.await.unwrap().unwrap().outcome,
+            Some(Outcome::Preview(found)) if found.matching_tasks == 3
+        ));
+    }
+    assert_eq!(preview(&world, &request).await.matching_tasks, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

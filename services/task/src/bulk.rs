@@ -20,6 +20,7 @@ use stepwell_serve::{Shutdown, Ticker};
 use stepwell_store::{
     BULK_CHUNK_MAX, BULK_RUNNING_MAX, Error, Filter, NewBulk, Note, Started, Store, more_attempts,
 };
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
 const PAGE_DEFAULT: i32 = 100;
 const TASKS_PAGE_MAX: i32 = 1_000;
 const OPERATIONS_PAGE_MAX: i32 = 100;
+/// So many previews are counted at once: others need the connections too.
+pub(crate) const PREVIEWS_MAX: usize = 2;
 /// A preview counts so many tasks at most, and for so long.
 const COUNTED_MAX: i32 = 100_000;
 const COUNTED_FOR: Duration = Duration::from_secs(5);
@@ -56,11 +59,16 @@ pub(crate) async fn list_tasks(
 /// Starts an operation, or says what it would go through.
 pub(crate) async fn start(
     store: &Store,
+    previews: &Semaphore,
     request: StartBulkOperationRequest,
 ) -> Result<StartBulkOperationResponse, Refusal> {
     let dry_run = request.dry_run;
     let bulk = read(request).map_err(|faults| Refusal::fields(rule::bounded(faults)))?;
     if dry_run {
+        let _room = previews.try_acquire().map_err(|_| {
+            Refusal::new(ErrorReason::Overloaded, "as many previews are counted as may")
+                .retry_after(Duration::from_secs(1))
+        })?;
         let counted = store.count_tasks(&bulk.filter, COUNTED_MAX, COUNTED_FOR).await?;
         let preview = BulkPreview {
             matching_tasks: counted.tasks,

@@ -29,7 +29,10 @@ use clap::Parser;
 use stepwell_proto::v1::task_service_server::TaskServiceServer;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{Store, Topic};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, Semaphore},
+};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
@@ -125,6 +128,7 @@ pub async fn run(
         creator,
         waiters,
         shutdown: service.shutdown().clone(),
+        previews: Semaphore::new(bulk::PREVIEWS_MAX),
         context_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
     };
     let server = TaskServiceServer::new(tasks)

@@ -21,6 +21,7 @@ use stepwell_proto::{
 };
 use stepwell_serve::Shutdown;
 use stepwell_store::{Created, NewTask, Note, Store, Wanted, more_attempts};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -49,6 +50,8 @@ pub(crate) struct Tasks {
     pub(crate) creator: Creator,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) shutdown: Shutdown,
+    /// Room for previews.
+    pub(crate) previews: Semaphore,
     pub(crate) context_bytes_max: usize,
 }
 
@@ -413,7 +416,7 @@ impl task_service_server::TaskService for Tasks {
         &self,
         request: Request<StartBulkOperationRequest>,
     ) -> Result<Response<StartBulkOperationResponse>, Status> {
-        Ok(Response::new(bulk::start(&self.store, request.into_inner()).await?))
+        Ok(Response::new(bulk::start(&self.store, &self.previews, request.into_inner()).await?))
     }
 
     async fn get_bulk_operation(
