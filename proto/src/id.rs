@@ -1,5 +1,5 @@
-//! The identifiers that travel as text: leases and cursors. Both are opaque to callers; only the
-//! services read what is inside.
+//! The identifiers that travel as text: leases, cursors and page tokens. All are opaque to callers;
+//! only the services read what is inside.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -120,6 +120,38 @@ impl Cursor {
     }
 }
 
+/// Where a page of a list begins, as it travels in `next_page_token`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageToken {
+    /// What is listed: a token of one list is none of another.
+    pub list: u64,
+    /// The key before which it begins.
+    pub before: i64,
+}
+
+impl PageToken {
+    const VERSION: u8 = 1;
+
+    /// As it goes over the wire.
+    pub fn encode(self) -> String {
+        let mut bytes = [Self::VERSION; 17];
+        bytes[1..9].copy_from_slice(&self.list.to_be_bytes());
+        bytes[9..].copy_from_slice(&self.before.to_be_bytes());
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads what came over the wire.
+    pub fn decode(text: &str) -> Option<Self> {
+        let mut bytes = [0; 17];
+        if BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) != Ok(17) {
+            return None;
+        }
+        let at = |from: usize| bytes[from..from + 8].try_into().expect("eight bytes");
+        let (list, before) = (u64::from_be_bytes(at(1)), i64::from_be_bytes(at(9)));
+        (bytes[0] == Self::VERSION && before >= 0).then_some(Self { list, before })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +164,8 @@ mod tests {
         assert_eq!((task_of(lease.step), number_of(lease.step)), (77, 16_383));
         let cursor = Cursor { epoch: -5, position: i64::MAX };
         assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
+        let token = PageToken { list: u64::MAX, before: i64::MAX };
+        assert_eq!(PageToken::decode(&token.encode()), Some(token));
     }
 
     #[test]
@@ -140,6 +174,7 @@ mod tests {
         {
             assert_eq!(LeaseId::decode(text), None, "{text}");
             assert_eq!(Cursor::decode(text), None, "{text}");
+            assert_eq!(PageToken::decode(text), None, "{text}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bench;
+mod bulk;
 mod cancel;
 mod checkout;
 mod cli;

@@ -175,7 +175,8 @@ impl World {
         sqlx::query_scalar(
             "select (select count(*) from stepwell.task) + (select count(*) from stepwell.step) \
                   + (select count(*) from stepwell.event) + (select count(*) from stepwell.definition) \
-                  + (select count(*) from stepwell.ready_step) + (select count(*) from stepwell.task_detail)",
+                  + (select count(*) from stepwell.ready_step) + (select count(*) from stepwell.task_detail) \
+                  + (select count(*) from stepwell.bulk_operation)",
         )
         .fetch_one(&mut self.connection().await)
         .await

@@ -1,6 +1,7 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
 mod bench;
+mod bulk;
 mod connect;
 mod definition;
 mod demo;
@@ -40,7 +41,7 @@ enum Command {
     /// Register and read definitions.
     #[command(subcommand)]
     Definition(definition::Command),
-    /// Create, read, wait for, cancel, retry and resolve tasks.
+    /// Create, read, list, wait for, cancel, retry and resolve tasks, one by one or in bulk.
     #[command(subcommand)]
     Task(task::Command),
     /// Read, retry, resolve, skip and cancel single steps.

@@ -11,11 +11,11 @@ use stepwell_proto::{
     },
 };
 
-use crate::{connect::Connect, fault::Fault, output};
+use crate::{bulk, connect::Connect, fault::Fault, output};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
-const CANCELLED: u8 = 11;
+pub(crate) const CANCELLED: u8 = 11;
 const TIMED_OUT: u8 = 12;
 
 #[derive(Subcommand)]
@@ -37,6 +37,11 @@ pub(crate) enum Command {
     Pause(Resolve),
     /// Let a paused task go on.
     Resume(Resolve),
+    /// List the tasks that fit a filter, newest first.
+    List(bulk::List),
+    /// Cancel, retry or resolve all tasks that fit a filter.
+    #[command(subcommand)]
+    Bulk(bulk::Command),
 }
 
 #[derive(Args)]
@@ -141,12 +146,12 @@ pub(crate) struct Note {
 }
 
 #[derive(Args)]
-struct Show {
+pub(crate) struct Show {
     /// How it is shown.
     #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
+    pub(crate) output: output::Format,
     #[command(flatten)]
-    connect: Connect,
+    pub(crate) connect: Connect,
 }
 
 impl Command {
@@ -162,6 +167,8 @@ impl Command {
             Self::Resolve(resolve) => resolve.run().await,
             Self::Pause(pause) => pause.pause().await,
             Self::Resume(resume) => resume.resume().await,
+            Self::List(list) => list.run().await,
+            Self::Bulk(command) => command.run().await,
         }
     }
 }

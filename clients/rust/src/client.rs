@@ -228,6 +228,17 @@ impl Client {
         .await
     }
 
+    /// A page of the tasks that fit a filter, newest first.
+    pub async fn list_tasks(
+        &self,
+        request: v1::ListTasksRequest,
+    ) -> Result<v1::ListTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_tasks(request).await
+        })
+        .await
+    }
+
     /// Changes how many attempts a step may make in all.
     pub async fn update_step(
         &self,
@@ -237,6 +248,52 @@ impl Client {
             &request,
             |mut service, request| async move { service.update_step(request).await },
         )
+        .await
+    }
+
+    /// Starts to cancel, retry or resolve all tasks that fit a filter, or says which these are. Without
+    /// an id it gets one here, so that a repeat does not start another.
+    pub async fn start_bulk_operation(
+        &self,
+        mut request: v1::StartBulkOperationRequest,
+    ) -> Result<v1::StartBulkOperationResponse, Error> {
+        fill_id(&mut request.operation_id);
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.start_bulk_operation(request).await
+        })
+        .await
+    }
+
+    /// One bulk operation, with its progress.
+    pub async fn get_bulk_operation(
+        &self,
+        request: v1::GetBulkOperationRequest,
+    ) -> Result<v1::GetBulkOperationResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_bulk_operation(request).await
+        })
+        .await
+    }
+
+    /// A page of the bulk operations, those started last first.
+    pub async fn list_bulk_operations(
+        &self,
+        request: v1::ListBulkOperationsRequest,
+    ) -> Result<v1::ListBulkOperationsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_bulk_operations(request).await
+        })
+        .await
+    }
+
+    /// Stops a bulk operation after the chunk it is at.
+    pub async fn cancel_bulk_operation(
+        &self,
+        request: v1::CancelBulkOperationRequest,
+    ) -> Result<v1::CancelBulkOperationResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.cancel_bulk_operation(request).await
+        })
         .await
     }
 
@@ -398,8 +455,8 @@ impl Client {
     }
 }
 
-fn fill_id(task_id: &mut String) {
-    if task_id.is_empty() {
-        *task_id = Uuid::now_v7().to_string();
+fn fill_id(id: &mut String) {
+    if id.is_empty() {
+        *id = Uuid::now_v7().to_string();
     }
 }

@@ -34,6 +34,8 @@ pub enum Topic {
     Timer,
     /// A task with a concurrency key came or ended.
     Key,
+    /// A bulk operation was started.
+    Bulk,
 }
 
 impl Topic {
@@ -45,6 +47,7 @@ impl Topic {
             Self::Definition => "stepwell_definition",
             Self::Timer => "stepwell_timer",
             Self::Key => "stepwell_key",
+            Self::Bulk => "stepwell_bulk",
         }
     }
 }

@@ -5,11 +5,13 @@
 //! A step's way through it: `task` (create) → `step` (claim, settle) → `event` (the log).
 
 mod bell;
+mod bulk;
 mod definition;
 mod error;
 mod event;
 mod executor;
 mod failure;
+mod filter;
 mod metrics;
 mod migrate;
 mod node;
@@ -34,11 +36,13 @@ use patient::{Patient, Reads, within};
 use task::Keys as TaskKeys;
 
 pub use bell::{Bell, Topic};
+pub use bulk::*;
 pub use definition::*;
 pub use error::Error;
 pub use event::*;
 pub use executor::*;
 pub use failure::StoredFailure;
+pub use filter::Filter;
 pub use migrate::{SchemaState, migrate};
 pub use node::*;
 pub use note::{Note, more_attempts};

@@ -23,6 +23,7 @@ const VERBS: &[(&str, &str)] = &[
     ("82_move_steps", include_str!("../../../migrations/verbs/82_move_steps.sql")),
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
+    ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

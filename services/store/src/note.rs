@@ -11,6 +11,9 @@ pub struct Note {
     pub by: String,
     /// Why.
     pub reason: String,
+    /// The bulk operation that makes the move; empty: it is made by itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub operation_id: String,
     /// The step was not to run at all.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,

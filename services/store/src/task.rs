@@ -1,5 +1,6 @@
 //! Tasks: creating and cancelling them by their verbs, and reading them.
 
+mod list;
 mod moves;
 mod steps;
 
@@ -17,6 +18,7 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
+pub use list::Counted;
 pub use moves::{Cancelled, Paused, Retried};
 
 /// A task to create: validated, with its defaults filled in.

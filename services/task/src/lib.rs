@@ -1,12 +1,16 @@
-//! task-service: definitions are registered, tasks created, read, waited for and cancelled.
+//! task-service: definitions are registered, tasks created, read, waited for and cancelled, one by one or many
+//! by a filter.
 //!
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
-//! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`.
+//! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`; what is done to many tasks in
+//! `filter` and `bulk`.
 
+mod bulk;
 mod canonical;
 mod create;
 mod definition;
+mod filter;
 mod graph;
 mod metrics;
 mod plan;
@@ -25,7 +29,10 @@ use clap::Parser;
 use stepwell_proto::v1::task_service_server::TaskServiceServer;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{Store, Topic};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, Semaphore},
+};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
@@ -97,6 +104,12 @@ pub async fn run(
             }
         });
     }
+    let ticker = service.ticker(
+        store.bell().listen(Topic::Bulk),
+        Duration::from_millis(1500)..Duration::from_millis(2500),
+    );
+    let runner = bulk::Runner::new(store.clone(), service.shutdown().clone());
+    service.spawn_loop("bulk", runner.run(ticker));
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
     let ticker = service.ticker(look, Duration::from_millis(800)..Duration::from_millis(1200));
@@ -115,6 +128,7 @@ pub async fn run(
         creator,
         waiters,
         shutdown: service.shutdown().clone(),
+        previews: Semaphore::new(bulk::PREVIEWS_MAX),
         context_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
     };
     let server = TaskServiceServer::new(tasks)

@@ -7,21 +7,27 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
-        CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
-        ErrorReason, GetDefinitionRequest, GetDefinitionResponse, GetTaskRequest, GetTaskResponse,
-        PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
+        CancelBulkOperationRequest, CancelBulkOperationResponse, CancelTaskRequest,
+        CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity, ErrorReason,
+        GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
+        GetDefinitionResponse, GetTaskRequest, GetTaskResponse, ListBulkOperationsRequest,
+        ListBulkOperationsResponse, ListTasksRequest, ListTasksResponse, PauseTaskRequest,
+        PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
         ResolveTaskRequest, ResolveTaskResponse, ResumeTaskRequest, ResumeTaskResponse,
-        RetryTaskRequest, RetryTaskResponse, State, Task, UpdateTaskRequest, UpdateTaskResponse,
-        WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
-        register_definition_request::Source, task_service_server,
+        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
+        State, Task, UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        batch_create_tasks_result::Outcome, register_definition_request::Source,
+        task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
 use stepwell_store::{Created, NewTask, Note, Store, Wanted, more_attempts};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
+    bulk,
     create::{Answer, Creator},
     definition,
     plan::{Draft, not_found, uid, words_faults},
@@ -45,6 +51,8 @@ pub(crate) struct Tasks {
     pub(crate) creator: Creator,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) shutdown: Shutdown,
+    /// Room for previews.
+    pub(crate) previews: Semaphore,
     pub(crate) context_bytes_max: usize,
 }
 
@@ -418,5 +426,41 @@ impl task_service_server::TaskService for Tasks {
         request: Request<UpdateTaskRequest>,
     ) -> Result<Response<UpdateTaskResponse>, Status> {
         Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksResponse>, Status> {
+        Ok(Response::new(bulk::list_tasks(&self.store, request.into_inner()).await?))
+    }
+
+    async fn start_bulk_operation(
+        &self,
+        request: Request<StartBulkOperationRequest>,
+    ) -> Result<Response<StartBulkOperationResponse>, Status> {
+        Ok(Response::new(bulk::start(&self.store, &self.previews, request.into_inner()).await?))
+    }
+
+    async fn get_bulk_operation(
+        &self,
+        request: Request<GetBulkOperationRequest>,
+    ) -> Result<Response<GetBulkOperationResponse>, Status> {
+        let operation = bulk::get(&self.store, &request.into_inner().operation_id).await?;
+        Ok(Response::new(GetBulkOperationResponse { operation: Some(operation) }))
+    }
+
+    async fn list_bulk_operations(
+        &self,
+        request: Request<ListBulkOperationsRequest>,
+    ) -> Result<Response<ListBulkOperationsResponse>, Status> {
+        Ok(Response::new(bulk::list(&self.store, request.into_inner()).await?))
+    }
+
+    async fn cancel_bulk_operation(
+        &self,
+        request: Request<CancelBulkOperationRequest>,
+    ) -> Result<Response<CancelBulkOperationResponse>, Status> {
+        Ok(Response::new(bulk::cancel(&self.store, request.into_inner()).await?))
     }
 }

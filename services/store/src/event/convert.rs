@@ -73,16 +73,16 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
             ran_for: ran_for(),
         }),
         24 => {
-            let Note { by: cancelled_by, reason, .. } = note();
-            Detail::TaskCancelled(TaskCancelled { reason, cancelled_by })
+            let Note { by: cancelled_by, reason, operation_id, .. } = note();
+            Detail::TaskCancelled(TaskCancelled { reason, cancelled_by, operation_id })
         }
         25 => {
-            let Note { by: retried_by, reason, .. } = note();
-            Detail::TaskRetryRequested(TaskRetryRequested { reason, retried_by })
+            let Note { by: retried_by, reason, operation_id, .. } = note();
+            Detail::TaskRetryRequested(TaskRetryRequested { reason, retried_by, operation_id })
         }
         26 => {
-            let Note { by: resolved_by, reason, .. } = note();
-            Detail::TaskResolvedManually(TaskResolvedManually { reason, resolved_by })
+            let Note { by: resolved_by, reason, operation_id, .. } = note();
+            Detail::TaskResolvedManually(TaskResolvedManually { reason, resolved_by, operation_id })
         }
         27 => {
             let note = note();
@@ -128,18 +128,19 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
             })
         }
         43 => {
-            let Note { by: retried_by, reason, .. } = note();
+            let Note { by: retried_by, reason, operation_id, .. } = note();
             Detail::StepRetryRequested(StepRetryRequested {
                 previous_attempts: row.attempt.unwrap_or(0),
                 not_before: row.mark.map(timestamp),
                 reason,
                 retried_by,
+                operation_id,
             })
         }
         44 => Detail::StepLeaseReturned(StepLeaseReturned { reason: text() }),
         45 => {
-            let Note { by: cancelled_by, reason, .. } = note();
-            Detail::StepCancelled(StepCancelled { reason, cancelled_by })
+            let Note { by: cancelled_by, reason, operation_id, .. } = note();
+            Detail::StepCancelled(StepCancelled { reason, cancelled_by, operation_id })
         }
         46 => {
             let note = note();

@@ -1,0 +1,125 @@
+//! Tasks that fit a filter: page by page, and counted.
+
+use std::time::{Duration, Instant};
+
+use sqlx::types::Uuid;
+use stepwell_proto::v1;
+
+use super::TaskRow;
+use crate::{Error, Filter, Store};
+
+/// Most tasks that one page looks at.
+const LOOKED_AT_MAX: i32 = 10_000;
+/// Most tasks that one statement of a count looks at.
+const COUNTED_AT_ONCE: i32 = 20_000;
+/// A count begins with these.
+const FIRST: usize = 10;
+
+/// How many tasks fit a filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// So many were found.
+    pub tasks: i64,
+    /// There may be more.
+    pub at_least: bool,
+    /// The newest of them, at most 10.
+    pub first: Vec<Uuid>,
+}
+
+impl Store {
+    /// The newest tasks that fit, `limit` at most, of those below a key, without steps and contexts.
+    /// Answers also the key below which the next page begins; none: this is the last one. A page looks
+    /// at 10,000 tasks at most, so a short one need not be the last.
+    pub async fn list_tasks(
+        &self,
+        filter: &Filter,
+        before: Option<i64>,
+        limit: i32,
+    ) -> Result<(Vec<v1::Task>, Option<i64>), Error> {
+        let rows = sqlx::query!(
+            r#"select m.m_next as next, t.id as "id?", t.uid as "uid?", t.definition as "definition?",
+                      t.state as "state?", t.started_at as "started_at?", t.finished_at as "finished_at?",
+                      t.paused as "paused?", t.deadline as "deadline?",
+                      t.held and t.finished_at is null as "held?", d.initiator as "initiator?",
+                      d.source_system as "source_system?", d.reason as "reason?", d.tags as "tags?",
+                      d.created_at as "created_at?"
+                 from stepwell.match_tasks($1::text::json, $2, $3, $4, null) m
+                 left join lateral unnest(m.m_task) i on true
+                 left join lateral (select * from stepwell.task where id = i offset 0) t on true
+                 left join lateral (select * from stepwell.task_detail where task = i offset 0) d on true
+                order by i desc"#,
+            filter.to_text(),
+            before.unwrap_or(i64::MAX),
+            LOOKED_AT_MAX,
+            limit,
+        )
+        .fetch_all(self.reads())
+        .await?;
+        let next = rows.first().and_then(|row| row.next);
+        let rows = rows.into_iter().filter_map(|row| {
+            Some(TaskRow {
+                id: row.id?,
+                uid: row.uid?,
+                definition: row.definition?,
+                state: row.state?,
+                started_at: row.started_at,
+                finished_at: row.finished_at,
+                hash: Vec::new(),
+                context: String::new(),
+                initiator: row.initiator?,
+                source_system: row.source_system?,
+                reason: row.reason?,
+                tags: row.tags?,
+                created_at: row.created_at?,
+                paused: row.paused?,
+                deadline: row.deadline,
+                held: row.held?,
+            })
+        });
+        let rows: Vec<TaskRow> = rows.collect();
+        let ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
+        let definitions = self.definitions(&ids).await?;
+        let task = |row: TaskRow| {
+            let missing = || Error::Inconsistent(format!("task {} has no definition", row.uid));
+            let definition = definitions.get(&row.definition).ok_or_else(missing)?;
+            row.into_task(definition)
+        };
+        Ok((rows.into_iter().map(task).collect::<Result<_, Error>>()?, next))
+    }
+
+    /// Counts the tasks that fit, as they are meanwhile, up to `most` or for so long.
+    pub async fn count_tasks(
+        &self,
+        filter: &Filter,
+        most: i32,
+        time: Duration,
+    ) -> Result<Counted, Error> {
+        let (began, filter) = (Instant::now(), filter.to_text());
+        let (mut count, mut before) = (Counted::default(), i64::MAX);
+        loop {
+            let found = i32::try_from(count.tasks).unwrap_or(most);
+            let row = sqlx::query!(
+                r#"select m.m_next as next, cardinality(m.m_task) as "n!",
+                          array(select t.uid from unnest(m.m_task[:$5]) i,
+                                       lateral (select uid from stepwell.task where id = i offset 0) t
+                                 order by i desc) as "first!"
+                     from stepwell.match_tasks($1::text::json, $2, $3, $4, null) m"#,
+                filter,
+                before,
+                COUNTED_AT_ONCE,
+                most - found,
+                i32::try_from(FIRST - count.first.len()).expect("ten"),
+            )
+            .fetch_one(self.reads())
+            .await?;
+            count.tasks += i64::from(row.n);
+            count.first.extend(row.first);
+            let Some(next) = row.next else { return Ok(count) };
+            before = next;
+            if count.tasks >= i64::from(most) || began.elapsed() >= time {
+                count.at_least = true;
+                return Ok(count);
+            }
+        }
+    }
+}
