@@ -99,7 +99,10 @@ begin
   w as (                                          -- who waits for the keys of tasks that ended
     insert into concurrency_wake
     select t.concurrency from unnest(p_task) i, lateral (select concurrency, finished_at from task where id = i offset 0) t
-     where t.concurrency is not null and t.finished_at is not null)
+     where t.concurrency is not null and t.finished_at is not null),
+  p as (                                          -- what no longer held when they ended
+    delete from parked_step
+     where task = any(array(select i from unnest(p_task) i where (select finished_at is not null from task where id = i))))
   select array_agg(id), array_agg(ended) from u into v_task, v_more;
   return gate(v_task, v_more, p_wait, p_at);
 end $$;

@@ -45,7 +45,8 @@ begin
       from o left join (select key >> 14 task, count(*)::int n from s group by 1) c on c.task = o.id
      where t.ctid = o.place
     returning o.id, o.state, t.concurrency),
-  w as (insert into concurrency_wake select distinct concurrency from t where concurrency is not null)
+  w as (insert into concurrency_wake select distinct concurrency from t where concurrency is not null),
+  p as (delete from parked_step where task = any(array(select id from t)))
   select array_agg(e order by task, no nulls last),
          (select array_agg((node, session, key, token, attempt)::voided) from s where state = 2)
     from (select (key >> 14, key & 16383, 45, state, 5, attempt, null, null, p_note, null)::ev e, key >> 14 task, (key & 16383)::int no from s

@@ -81,6 +81,11 @@ const INVARIANTS: &[(&str, &str)] = &[
                              where c.id = t.concurrency and c.task = t.id and c.granted <> t.held)",
     ),
     (
+        "nothing of an ended task is parked",
+        "select p.task, p.key from stepwell.parked_step p join stepwell.task t on t.id = p.task
+          where t.finished_at is not null",
+    ),
+    (
         "what is parked by a task with room is offered by each of its queues",
         "select p.task, p.queue from stepwell.parked_step p join stepwell.task t on t.id = p.task
           where t.state in (1, 2) and not t.paused and not t.held and (t.max_parallel = 0 or t.running_n < t.max_parallel)
