@@ -327,6 +327,92 @@ const NOTICED: &[Mutation] = &[
         "where uid = any(p_uid) and state = 4 returning id",
         "where uid = any(p_uid) and state in (2, 4) returning id",
     ),
+    Mutation(
+        "a limited task offers all it has",
+        "gate",
+        "order by task, queue, key limit r.n) x))",
+        "order by task, queue, key) x))",
+    ),
+    Mutation(
+        "a limited task offers its youngest steps first",
+        "gate",
+        "order by task, queue, key limit r.n",
+        "order by task desc, queue desc, key desc limit r.n",
+    ),
+    Mutation(
+        "a paused task offers steps",
+        "gate",
+        "select case when paused or held then 0 when max_parallel = 0",
+        "select case when held then 0 when max_parallel = 0",
+    ),
+    Mutation(
+        "steps that end run on",
+        "gate",
+        "t.running_n - n.ended + n.leased",
+        "t.running_n + n.leased",
+    ),
+    Mutation(
+        "a step that ends lets out no other",
+        "gate",
+        "array_agg(ended) from u",
+        "array_agg(0) from u",
+    ),
+    Mutation(
+        "a claim beyond the room of a limited task",
+        "claim",
+        "> t.room beyond",
+        "> 1000000 beyond",
+    ),
+    Mutation(
+        "a claim of a paused task",
+        "claim",
+        "case when paused or held then 0",
+        "case when held then 0",
+    ),
+    Mutation(
+        "a claim runs nothing",
+        "claim",
+        "set running_n = t.running_n + n.n",
+        "set running_n = t.running_n",
+    ),
+    Mutation(
+        "an offer that no longer holds takes the place of another",
+        "claim",
+        "v_wait := gate(v_ruled, v_more, null, v_at);",
+        "",
+    ),
+    Mutation(
+        "a child of a limited task gets a slot uncounted",
+        "settle",
+        "(paused or held or max_parallel > 0)",
+        "(paused or held)",
+    ),
+    Mutation(
+        "a child of a paused task gets a slot",
+        "settle",
+        "(paused or held or max_parallel > 0)",
+        "(held or max_parallel > 0)",
+    ),
+    Mutation(
+        "a task that goes on offers nothing of what was parked",
+        "move_tasks",
+        "if not p_paused and v_task is not null then",
+        "if false then",
+    ),
+    Mutation(
+        "a task that is paused does not count what runs",
+        "move_tasks",
+        "case when t.ruled then t.running_n else",
+        "case when true then t.running_n else",
+    ),
+    Mutation(
+        "a task that ended is paused",
+        "move_tasks",
+        "and t.state in (1, 2, 4) and t.paused <> p_paused",
+        "and t.paused <> p_paused",
+    ),
+    Mutation("a task is paused twice", "move_tasks", "and t.paused <> p_paused", ""),
+    Mutation("steps of a cancelled task run on", "move_tasks", "running_n = 0,", ""),
 ];
 
 /// None of these can be noticed here: another guard does the same, or it takes two calls at once. They are

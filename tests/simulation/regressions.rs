@@ -181,6 +181,66 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a task that waits, runs or is in error is paused and goes on, and a repeat does nothing",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [], "queue": 0, "max_attempts": 1}
+            ], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Pause": {"tasks": [0, 0], "paused": true}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Pause": {"tasks": [0], "paused": false}},
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 0}, "slots": 0, "again": null}]}},
+                {"Pause": {"tasks": [0], "paused": false}},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                {"Pause": {"tasks": [0], "paused": false}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task in error is paused and goes on",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Pause": {"tasks": [0], "paused": false}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a child of a paused task gets no slot",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [0], "queue": 0, "max_attempts": 1}
+            ], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 255, "again": null}]}}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

@@ -15,7 +15,7 @@ use super::{
     dag::{Pick, QUEUES},
     database::{Answer, Database},
     look,
-    model::{Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep},
+    model::{Clock, Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep, Timer},
     operation::{Aim, Case, Ending, Held, Move, Operation, Report},
 };
 
@@ -163,6 +163,8 @@ impl Run<'_> {
                 self.agree(answer, |model| Ok(model.resolve(&tasks)))?;
                 self.look().await
             }
+            Operation::Pause { tasks, paused } => self.pause(&self.tasks(tasks), *paused).await,
+            Operation::Grant => self.grant().await,
             Operation::Start => {
                 self.database.start(LEASE).await.map_err(|error| error.to_string())?;
                 self.model.start(LEASE);
@@ -266,10 +268,11 @@ impl Run<'_> {
         }
         let answer = self.database.claim(node, &slots).await.map_err(|error| error.to_string())?;
         let mut tokens = Vec::new();
-        let answer = answer.map(|leases| {
+        let answer = answer.map(|(leases, ready)| {
             tokens.extend(leases.iter().map(|(_, leased)| leased.clone()));
             let unnamed = |leased| Leased { token: 0, ..leased };
-            leases.into_iter().map(|(place, leased)| (place, unnamed(leased))).collect::<Vec<_>>()
+            let leases = leases.into_iter().map(|(place, leased)| (place, unnamed(leased)));
+            (leases.collect::<Vec<_>>(), ready)
         });
         self.agree(Ok(answer), |model| model.claim(node, &slots))?;
         self.learn(&tokens)?;
@@ -367,6 +370,18 @@ impl Run<'_> {
         self.look().await
     }
 
+    async fn pause(&mut self, tasks: &[usize], paused: bool) -> Result<(), String> {
+        let answer = self.database.pause(tasks, paused).await;
+        self.agree(answer, |model| Ok(model.pause(tasks, paused)))?;
+        self.look().await
+    }
+
+    async fn grant(&mut self) -> Result<(), String> {
+        let answer = self.database.grant().await;
+        self.agree(answer, |model| Ok(model.grant()))?;
+        self.look().await
+    }
+
     async fn move_steps(&mut self, to: Move, aims: &[Aim], more: Option<u8>) -> Result<(), String> {
         let event = match to {
             Move::Retry => StepRetryRequested::NUMBER,
@@ -450,15 +465,26 @@ impl Run<'_> {
     async fn finish(&mut self) -> Result<(), String> {
         for _ in 0..ROUNDS_MAX {
             let created = (0..self.plans.len()).filter(|task| self.model.tasks[*task].is_some());
-            if !created.into_iter().any(|task| self.model.is_open(task)) {
+            let open = created.filter(|task| self.model.is_open(*task)).collect::<Vec<_>>();
+            if open.is_empty() {
                 return Ok(());
+            }
+            let paused = open.into_iter().filter(|task| self.model.task(*task).paused);
+            let paused: Vec<usize> = paused.collect();
+            if !paused.is_empty() {
+                self.pause(&paused, false).await?;
+            }
+            if !self.model.wake.is_empty() {
+                self.grant().await?;
             }
             let living = self.model.nodes.iter().position(|node| node.retired_at.is_none());
             let Some(node) = living else {
                 self.perform(&Operation::Start).await?;
                 continue;
             };
-            if let Some(timer) = self.model.timers.last() {
+            // Nobody waits longer than for the next attempts.
+            let retry = |timer: &&Timer| timer.clock == Clock::Ready;
+            if let Some(timer) = self.model.timers.iter().rev().find(retry) {
                 self.advance(timer.due.max(self.model.now));
                 self.release(self.model.timers.len()).await?;
             }
@@ -469,7 +495,16 @@ impl Run<'_> {
                     .await?;
             }
             let leases = self.model.leases();
+            if leases.is_empty() && (!self.model.ready.is_empty() || !self.model.wake.is_empty()) {
+                continue;
+            }
             if leases.is_empty() {
+                // The clocks may have ended it meanwhile.
+                if !(0..self.plans.len())
+                    .any(|t| self.model.tasks[t].is_some() && self.model.is_open(t))
+                {
+                    return Ok(());
+                }
                 return Err("a task is open, and nothing of it waits or runs".into());
             }
             let mut batch = Vec::new();
