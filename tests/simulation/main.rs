@@ -131,12 +131,14 @@ fn verbs_and_model_agree_after_every_operation_of_every_case() {
     let rarest = coverage.edges.iter().min_by_key(|(_, times)| **times);
     let ((event, from, to), times) = rarest.expect("steps move");
     println!(
-        "{} cases, {} operations ({} fenced), {} events, {} edges (event {event} from {from:?} to {to:?} \
+        "{} cases, {} operations ({} fenced), {} events, {} steps out of time, {} keys given, {} edges (event {event} from {from:?} to {to:?} \
          only {times} times), in {:.0} s",
         coverage.cases,
         coverage.operations,
         coverage.fenced,
         coverage.events,
+        coverage.late,
+        coverage.given,
         coverage.edges.len(),
         began.elapsed().as_secs_f64()
     );

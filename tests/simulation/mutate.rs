@@ -413,6 +413,126 @@ const NOTICED: &[Mutation] = &[
     ),
     Mutation("a task is paused twice", "move_tasks", "and t.paused <> p_paused", ""),
     Mutation("steps of a cancelled task run on", "move_tasks", "running_n = 0,", ""),
+    Mutation(
+        "a deadline ends what is in error once more",
+        "release_due",
+        "(3, '{1,2}'::smallint[], 'DeadlineExceeded', 'its task took longer than its deadline'),\n        (2, '{1,2}', 'TotalTimeout', 'with all its attempts it took longer than its total_timeout'),\n        (1, '{1}', 'QueueTimeout', 'nobody took it within its queue_timeout')) k(kind, states, class, message)\n    loop\n      select array_agg(distinct s.key)\n        from unnest(v_key, v_att, v_kind) i(key, attempt, kind),\n             lateral (\n               select key from step\n                where k.kind = 3 and key between i.key and i.key + 16383 and state in (1, 2)\n",
+        "(3, '{1,2,4}'::smallint[], 'DeadlineExceeded', 'its task took longer than its deadline'),\n        (2, '{1,2}', 'TotalTimeout', 'with all its attempts it took longer than its total_timeout'),\n        (1, '{1}', 'QueueTimeout', 'nobody took it within its queue_timeout')) k(kind, states, class, message)\n    loop\n      select array_agg(distinct s.key)\n        from unnest(v_key, v_att, v_kind) i(key, attempt, kind),\n             lateral (\n               select key from step\n                where k.kind = 3 and key between i.key and i.key + 16383 and state in (1, 2, 4)\n",
+    ),
+    Mutation(
+        "a deadline touches steps that are complete",
+        "release_due",
+        "(3, '{1,2}'::smallint[], 'DeadlineExceeded', 'its task took longer than its deadline'),\n        (2, '{1,2}', 'TotalTimeout', 'with all its attempts it took longer than its total_timeout'),\n        (1, '{1}', 'QueueTimeout', 'nobody took it within its queue_timeout')) k(kind, states, class, message)\n    loop\n      select array_agg(distinct s.key)\n        from unnest(v_key, v_att, v_kind) i(key, attempt, kind),\n             lateral (\n               select key from step\n                where k.kind = 3 and key between i.key and i.key + 16383 and state in (1, 2)\n",
+        "(3, '{1,2,3}'::smallint[], 'DeadlineExceeded', 'its task took longer than its deadline'),\n        (2, '{1,2}', 'TotalTimeout', 'with all its attempts it took longer than its total_timeout'),\n        (1, '{1}', 'QueueTimeout', 'nobody took it within its queue_timeout')) k(kind, states, class, message)\n    loop\n      select array_agg(distinct s.key)\n        from unnest(v_key, v_att, v_kind) i(key, attempt, kind),\n             lateral (\n               select key from step\n                where k.kind = 3 and key between i.key and i.key + 16383 and state in (1, 2, 3)\n",
+    ),
+    Mutation(
+        "a deadline ends nothing that runs",
+        "release_due",
+        "(3, '{1,2}'::smallint[]",
+        "(3, '{1}'::smallint[]",
+    ),
+    Mutation(
+        "a task has the deadline it had before it was open again",
+        "release_due",
+        "(select deadline <= v_at and state",
+        "(select state",
+    ),
+    Mutation(
+        "a deadline looks at tasks in error",
+        "release_due",
+        "deadline <= v_at and state in (1, 2) from task",
+        "deadline <= v_at from task",
+    ),
+    Mutation(
+        "a total time-out that was begun anew",
+        "release_due",
+        "where k.kind = 2 and key = i.key and due <= v_at",
+        "where k.kind = 2 and key = i.key",
+    ),
+    Mutation(
+        "a total time-out ends nothing that runs",
+        "release_due",
+        "(2, '{1,2}', 'TotalTimeout'",
+        "(2, '{1}', 'TotalTimeout'",
+    ),
+    Mutation(
+        "a queue time-out of an attempt before",
+        "release_due",
+        "and key = i.key and attempt = i.attempt and waiting_on = 0\n                  and",
+        "and key = i.key and waiting_on = 0\n                  and",
+    ),
+    Mutation(
+        "nobody is told of a lease whose time is up",
+        "release_due",
+        "perform signal_void(v_void, 'its time is up');",
+        "",
+    ),
+    Mutation(
+        "what runs out of time makes no room",
+        "release_due",
+        "v_more := v_more || m.v_wait;",
+        "",
+    ),
+    Mutation(
+        "a step whose retry is due passes the limit",
+        "release_due",
+        "v_wait := gate(v_ruled, null, v_wait, v_at);",
+        "",
+    ),
+    Mutation(
+        "no clock begins with an attempt after the first",
+        "release_due",
+        "perform start_clocks(v_ruled, v_wait, null, v_at);",
+        "",
+    ),
+    Mutation(
+        "no clock begins for what is leased at once",
+        "settle",
+        "start_clocks(v_ruled, v_wait, l_key, v_at)",
+        "start_clocks(v_ruled, v_wait, null, v_at)",
+    ),
+    Mutation(
+        "no clock begins when a task is created",
+        "create_tasks",
+        "perform start_clocks(v_ruled, v_wait, null, coalesce(p_at, clock_timestamp()));",
+        "",
+    ),
+    Mutation(
+        "no clock begins for what is retried by hand",
+        "move_steps",
+        "perform start_clocks(v_ruled, v_wait, null, p_at);",
+        "",
+    ),
+    Mutation(
+        "a queue time-out runs while the next attempt is not due",
+        "gate",
+        "and (w.due is null or w.due <= p_at) and p.queue_timeout_ms is not null",
+        "and p.queue_timeout_ms is not null",
+    ),
+    Mutation(
+        "a total time-out begins anew with each attempt",
+        "gate",
+        "where key = k.key and due is null) place",
+        "where key = k.key) place",
+    ),
+    Mutation(
+        "a step that is retried by hand has what is left of its total time-out",
+        "move_steps",
+        "case p_to when 1 then null else s.due end",
+        "s.due",
+    ),
+    Mutation(
+        "a task that is open again has what is left of its deadline",
+        "end",
+        "then p_at + (select deadline_ms",
+        "then t.deadline + 0 * (select deadline_ms",
+    ),
+    Mutation(
+        "no deadline runs for a task that is open again",
+        "end",
+        "where from_state = 4 and to_state = 1 and deadline is not null)",
+        "where false)",
+    ),
 ];
 
 /// None of these can be noticed here: another guard does the same, or it takes two calls at once. They are
@@ -465,6 +585,18 @@ const UNNOTICED: &[Mutation] = &[
         "append",
         "perform pg_advisory_xact_lock(42)",
         "the races: it takes two calls",
+    ),
+    Mutation(
+        "a queue time-out of what runs",
+        "release_due",
+        "(1, '{1}', 'QueueTimeout'",
+        "what runs has another attempt than the clock",
+    ),
+    Mutation(
+        "a queue time-out without the guard of parents",
+        "release_due",
+        "and attempt = i.attempt and waiting_on = 0",
+        "clocks begin for steps that wait for nothing",
     ),
 ];
 

@@ -157,8 +157,8 @@ fn operations() -> impl Strategy<Value = Operation> {
         6 => (pick(), 0..3u8, prop::collection::vec(held(), 1..4))
             .prop_map(|(node, session, held)| Operation::Adopt { node, session, held }),
         5 => (0..4000u16).prop_map(Operation::Advance),
-        4 => Just(Operation::AdvanceToTimer),
-        8 => (1..20u8).prop_map(Operation::Release),
+        6 => Just(Operation::AdvanceToTimer),
+        10 => (1..20u8).prop_map(Operation::Release),
         42 => people(),
         6 => Just(Operation::Grant),
         2 => Just(Operation::Start),

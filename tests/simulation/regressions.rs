@@ -241,6 +241,130 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a task that is in error has ended, and its deadline ends nothing of it",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [0], "queue": 0, "max_attempts": 1}
+            ], "backwards": false, "rules": {"deadline": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 2000},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is open again has its whole time again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"deadline": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 500},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Advance": 600},
+                {"Release": 9},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a deadline ends what runs",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"deadline": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 1000},
+                {"Release": 9},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step that is retried by hand has its whole time again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"total_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 500},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Advance": 600},
+                {"Release": 9},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step that was taken in time waits anew for its next attempt",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"queue_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 500},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 0}, "slots": 0, "again": null}]}},
+                {"Advance": 600},
+                {"Release": 9},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step whose time is up makes room for another",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [], "queue": 0, "max_attempts": 1}
+            ], "backwards": false, "rules": {"max_parallel": 1, "total_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 1000},
+                {"Release": 9},
+                {"Claim": {"node": 0, "slots": [1], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step that is handed back has what is left of its time",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"total_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 500},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "HandBack", "slots": 0, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

@@ -36,6 +36,10 @@ pub struct Coverage {
     pub events: usize,
     /// Calls that failed because their node was retired.
     pub fenced: usize,
+    /// Steps that ran out of time.
+    pub late: usize,
+    /// Concurrency keys that were given.
+    pub given: usize,
     /// By type of event and states before and after.
     pub edges: BTreeMap<(u32, Option<State>, State), usize>,
     pub verbs: BTreeSet<&'static str>,
@@ -47,6 +51,8 @@ impl Coverage {
         self.operations += other.operations;
         self.events += other.events;
         self.fenced += other.fenced;
+        self.late += other.late;
+        self.given += other.given;
         for (edge, n) in other.edges {
             *self.edges.entry(edge).or_default() += n;
         }
@@ -366,7 +372,8 @@ impl Run<'_> {
     async fn release(&mut self, max: usize) -> Result<(), String> {
         let max = self.model.whole(max);
         let answer = self.database.release(max).await;
-        self.agree(answer, |model| Ok(model.release(max)))?;
+        let due = self.agree(answer, |model| Ok(model.release(max)))?;
+        self.coverage.late += due.map_or(0, |due| due.late);
         self.look().await
     }
 
@@ -378,7 +385,8 @@ impl Run<'_> {
 
     async fn grant(&mut self) -> Result<(), String> {
         let answer = self.database.grant().await;
-        self.agree(answer, |model| Ok(model.grant()))?;
+        let given = self.agree(answer, |model| Ok(model.grant()))?;
+        self.coverage.given += given.map_or(0, |(tasks, ..)| tasks);
         self.look().await
     }
 
