@@ -1,5 +1,7 @@
 //! Random plans: directed graphs of steps without cycles.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -138,15 +140,12 @@ pub fn dags() -> impl Strategy<Value = Dag> {
 /// Rules, for half of the plans.
 fn rules() -> impl Strategy<Value = Rules> {
     let max_parallel = prop_oneof![1 => Just(0), 1 => 1..4u8];
-    let clock =
-        |range: std::ops::Range<u16>| prop_oneof![2 => Just(None), 1 => range.prop_map(Some)];
-    let ruled = (max_parallel, clock(1..4_000u16), clock(1..8_000u16), clock(1..12_000u16));
-    let ruled = ruled.prop_map(|(max_parallel, queue_timeout, total_timeout, deadline)| Rules {
-        max_parallel,
-        queue_timeout,
-        total_timeout,
-        deadline,
-        ..Rules::default()
+    let clock = |range: Range<u16>| prop_oneof![2 => Just(None), 1 => range.prop_map(Some)];
+    let clocks = (clock(1..4_000), clock(1..8_000), clock(1..12_000));
+    let room = prop_oneof![2 => Just(None), 1 => (1..3u8).prop_map(Some)];
+    let ruled = (max_parallel, clocks, room).prop_map(|(max_parallel, clocks, room)| {
+        let (queue_timeout, total_timeout, deadline) = clocks;
+        Rules { max_parallel, queue_timeout, total_timeout, deadline, room }
     });
     prop_oneof![1 => Just(Rules::default()), 1 => ruled]
 }

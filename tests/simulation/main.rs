@@ -159,6 +159,8 @@ fn everything_was_taken(coverage: &Coverage) {
     });
     let untaken: Vec<_> = all.filter(|edge| !coverage.edges.contains_key(edge)).collect();
     assert!(untaken.is_empty(), "edges that no case took: {untaken:?}");
+    assert!(coverage.late > 0, "no step ran out of time");
+    assert!(coverage.given > 0, "no concurrency key was given");
     let verbs: BTreeSet<&str> = mutate::functions().collect();
     let called = coverage.verbs.iter().copied().chain(INTERNAL.iter().copied());
     let called: BTreeSet<&str> = called.collect();

@@ -533,6 +533,102 @@ const NOTICED: &[Mutation] = &[
         "where from_state = 4 and to_state = 1 and deadline is not null)",
         "where false)",
     ),
+    Mutation(
+        "a key is given twice",
+        "grant_keys",
+        "greatest(max(room) - count(*) filter (where granted), 0)",
+        "max(room)",
+    ),
+    Mutation(
+        "a key is never given back",
+        "grant_keys",
+        "and (select finished_at is not null from task where id = c.task)",
+        "and false",
+    ),
+    Mutation(
+        "a key is given on while its task is open",
+        "grant_keys",
+        "and (select finished_at is not null from task where id = c.task)",
+        "and c.granted",
+    ),
+    Mutation(
+        "a key goes to the youngest",
+        "grant_keys",
+        "and task = any(v_task) order by task\n",
+        "and task = any(v_task) order by task desc\n",
+    ),
+    Mutation(
+        "nobody looks again for those behind a task that ended while it waited",
+        "grant_keys",
+        "select more or exists (select from w) into more;",
+        "select more into more;",
+    ),
+    Mutation(
+        "those behind a task that ended while it waited are forgotten",
+        "grant_keys",
+        "select distinct id from d where not granted returning 1",
+        "select distinct id from d where false returning 1",
+    ),
+    Mutation(
+        "a task that has its key offers nothing",
+        "grant_keys",
+        "v_wait := gate(v_task, array_fill(1000000, array[cardinality(v_task)]), null, v_at);",
+        "",
+    ),
+    Mutation(
+        "a task that is given its key stays held",
+        "grant_keys",
+        "set held = false from",
+        "set held = true from",
+    ),
+    Mutation(
+        "a task goes on without its key",
+        "create_tasks",
+        "t.concurrency, t.concurrency is not null\n",
+        "t.concurrency, false\n",
+    ),
+    Mutation(
+        "nobody looks for the key of a new task",
+        "create_tasks",
+        "insert into concurrency_wake select distinct id from k;",
+        "select from k into m;",
+    ),
+    Mutation(
+        "a held task offers steps",
+        "gate",
+        "case when paused or held then 0 when max_parallel = 0",
+        "case when paused then 0 when max_parallel = 0",
+    ),
+    Mutation(
+        "a task that ends keeps its key",
+        "gate",
+        "where t.concurrency is not null and t.finished_at is not null)",
+        "where false)",
+    ),
+    Mutation(
+        "a task that is cancelled keeps its key",
+        "move_tasks",
+        "select distinct concurrency from t where concurrency is not null",
+        "select distinct concurrency from t where false",
+    ),
+    Mutation(
+        "a task that is open again goes on without its key",
+        "end",
+        "t.held or t.concurrency is not null and o.from_state = 4 and o.to_state = 1",
+        "t.held",
+    ),
+    Mutation(
+        "a task that is open again stands in no line",
+        "end",
+        "where from_state = 4 and to_state = 1 and concurrency is not null\n",
+        "where false\n",
+    ),
+    Mutation(
+        "a task that is open again still has its key",
+        "end",
+        "do update set granted = false",
+        "do update set granted = concurrency.granted",
+    ),
 ];
 
 /// None of these can be noticed here: another guard does the same, or it takes two calls at once. They are

@@ -365,6 +365,91 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a key is given to no more tasks than it has room for",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}},
+                {"Create": [[2, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a key goes to the oldest that waits",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 2}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []]]},
+                "Grant",
+                {"Create": [[2, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is cancelled gives its key to the next",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that ended while it waited holds up none behind it",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []], [2, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}},
+                {"Cancel": {"tasks": [1, 0], "overriding": false}},
+                "Grant",
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is open again waits for its key again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                "Grant",
+                {"Retry": {"tasks": [0], "more": null}},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.
