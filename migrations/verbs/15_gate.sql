@@ -43,7 +43,7 @@ begin
       select x.ctid from room r, lateral (
         select ctid from parked_step where task = r.task and queue = r.queue order by task, queue, key limit r.n) x))
     returning p.queue, p.key, p.attempt)
-  select array_agg((queue, key, attempt, null)::waiter order by key) from d into v_out;
+  select array_agg((queue, key, attempt, null)::waiter order by key, attempt) from d into v_out;
   return v_out || array(select w from unnest(p_wait) w
                          where not (w.key >> 14 = any(v_task) and (w.due is null or w.due <= p_at)));
 end $$;

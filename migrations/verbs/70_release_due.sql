@@ -1,6 +1,6 @@
 -- Timers that are due: steps become ready, or have waited too long, or their task has taken too long. Those
 -- that only become ready lock no task: what it reads can only be stale in the harmless direction, and a
--- row made in vain is dropped by claim.
+-- row made in vain is dropped by claim. A task in error has ended: no deadline touches what of it still waits.
 --
 -- Locks   timers (SKIP LOCKED), then tasks of the others, then the append.
 -- Answers how many timers it took, in how many milliseconds the next is due (null: there is none), how many
@@ -48,7 +48,7 @@ begin
              lateral (
                select key from step
                 where k.kind = 3 and key between i.key and i.key + 16383 and state in (1, 2)
-                  and (select state in (1, 2) and deadline <= v_at from task where id = i.key >> 14)
+                  and (select deadline <= v_at and state in (1, 2) from task where id = i.key >> 14)
                union all
                select key from step
                 where k.kind = 2 and key = i.key and due <= v_at

@@ -1,5 +1,7 @@
 //! Random plans: directed graphs of steps without cycles.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,25 @@ pub struct Dag {
     pub steps: Vec<Drawn>,
     /// Numbers run against the edges: parents have higher ones than their children.
     pub backwards: bool,
+    /// What rules its tasks.
+    #[serde(default)]
+    pub rules: Rules,
+}
+
+/// What rules the tasks of a plan; times in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rules {
+    /// Steps of a task that run at once; 0: any number.
+    pub max_parallel: u8,
+    /// How long its first step may wait for a slot; each later one has a little more.
+    pub queue_timeout: Option<u16>,
+    /// How long its first step may take with all attempts; each later one has a little more.
+    pub total_timeout: Option<u16>,
+    /// How long a task may take.
+    pub deadline: Option<u16>,
+    /// All its tasks have one concurrency key, and so many have it at once.
+    pub room: Option<u8>,
 }
 
 /// One step as it is drawn.
@@ -36,6 +57,15 @@ pub struct Drawn {
 pub struct Plan {
     /// The steps.
     pub steps: Vec<Planned>,
+    /// What rules its tasks.
+    pub rules: Rules,
+}
+
+impl Plan {
+    /// True when its tasks are ruled without being paused.
+    pub fn is_ruled(&self) -> bool {
+        self.rules != Rules::default()
+    }
 }
 
 /// One step of a plan.
@@ -49,6 +79,10 @@ pub struct Planned {
     pub queue: usize,
     /// The attempts it has.
     pub max_attempts: i32,
+    /// Milliseconds from ready to leased.
+    pub queue_timeout: Option<i64>,
+    /// Milliseconds from ready for the first time to its end.
+    pub total_timeout: Option<i64>,
 }
 
 impl Dag {
@@ -61,6 +95,8 @@ impl Dag {
             children: Vec::new(),
             queue: usize::from(drawn.queue) % QUEUES,
             max_attempts: i32::from(drawn.max_attempts),
+            queue_timeout: self.rules.queue_timeout.map(i64::from),
+            total_timeout: self.rules.total_timeout.map(i64::from),
         };
         let mut steps: Vec<Planned> = self.steps.iter().map(planned).collect();
         for (at, drawn) in self.steps.iter().enumerate() {
@@ -75,11 +111,13 @@ impl Dag {
                 }
             }
         }
-        for step in &mut steps {
+        for (step, more) in steps.iter_mut().zip((0..).step_by(50)) {
+            step.queue_timeout = step.queue_timeout.map(|ms| ms + more);
+            step.total_timeout = step.total_timeout.map(|ms| ms + more);
             step.parents.sort_unstable();
             step.children.sort_unstable();
         }
-        Plan { steps }
+        Plan { steps, rules: self.rules }
     }
 }
 
@@ -92,5 +130,22 @@ pub fn dags() -> impl Strategy<Value = Dag> {
         6 => prop::collection::vec(drawn.clone(), 7..15),
         1 => prop::collection::vec(drawn, 15..=STEPS_MAX),
     ];
-    (steps, any::<bool>()).prop_map(|(steps, backwards)| Dag { steps, backwards })
+    (steps, any::<bool>(), rules()).prop_map(|(steps, backwards, rules)| Dag {
+        steps,
+        backwards,
+        rules,
+    })
+}
+
+/// Rules, for half of the plans.
+fn rules() -> impl Strategy<Value = Rules> {
+    let max_parallel = prop_oneof![1 => Just(0), 1 => 1..4u8];
+    let clock = |range: Range<u16>| prop_oneof![2 => Just(None), 1 => range.prop_map(Some)];
+    let clocks = (clock(1..4_000), clock(1..8_000), clock(1..12_000));
+    let room = prop_oneof![2 => Just(None), 1 => (1..3u8).prop_map(Some)];
+    let ruled = (max_parallel, clocks, room).prop_map(|(max_parallel, clocks, room)| {
+        let (queue_timeout, total_timeout, deadline) = clocks;
+        Rules { max_parallel, queue_timeout, total_timeout, deadline, room }
+    });
+    prop_oneof![1 => Just(Rules::default()), 1 => ruled]
 }

@@ -16,11 +16,13 @@ use uuid::Uuid;
 
 use super::{
     dag::{Plan, QUEUES},
-    model::{Id, Leased, Moved, Ms, Retired, Settle, Settled, Sweep},
+    model::{Due, Id, Leased, Moved, Ms, Retired, Settle, Settled, Sweep},
 };
 
 /// Keys of tasks that a case has for itself.
 const KEYS: i64 = 1_000;
+/// More than a case has keys to look at: which of them are taken is then no question.
+const GRANT_MAX: i32 = 1_000;
 /// Verbs that are called, by their names in Postgres.
 type Called = BTreeSet<&'static str>;
 /// What a verb answers, unless its node is retired. Any other error is a fault.
@@ -39,6 +41,8 @@ pub struct Database {
     position: i64,
     uids: Vec<Uuid>,
     definitions: Vec<i32>,
+    /// Of the concurrency keys of the definitions.
+    rooms: Vec<Option<i32>>,
     queues: Vec<i32>,
     nodes: Vec<i32>,
     /// Of the rows that are ready, ascending: as the model's, in other numbers.
@@ -51,8 +55,13 @@ pub struct Rows {
     pub tasks: String,
     pub steps: String,
     pub ready: String,
+    pub parked: String,
     pub timers: String,
     pub signals: String,
+    /// Concurrency keys.
+    pub keys: String,
+    /// Those to look at.
+    pub wake: String,
     pub nodes: String,
     /// In the order of the log, and after the last look.
     pub events: String,
@@ -66,19 +75,24 @@ const ROWS: &str = "
   select
     (select string_agg((id - b.task, state, live_n, failed_n, cancelled_n,
                         (extract(epoch from started_at - b.at) * 1000)::bigint,
-                        (extract(epoch from finished_at - b.at) * 1000)::bigint)::text, e'\\n' order by id)
+                        (extract(epoch from finished_at - b.at) * 1000)::bigint,
+                        ruled, paused, held, case when ruled then running_n end,
+                        (extract(epoch from deadline - b.at) * 1000)::bigint)::text, e'\\n' order by id)
        from stepwell.task where id between $2 and $2 + 999),
     (select string_agg(((key >> 14) - b.task, key & 16383, state, waiting_on, attempt, max_attempts,
                         (extract(epoch from not_before - b.at) * 1000)::bigint,
                         (extract(epoch from leased_at - b.at) * 1000)::bigint,
                         token, array_position(b.node, node) - 1, session, last_token, last_kind,
-                        result, last_error)::text, e'\\n' order by key)
+                        result,
+                        case when last_error like '{%}' then (last_error::json->>'error_class') || (last_error::json->>'max_attempts')
+                             else last_error end,
+                        (extract(epoch from due - b.at) * 1000)::bigint)::text, e'\\n' order by key)
        from stepwell.step where key between $2 << 14 and ($2 + 999) << 14),
     (select string_agg((array_position(b.queue, queue) - 1, place, (key >> 14) - b.task, key & 16383, attempt)::text,
                        e'\\n' order by array_position(b.queue, queue), place, key)
        from (select *, dense_rank() over (order by id) place from stepwell.ready_step where queue = any($3)) r),
-    (select string_agg(((extract(epoch from due - b.at) * 1000)::bigint, (key >> 14) - b.task, key & 16383, attempt)::text,
-                       e'\\n' order by due, key, attempt)
+    (select string_agg(((extract(epoch from due - b.at) * 1000)::bigint, (key >> 14) - b.task, key & 16383, attempt, kind)::text,
+                       e'\\n' order by due, key, attempt, kind)
        from stepwell.timer),
     (select string_agg((array_position(b.node, node) - 1, session, (key >> 14) - b.task, key & 16383, token, attempt)::text,
                        e'\\n' order by key, token)
@@ -92,7 +106,12 @@ const ROWS: &str = "
                        e'\\n' order by position)
        from stepwell.event where position > $5),
     l.last, l.n - l.sound,
-    (select array_agg(distinct id order by id) from stepwell.ready_step where queue = any($3))
+    (select array_agg(distinct id order by id) from stepwell.ready_step where queue = any($3)),
+    (select string_agg((task - b.task, array_position(b.queue, queue) - 1, key & 16383, attempt)::text,
+                       e'\\n' order by key, attempt)
+       from stepwell.parked_step where task between $2 and $2 + 999),
+    (select string_agg((id - b.task, task - b.task, room, granted)::text, e'\\n' order by id, task) from stepwell.concurrency),
+    (select string_agg(distinct (id - b.task)::text, e'\\n') from stepwell.concurrency_wake)
     from base b,
          (select max(position) last, count(*) n,
                  count(*) filter (where batch = first and at = $6 and uid = ($7::uuid[])[task - $2 + 1]
@@ -120,6 +139,7 @@ impl Database {
             position: 0,
             uids: Vec::new(),
             definitions: Vec::new(),
+            rooms: Vec::new(),
             queues: Vec::new(),
             nodes: Vec::new(),
             places: Vec::new(),
@@ -132,6 +152,8 @@ impl Database {
             "with a as (delete from stepwell.task), b as (delete from stepwell.task_detail),
                   c as (delete from stepwell.step), d as (delete from stepwell.ready_step),
                   e as (delete from stepwell.timer), f as (delete from stepwell.signal),
+                  h as (delete from stepwell.parked_step), i as (delete from stepwell.concurrency),
+                  j as (delete from stepwell.concurrency_wake),
                   g as (delete from stepwell.event)
              delete from stepwell.node",
         )
@@ -143,6 +165,7 @@ impl Database {
         self.uids = (0..tasks).map(|_| Uuid::now_v7()).collect();
         self.nodes.clear();
         self.definitions.clear();
+        self.rooms.clear();
         self.queues.clear();
         for plan in plans {
             self.define(plan).await?;
@@ -158,16 +181,18 @@ impl Database {
         let children: Vec<String> = plan.steps.iter().map(|s| array(&s.children)).collect();
         let row = sqlx::query(
             "with d as (
-               insert into stepwell.definition (namespace, name, version, hash, content, roots)
-               values ('default', $1, '{1, 0, 0}', '', '', $2) returning id),
+               insert into stepwell.definition (namespace, name, version, hash, content, roots, max_parallel,
+                                                deadline_ms, ruled, concurrency_room)
+               values ('default', $1, '{1, 0, 0}', '', '', $2, $8, $9, $10, $11) returning id),
              q as (
                insert into stepwell.queue (definition, namespace, handler)
                select d.id, 'default', n::text from d, generate_series(0, $3 - 1) n returning id, handler),
              s as (
-               insert into stepwell.step_template (definition, no, queue, waiting_on, max_attempts, children)
-               select d.id, s.no - 1, q.id, waiting_on, max_attempts, children::int[]
-                 from d, unnest($4::int[], $5::int[], $6::int[], $7::text[]) with ordinality
-                           s(queue, waiting_on, max_attempts, children, no)
+               insert into stepwell.step_template (definition, no, queue, waiting_on, max_attempts, children,
+                                                   queue_timeout_ms, total_timeout_ms)
+               select d.id, s.no - 1, q.id, waiting_on, max_attempts, children::int[], queue_ms, total_ms
+                 from d, unnest($4::int[], $5::int[], $6::int[], $7::text[], $12::bigint[], $13::bigint[])
+                           with ordinality s(queue, waiting_on, max_attempts, children, queue_ms, total_ms, no)
                  join q on q.handler = s.queue::text)
              select (select id from d), (select array_agg(id order by handler) from q)",
         )
@@ -178,9 +203,16 @@ impl Database {
         .bind(waiting)
         .bind(attempts)
         .bind(children)
+        .bind(i32::from(plan.rules.max_parallel))
+        .bind(plan.rules.deadline.map(i64::from))
+        .bind(plan.is_ruled())
+        .bind(plan.rules.room.map(i32::from))
+        .bind(plan.steps.iter().map(|step| step.queue_timeout).collect::<Vec<_>>())
+        .bind(plan.steps.iter().map(|step| step.total_timeout).collect::<Vec<_>>())
         .fetch_one(self.writer.connection())
         .await?;
         self.definitions.push(row.try_get(0)?);
+        self.rooms.push(plan.rules.room.map(i32::from));
         self.queues.extend(row.try_get::<Vec<i32>, _>(1)?);
         Ok(())
     }
@@ -233,8 +265,11 @@ impl Database {
             tasks: text(0)?,
             steps: text(1)?,
             ready: text(2)?,
+            parked: text(10)?,
             timers: text(3)?,
             signals: text(4)?,
+            keys: text(11)?,
+            wake: text(12)?,
             nodes: text(5)?,
             events: text(6)?,
             strange: row.try_get(8)?,
@@ -266,6 +301,10 @@ impl Database {
             tasks.iter().map(|(_, plan, _)| self.definitions[*plan]).collect();
         let skipped: Vec<Option<String>> =
             tasks.iter().map(|(.., no)| (!no.is_empty()).then(|| array(no))).collect();
+        let rooms: Vec<Option<i32>> = tasks.iter().map(|(_, plan, _)| self.rooms[*plan]).collect();
+        let shared = tasks.iter().zip(&rooms);
+        let shared = shared.map(|((_, plan, _), room)| room.map(|_| self.first_task + long(*plan)));
+        let shared: Vec<Option<i64>> = shared.collect();
         let row = sqlx::query("select n_key from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)")
             .bind(&keys)
             .bind(uids)
@@ -278,8 +317,8 @@ impl Database {
             .bind(vec![None::<String>; n])
             .bind(vec![None::<Vec<u8>>; n])
             .bind(skipped)
-            .bind(vec![None::<i64>; n])
-            .bind(vec![None::<i32>; n])
+            .bind(shared)
+            .bind(rooms)
             .bind(self.time())
             .fetch_one(self.writer.connection())
             .await;
@@ -294,7 +333,7 @@ impl Database {
         &mut self,
         node: usize,
         slots: &[(usize, usize, Vec<i64>)],
-    ) -> Answer<Vec<(usize, Leased)>> {
+    ) -> Answer<(Vec<(usize, Leased)>, usize)> {
         self.called.insert("claim");
         let (mut at, mut sessions) = (Vec::new(), Vec::<i64>::new());
         for (.., of) in slots {
@@ -325,7 +364,7 @@ impl Database {
             let places = places.unwrap_or_default().into_iter().map(|place| {
                 self.places.iter().position(|known| *known == place).expect("a place it looked at")
             });
-            Ok(places.zip(leases).collect())
+            Ok((places.zip(leases).collect(), number(&row, "ready_n")?))
         })
     }
 
@@ -417,15 +456,22 @@ impl Database {
         })
     }
 
-    /// Answers how many timers were taken, and in how long the next one is due.
-    pub async fn release(&mut self, max: usize) -> Answer<(usize, Option<Ms>)> {
+    /// At most so many timers.
+    pub async fn release(&mut self, max: usize) -> Answer<Due> {
         self.called.insert("release_due");
         let row = sqlx::query("select * from stepwell.release_due($1, $2)")
             .bind(int(max))
             .bind(self.time())
             .fetch_one(self.writer.connection())
             .await;
-        answer(row, |row| Ok((number(&row, "taken_n")?, row.try_get("next_ms")?)))
+        answer(row, |row| {
+            Ok(Due {
+                taken: number(&row, "taken_n")?,
+                next: row.try_get("next_ms")?,
+                late: number(&row, "late_n")?,
+                told: number(&row, "told_n")?,
+            })
+        })
     }
 
     /// Moves steps; the event is a number of the catalog.
@@ -512,6 +558,38 @@ impl Database {
             .fetch_one(self.writer.connection())
             .await;
         answer(row, |row| states(&row, "t_was"))
+    }
+
+    /// Answers the state each was in, whether it was paused, and how many steps became ready.
+    pub async fn pause(
+        &mut self,
+        tasks: &[usize],
+        paused: bool,
+    ) -> Answer<(Vec<Option<State>>, Vec<Option<bool>>, usize)> {
+        self.called.insert("pause_tasks");
+        let row = sqlx::query("select * from stepwell.pause_tasks($1, $2, '{}', $3)")
+            .bind(self.uids(tasks))
+            .bind(paused)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            Ok((states(&row, "t_was")?, row.try_get("t_paused")?, number(&row, "ready_n")?))
+        })
+    }
+
+    /// Answers how many tasks go on, how many steps became ready, and whether there is more to look at.
+    pub async fn grant(&mut self) -> Answer<(usize, usize, bool)> {
+        self.called.insert("grant_keys");
+        let row = sqlx::query("select * from stepwell.grant_keys($1, $2)")
+            .bind(GRANT_MAX)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let (granted, ready) = (number(&row, "granted_n")?, number(&row, "ready_n")?);
+            Ok((granted, ready, row.try_get("more")?))
+        })
     }
 
     // ── nodes ───────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ use stepwell_proto::v1::State;
 
 use super::{
     database::Rows,
-    model::{Event, Id, Model},
+    model::{Claimant, Event, Id, Model},
 };
 
 /// A row as Postgres writes one.
@@ -25,12 +25,25 @@ pub fn expected(model: &Model) -> Rows {
                 model.in_state(task, State::Error),
                 model.in_state(task, State::Cancelled),
                 of.started_at,
-                of.finished_at
+                of.finished_at,
+                model.is_ruled(task),
+                of.paused,
+                of.held,
+                model.is_ruled(task).then(|| model.in_state(task, State::InProgress)),
+                of.deadline
             ])
         })),
         steps: lines(model.steps().into_iter().map(|id| step(model, id))),
         ready: lines(ready.into_iter()),
-        timers: lines(model.timers.iter().map(|t| line![t.due, t.id.task, t.id.no, t.attempt])),
+        parked: lines(
+            model.parked.iter().map(|p| line![p.id.task, model.queue(p.id), p.id.no, p.attempt]),
+        ),
+        timers: lines(
+            model
+                .timers
+                .iter()
+                .map(|t| line![t.due, t.id.task, t.id.no, t.attempt, t.clock as i32]),
+        ),
         signals: {
             let mut signals: Vec<_> = model.signals.iter().collect();
             signals.sort_by_key(|signal| (signal.id, signal.token));
@@ -44,6 +57,12 @@ pub fn expected(model: &Model) -> Rows {
             let nodes = model.nodes.iter().enumerate().filter(|(_, node)| !node.gone);
             lines(nodes.map(|(no, n)| line![no, n.lease_until, n.retired_at, n.taken_by]))
         },
+        keys: {
+            let room = |key: usize| model.plans[key].rules.room.map(i32::from);
+            let line = |c: &Claimant| line![c.key, c.task, room(c.key), c.granted];
+            lines(model.claimants.iter().map(line))
+        },
+        wake: lines(model.wake.iter().map(ToString::to_string)),
         events: {
             let mut events: Vec<&Event> = model.events.iter().collect();
             events.sort_by_key(|event| (event.task, event.no));
@@ -82,16 +101,24 @@ pub fn differences(model: &Model, mut found: Rows) -> Result<(), String> {
         text += "\nevents of another batch, time or task, or with holes between them";
     }
     let parts = [
-        ("task, state, live, failed, cancelled, started, finished", expected.tasks, found.tasks),
+        (
+            "task, state, live, failed, cancelled, started, finished, ruled, paused, held, running, \
+             deadline",
+            expected.tasks,
+            found.tasks,
+        ),
         (
             "task, step, state, waiting on, attempt, most, not before, leased at, token, node, \
-             session, last token, last kind, result, last error",
+             session, last token, last kind, result, last error, due",
             expected.steps,
             found.steps,
         ),
         ("ready: queue, place, task, step, attempt", expected.ready, found.ready),
-        ("timer: due, task, step, attempt", expected.timers, found.timers),
+        ("parked: task, queue, step, attempt", expected.parked, found.parked),
+        ("timer: due, task, step, attempt, kind", expected.timers, found.timers),
         ("signal: node, session, task, step, token, attempt", expected.signals, found.signals),
+        ("key: key, task, room, granted", expected.keys, found.keys),
+        ("key to look at", expected.wake, found.wake),
         ("node, lease until, retired, taken by", expected.nodes, found.nodes),
         (
             "event: task, step, type, from, to, attempt, session, mark, names",
@@ -130,7 +157,8 @@ fn step(model: &Model, id: Id) -> String {
         step.last.map(|last| last.0),
         step.last.map(|last| last.1 as i32),
         step.result,
-        step.last_error
+        step.last_error,
+        step.due
     ]
 }
 
@@ -184,6 +212,12 @@ macro_rules! texts {
     })+ };
 }
 texts!(i32, i64, u32, usize, String);
+
+impl Text for bool {
+    fn text(&self) -> String {
+        if *self { "t" } else { "f" }.into()
+    }
+}
 
 impl<T: Text> Text for Option<T> {
     fn text(&self) -> String {

@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, rc::Rc};
 
 use stepwell_proto::{
-    catalog::{self, EventType},
-    v1::{Entity, State},
+    catalog::{self, EventMessage, EventType},
+    v1::{Entity, State, TaskPaused, TaskResumed},
 };
 
 use super::dag::{Plan, QUEUES};
@@ -33,6 +33,10 @@ pub struct Task {
     pub state: State,
     pub started_at: Option<Ms>,
     pub finished_at: Option<Ms>,
+    pub paused: bool,
+    /// It waits for its concurrency key.
+    pub held: bool,
+    pub deadline: Option<Ms>,
     pub steps: Vec<Step>,
 }
 
@@ -48,6 +52,8 @@ pub struct Step {
     pub last: Option<(i64, Kind)>,
     pub result: Option<String>,
     pub last_error: Option<String>,
+    /// Its total time-out.
+    pub due: Option<Ms>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +101,49 @@ pub struct Row {
     pub attempt: i32,
 }
 
-/// A step that waits for its time.
+/// A step with nothing to wait for that its task has no room for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Parked {
+    pub id: Id,
+    pub attempt: i32,
+}
+
+/// A step that is to stand in a queue, at once or later.
+#[derive(Clone, Debug)]
+struct Waiter {
+    id: Id,
+    attempt: i32,
+    due: Option<Ms>,
+}
+
+/// A clock that runs; one of a task has its first step.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timer {
     pub due: Ms,
     pub id: Id,
     pub attempt: i32,
+    pub clock: Clock,
+}
+
+/// What happens when it is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Clock {
+    /// The step is ready.
+    Ready = 0,
+    /// Nobody took the step.
+    Queue = 1,
+    /// The step took too long with all its attempts.
+    Total = 2,
+    /// The task took too long.
+    Deadline = 3,
+}
+
+/// A task that has a concurrency key, or waits for it. A key is its plan's number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claimant {
+    pub key: usize,
+    pub task: usize,
+    pub granted: bool,
 }
 
 /// A node that is to be told that a lease is void.
@@ -165,20 +208,39 @@ pub struct Moved {
     pub told: usize,
 }
 
+/// What timers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    pub taken: usize,
+    /// In how long the next one is due.
+    pub next: Option<Ms>,
+    /// Steps that ran out of time.
+    pub late: usize,
+    pub told: usize,
+}
+
+/// As many as there are.
+const ALL: usize = usize::MAX / 2;
+
 #[derive(Clone)]
 pub struct Model {
     pub plans: Rc<Vec<Plan>>,
     /// By the case's numbers; none: it is not created.
     pub tasks: Vec<Option<Task>>,
     pub ready: Vec<Row>,
+    pub parked: Vec<Parked>,
     pub timers: Vec<Timer>,
     pub signals: Vec<Signal>,
     pub nodes: Vec<Node>,
+    /// Of the concurrency keys, those who have them and those who wait.
+    pub claimants: Vec<Claimant>,
+    /// Keys to look at.
+    pub wake: BTreeSet<usize>,
     pub now: Ms,
     /// What the current call appends.
     pub events: Vec<Event>,
     /// What the current call makes ready, and when.
-    waiting: Vec<(Id, Option<Ms>)>,
+    waiting: Vec<Waiter>,
     places: usize,
 }
 
@@ -188,9 +250,12 @@ impl Model {
             plans: Rc::new(plans),
             tasks: vec![None; tasks],
             ready: Vec::new(),
+            parked: Vec::new(),
             timers: Vec::new(),
             signals: Vec::new(),
             nodes: Vec::new(),
+            claimants: Vec::new(),
+            wake: BTreeSet::new(),
             now: 0,
             events: Vec::new(),
             waiting: Vec::new(),
@@ -264,6 +329,35 @@ impl Model {
 
     pub fn in_state(&self, task: usize, state: State) -> usize {
         self.count(task, |id| self.step(id).state == state)
+    }
+
+    fn rules(&self, task: usize) -> super::dag::Rules {
+        self.plans[self.task(task).plan].rules
+    }
+
+    pub fn is_ruled(&self, task: usize) -> bool {
+        self.task(task).paused || self.plans[self.task(task).plan].is_ruled()
+    }
+
+    /// True when not all of its steps may run, whatever slots there are.
+    fn is_narrow(&self, task: usize) -> bool {
+        let of = self.task(task);
+        of.paused || of.held || self.rules(task).max_parallel > 0
+    }
+
+    /// How many more of its steps may run.
+    fn room(&self, task: usize) -> usize {
+        let (of, most) = (self.task(task), usize::from(self.rules(task).max_parallel));
+        match most {
+            _ if of.paused || of.held => 0,
+            0 => ALL,
+            _ => most.saturating_sub(self.in_state(task, State::InProgress)),
+        }
+    }
+
+    /// The ruled ones of their tasks.
+    fn ruled(&self, ids: impl Iterator<Item = Id>) -> BTreeSet<usize> {
+        ids.map(|id| id.task).filter(|task| self.is_ruled(*task)).collect()
     }
 
     /// True when it can never run: what it waits for is cancelled, or can never run itself.
@@ -397,7 +491,121 @@ impl Model {
                 State::Complete
             };
             self.task_to(task, to);
+            if (state, to) == (State::Error, State::Pending) {
+                self.open_again(task);
+            }
         }
+    }
+
+    /// A task that is open again has its whole time again, and waits for its key again.
+    fn open_again(&mut self, task: usize) {
+        self.start_deadline(task);
+        if self.rules(task).room.is_some() {
+            self.stand_in_line(task);
+        }
+    }
+
+    fn start_deadline(&mut self, task: usize) {
+        let due = self.rules(task).deadline.map(|ms| self.now + i64::from(ms));
+        self.task_mut(task).deadline = due;
+        if let Some(due) = due {
+            let (id, attempt, clock) = (Id { task, no: 0 }, 0, Clock::Deadline);
+            self.timers.push(Timer { due, id, attempt, clock });
+        }
+    }
+
+    fn stand_in_line(&mut self, task: usize) {
+        let key = self.task(task).plan;
+        self.task_mut(task).held = true;
+        self.claimants.retain(|claimant| claimant.task != task);
+        self.claimants.push(Claimant { key, task, granted: false });
+        self.claimants.sort();
+        self.wake.insert(key);
+    }
+
+    /// Tasks that ended give up their keys.
+    fn give_up(&mut self, tasks: &BTreeSet<usize>) {
+        for task in tasks {
+            if self.rules(*task).room.is_some() && self.task(*task).finished_at.is_some() {
+                self.wake.insert(self.task(*task).plan);
+            }
+        }
+    }
+
+    fn waiter(&self, id: Id, due: Option<Ms>) -> Waiter {
+        Waiter { id, attempt: self.step(id).attempt, due: due.filter(|due| *due > self.now) }
+    }
+
+    /// Starts the clocks of steps of these tasks that became ready or were leased.
+    fn start_clocks(&mut self, tasks: &BTreeSet<usize>, wait: &[Waiter], leased: &[Id]) {
+        let now = self.now;
+        let of = |id: &Id| tasks.contains(&id.task);
+        for waiter in wait.iter().filter(|waiter| of(&waiter.id) && waiter.due.is_none()) {
+            if let Some(ms) = self.plan(waiter.id).queue_timeout {
+                let Waiter { id, attempt, .. } = *waiter;
+                self.timers.push(Timer { due: now + ms, id, attempt, clock: Clock::Queue });
+            }
+        }
+        for id in wait.iter().map(|waiter| waiter.id).chain(leased.iter().copied()) {
+            let Some(ms) = self.plan(id).total_timeout.filter(|_| of(&id)) else { continue };
+            let step = self.step_mut(id);
+            if step.due.is_none() {
+                step.due = Some(now + ms);
+                let attempt = step.attempt;
+                self.timers.push(Timer { due: now + ms, id, attempt, clock: Clock::Total });
+            }
+        }
+    }
+
+    /// Parks what narrow tasks have no room for. Of each of their queues as many are let out as there is
+    /// room for, but no more than `more` and as many as came: those with the lowest numbers.
+    fn gate(
+        &mut self,
+        tasks: &BTreeSet<usize>,
+        more: impl Fn(usize) -> usize,
+        wait: Vec<Waiter>,
+    ) -> Vec<Waiter> {
+        let parks = |task: usize| self.parked.iter().any(|parked| parked.id.task == task);
+        let gated = tasks.iter().copied().filter(|task| self.is_narrow(*task) || parks(*task));
+        let gated: BTreeSet<usize> = gated.collect();
+        let place = |model: &Self, id: Id| (id.task, model.plan(id).queue);
+        let came: Vec<_> = wait.iter().map(|waiter| place(self, waiter.id)).collect();
+        let (stay, mut out): (Vec<_>, Vec<_>) = wait
+            .into_iter()
+            .partition(|waiter| gated.contains(&waiter.id.task) && waiter.due.is_none());
+        self.parked
+            .extend(stay.into_iter().map(|Waiter { id, attempt, .. }| Parked { id, attempt }));
+        self.parked.sort();
+        for task in gated {
+            for queue in 0..QUEUES {
+                let came = came.iter().filter(|of| **of == (task, queue)).count();
+                let mut left = self.room(task).min(more(task) + came);
+                let (mut stay, mut parked) = (Vec::new(), std::mem::take(&mut self.parked));
+                for parked in parked.drain(..) {
+                    if left > 0 && place(self, parked.id) == (task, queue) {
+                        left -= 1;
+                        let Parked { id, attempt } = parked;
+                        out.push(Waiter { id, attempt, due: None });
+                    } else {
+                        stay.push(parked);
+                    }
+                }
+                self.parked = stay;
+            }
+        }
+        out
+    }
+
+    /// Steps of these ruled tasks ended or were leased: each that ended lets out one of each queue.
+    fn count_running(
+        &mut self,
+        tasks: &BTreeSet<usize>,
+        ended: &[Id],
+        wait: Vec<Waiter>,
+    ) -> Vec<Waiter> {
+        self.give_up(tasks);
+        let ended = |task| ended.iter().filter(|id| id.task == task).count();
+        self.gate(tasks, ended, wait)
     }
 
     fn fence(&self, node: usize) -> Result<(), Retired> {
@@ -409,15 +617,15 @@ impl Model {
     fn append(&mut self) -> usize {
         self.places += 1;
         let waiting = std::mem::take(&mut self.waiting);
-        for (id, due) in &waiting {
-            let attempt = self.step(*id).attempt;
+        for Waiter { id, attempt, due } in &waiting {
+            let (id, attempt) = (*id, *attempt);
             match due {
-                Some(due) if *due > self.now => {
-                    self.timers.push(Timer { due: *due, id: *id, attempt });
+                Some(due) => {
+                    self.timers.push(Timer { due: *due, id, attempt, clock: Clock::Ready });
                 }
-                _ => {
-                    let (queue, place) = (self.queue(*id), self.places);
-                    self.ready.push(Row { queue, place, id: *id, attempt });
+                None => {
+                    let (queue, place) = (self.queue(id), self.places);
+                    self.ready.push(Row { queue, place, id, attempt });
                 }
             }
         }
@@ -463,11 +671,22 @@ impl Model {
                 last: None,
                 result: None,
                 last_error: None,
+                due: None,
             });
             let state = State::Pending;
-            let (started_at, finished_at) = (None, None);
-            let steps = steps.collect();
-            self.tasks[*task] = Some(Task { plan: *plan, state, started_at, finished_at, steps });
+            let (started_at, finished_at, deadline) = (None, None, None);
+            let (paused, held, steps) = (false, false, steps.collect());
+            self.tasks[*task] = Some(Task {
+                plan: *plan,
+                state,
+                started_at,
+                finished_at,
+                paused,
+                held,
+                deadline,
+                steps,
+            });
+            self.open_again(*task);
             let event = edge(Entity::Task, None, state).number;
             self.push(*task, None, event, None, state, None);
             bypassed.extend(skipped.iter().map(|no| Id { task: *task, no: *no }));
@@ -476,11 +695,20 @@ impl Model {
         for id in &bypassed {
             self.resolve_step(*id, None);
         }
-        self.released(&bypassed);
-        let ready =
-            self.steps().into_iter().filter(|id| new.contains(&id.task) && self.is_ready(*id));
-        self.waiting = ready.map(|id| (id, None)).collect();
+        let released: Vec<Id> = self.released(&bypassed).into_iter().map(|(id, _)| id).collect();
         self.conclude();
+        // First what was bypassed, as by hand; then what waits for nothing anyway.
+        let ruled = self.ruled(bypassed.iter().copied());
+        let wait = released.iter().map(|id| self.waiter(*id, None)).collect::<Vec<_>>();
+        self.start_clocks(&ruled, &wait, &[]);
+        let mut wait = self.count_running(&ruled, &[], wait);
+        let roots = self.steps().into_iter().filter(|id| {
+            new.contains(&id.task) && self.is_ready(*id) && self.plan(*id).parents.is_empty()
+        });
+        wait.extend(roots.map(|id| self.waiter(id, None)).collect::<Vec<_>>());
+        let ruled = new.iter().copied().filter(|task| self.is_ruled(*task)).collect();
+        self.start_clocks(&ruled, &wait, &[]);
+        self.waiting = self.gate(&ruled, |_| 0, wait);
         self.append();
         new
     }
@@ -497,28 +725,57 @@ impl Model {
     }
 
     /// Of each queue the oldest rows, from a place on, to the sessions. Places are counted among those
-    /// there are. Answers where each stood.
+    /// there are. Answers where each stood, and how many steps became ready in exchange for others.
     pub fn claim(
         &mut self,
         node: usize,
         slots: &[(usize, usize, Vec<i64>)],
-    ) -> Result<Vec<(usize, Leased)>, Retired> {
-        let mut leases = Vec::new();
+    ) -> Result<(Vec<(usize, Leased)>, usize), Retired> {
         let places = self.places();
         let nth = |place| places.partition_point(|before| *before < place);
+        let mut rows: Vec<Row> = Vec::new();
         for (queue, from, sessions) in slots {
-            let rows = self.ready.iter().filter(|r| r.queue == *queue && nth(r.place) >= *from);
-            let rows: Vec<Row> = rows.take(sessions.len()).cloned().collect();
-            self.ready.retain(|row| !rows.contains(row));
-            let mut free = sessions.iter();
-            for row in rows {
-                // Two rows of one step are legitimate.
-                let twice = leases.iter().any(|(_, id, _)| *id == row.id);
-                if !twice && self.is_open(row.id.task) && self.holds(row.id, row.attempt) {
-                    let session = *free.next().expect("as many as rows");
-                    leases.push((nth(row.place), row.id, session));
+            let mut left = sessions.len();
+            self.ready.retain(|row| {
+                let taken = left > 0 && row.queue == *queue && nth(row.place) >= *from;
+                if taken {
+                    left -= 1;
+                    rows.push(row.clone());
                 }
+                !taken
+            });
+        }
+        rows.sort_by_key(|row| (row.place, row.id));
+        let ruled = self.ruled(rows.iter().map(|row| row.id));
+        let mut able: Vec<Row> = Vec::new();
+        let mut stale = BTreeSet::new();
+        for row in rows {
+            if !self.is_open(row.id.task) || !self.holds(row.id, row.attempt) {
+                stale.insert((row.id, row.attempt));
+            } else if able.iter().all(|other| other.id != row.id) {
+                // Two rows of one step are legitimate.
+                able.push(row);
             }
+        }
+        for task in &ruled {
+            let mut room = self.room(*task);
+            able.retain(|row| {
+                let beyond = row.id.task == *task && room == 0;
+                if beyond {
+                    self.parked.push(Parked { id: row.id, attempt: row.attempt });
+                } else if row.id.task == *task {
+                    room -= 1;
+                }
+                !beyond
+            });
+        }
+        self.parked.sort();
+        let stale = |task| stale.iter().filter(|(id, _)| id.task == task).count();
+        self.waiting = self.gate(&ruled, stale, Vec::new());
+        let mut leases = Vec::new();
+        for (queue, _, sessions) in slots {
+            let rows = able.iter().filter(|row| row.queue == *queue).zip(sessions);
+            leases.extend(rows.map(|(row, session)| (nth(row.place), row.id, *session)));
         }
         leases.sort();
         let tasks: BTreeSet<usize> = leases.iter().map(|(_, id, _)| id.task).collect();
@@ -535,9 +792,8 @@ impl Model {
             .collect();
         if !leases.is_empty() {
             self.fence(node)?;
-            self.append();
         }
-        Ok(leases)
+        Ok((leases, self.append()))
     }
 
     /// `given`: the slots that the database chose, where one child was offered several.
@@ -549,9 +805,9 @@ impl Model {
         given: &[Leased],
     ) -> Result<Settled, Retired> {
         let kind_of = |item: &Settle| if sweep.is_some() { Kind::Swept } else { item.kind };
-        let mut done = Vec::new();
-        let mut offers = Vec::new();
-        let mut moved = false;
+        let (mut done, mut offers, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut wait = Vec::new();
+        let ruled = self.ruled(batch.iter().map(|item| item.id));
         for item in batch {
             let held = |lease: &Lease| {
                 lease.token == item.token
@@ -562,7 +818,7 @@ impl Model {
                     }
             };
             let Some(_) = self.step(item.id).lease.filter(held) else { continue };
-            moved = true;
+            ended.push(item.id);
             let (began, due) =
                 (self.step(item.id).leased_at, item.wait.map(|wait| self.now + wait));
             let step = self.step_mut(item.id);
@@ -574,6 +830,7 @@ impl Model {
                     done.push(item.id);
                     let children = self.plan(item.id).children.clone();
                     let offered = children.into_iter().zip(&item.slots);
+                    let offered = offered.filter(|_| !self.is_narrow(item.id.task));
                     offers.extend(
                         offered
                             .filter_map(|(no, session)| Some((Id { no, ..item.id }, (*session)?))),
@@ -595,7 +852,7 @@ impl Model {
                 self.step_to(item.id, State::Pending).mark = due;
             }
             if self.step(item.id).state == State::Pending {
-                self.waiting.push((item.id, due));
+                wait.push(self.waiter(item.id, due));
             }
         }
         let mut leases = Vec::new();
@@ -607,12 +864,17 @@ impl Model {
                 Some(session) => {
                     leases.push(self.lease(child, node.expect("slots are a node's"), session));
                 }
-                None => self.waiting.push((child, None)),
+                None => wait.push(self.waiter(child, None)),
             }
         }
         self.conclude();
+        if !ended.is_empty() {
+            let leased: Vec<Id> = leases.iter().map(|leased| leased.id).collect();
+            self.start_clocks(&ruled, &wait, &leased);
+            self.waiting = self.count_running(&ruled, &ended, wait);
+        }
         if let Some(node) = node
-            && moved
+            && !ended.is_empty()
         {
             self.fence(node)?;
         }
@@ -646,16 +908,58 @@ impl Model {
         Ok(adopted)
     }
 
-    /// Answers how many timers were taken, and in how long the next one is due.
-    pub fn release(&mut self, max: usize) -> (usize, Option<Ms>) {
+    /// At most so many timers.
+    pub fn release(&mut self, max: usize) -> Due {
+        let told = self.signals.len();
         let due = self.timers.iter().take(max).take_while(|timer| timer.due <= self.now).count();
-        for timer in self.timers.drain(..due).collect::<Vec<_>>() {
-            if self.holds(timer.id, timer.attempt) {
-                self.waiting.push((timer.id, None));
+        let timers: Vec<Timer> = self.timers.drain(..due).collect();
+        let mut late = 0;
+        for (clock, class) in [
+            (Clock::Deadline, "DeadlineExceeded"),
+            (Clock::Total, "TotalTimeout"),
+            (Clock::Queue, "QueueTimeout"),
+        ] {
+            let mut out = BTreeSet::new();
+            for timer in timers.iter().filter(|timer| timer.clock == clock) {
+                out.extend(self.out_of_time(timer));
+            }
+            late += out.len();
+            let out: Vec<Id> = out.into_iter().collect();
+            self.moved(&out, State::Error, None, None, class);
+            for id in out {
+                let step = self.step_mut(id);
+                step.last_error = Some(format!("{class}{}", step.max_attempts));
             }
         }
+        let again = timers
+            .iter()
+            .filter(|timer| timer.clock == Clock::Ready && self.holds(timer.id, timer.attempt));
+        let wait: Vec<Waiter> = again.map(|timer| self.waiter(timer.id, None)).collect();
+        let ruled = self.ruled(timers.iter().map(|timer| timer.id));
+        self.start_clocks(&ruled, &wait, &[]);
+        let wait = self.gate(&ruled, |_| 0, wait);
+        self.waiting.extend(wait);
         self.append();
-        (due, self.timers.first().map(|timer| (timer.due - self.now).max(0)))
+        let next = self.timers.first().map(|timer| (timer.due - self.now).max(0));
+        Due { taken: due, next, late, told: self.signals.len() - told }
+    }
+
+    /// The steps that a clock ends.
+    fn out_of_time(&self, timer: &Timer) -> Vec<Id> {
+        let task = timer.id.task;
+        let unfinished = |id: &Id| {
+            self.is_open(task) && matches!(self.step(*id).state, State::Pending | State::InProgress)
+        };
+        let is_over = |due: Option<Ms>| due.is_some_and(|due| due <= self.now);
+        let late: Vec<Id> = match timer.clock {
+            Clock::Deadline if is_over(self.task(task).deadline) => {
+                (0..self.task(task).steps.len()).map(|no| Id { task, no }).collect()
+            }
+            Clock::Total if is_over(self.step(timer.id).due) => vec![timer.id],
+            Clock::Queue if self.holds(timer.id, timer.attempt) => vec![timer.id],
+            _ => Vec::new(),
+        };
+        late.into_iter().filter(unfinished).collect()
     }
 
     /// The least number that takes at least `max` timers, if so many are due, and tells none of those
@@ -696,10 +1000,11 @@ impl Model {
         let steps = steps.collect();
         let chosen: BTreeSet<Id> = ids.iter().copied().filter(|id| able(self, *id)).collect();
         let chosen: Vec<Id> = chosen.into_iter().collect();
-        let (ready, told) = self.moved(&chosen, to, more, result, note);
-        Moved { steps, ready, told }
+        let told = self.moved(&chosen, to, more, result, note);
+        Moved { steps, ready: self.append(), told }
     }
 
+    /// Answers how many nodes are told.
     fn moved(
         &mut self,
         ids: &[Id],
@@ -707,8 +1012,10 @@ impl Model {
         more: Option<i32>,
         result: Option<&str>,
         note: &str,
-    ) -> (usize, usize) {
+    ) -> usize {
         let told = self.signals.len();
+        let is_running = |id: &Id| self.step(*id).state == State::InProgress;
+        let ended: Vec<Id> = ids.iter().copied().filter(is_running).collect();
         for id in ids {
             self.void(*id);
             let planned = self.plan(*id).max_attempts;
@@ -719,23 +1026,28 @@ impl Model {
             self.step_to(*id, to);
             let step = self.step_mut(*id);
             if to == State::Pending {
-                step.not_before = None;
+                (step.not_before, step.due) = (None, None);
                 step.max_attempts = step.max_attempts.max(step.attempt + more.unwrap_or(planned));
             }
             if to == State::Error {
                 step.last_error = Some(note.to_owned());
             }
         }
+        let mut wait = Vec::new();
         if to == State::ResolvedManually {
             let released = self.released(ids);
-            self.waiting.extend(released.into_iter().map(|(id, _)| (id, None)));
+            wait.extend(released.into_iter().map(|(id, _)| self.waiter(id, None)));
         }
         if to == State::Pending {
-            let ready = ids.iter().filter(|id| self.waiting_on(**id) == 0).map(|id| (*id, None));
-            self.waiting = ready.collect();
+            let ready = ids.iter().filter(|id| self.waiting_on(**id) == 0);
+            wait.extend(ready.map(|id| self.waiter(*id, None)));
         }
         self.conclude();
-        (self.append(), self.signals.len() - told)
+        let ruled = self.ruled(ids.iter().copied());
+        self.start_clocks(&ruled, &wait, &[]);
+        let wait = self.count_running(&ruled, &ended, wait);
+        self.waiting.extend(wait);
+        self.signals.len() - told
     }
 
     /// The lease of a step, if it has one, holds no longer; its node is told.
@@ -769,6 +1081,7 @@ impl Model {
                 }
             }
             self.task_to(task, State::Cancelled);
+            self.give_up(&BTreeSet::from([task]));
         }
         self.append();
         (was, self.signals.len() - told)
@@ -788,7 +1101,8 @@ impl Model {
                 && !self.is_behind_cancelled(*id)
         });
         let again: Vec<Id> = again.collect();
-        let (ready, _) = self.moved(&again, State::Pending, more, None, "");
+        self.moved(&again, State::Pending, more, None, "");
+        let ready = self.append();
         let of = |task: &usize| again.iter().filter(|id| id.task == *task).count();
         (was, tasks.iter().map(of).collect(), ready)
     }
@@ -802,6 +1116,63 @@ impl Model {
             }
         }
         was
+    }
+
+    /// Answers the state each was in, whether it was paused, and how many steps became ready.
+    pub fn pause(
+        &mut self,
+        tasks: &[usize],
+        paused: bool,
+    ) -> (Vec<Option<State>>, Vec<Option<bool>>, usize) {
+        let was = self.states(tasks);
+        let were = tasks.iter().map(|task| self.tasks[*task].as_ref().map(|task| task.paused));
+        let were = were.collect();
+        let number = if paused { TaskPaused::NUMBER } else { TaskResumed::NUMBER };
+        let edge = catalog::event_type_by_number(number).and_then(|event| event.edge.as_ref());
+        let from = edge.expect("it is one of a task's").from;
+        let mut changed = BTreeSet::new();
+        for task in tasks.iter().copied().collect::<BTreeSet<_>>() {
+            let Some(of) = &mut self.tasks[task] else { continue };
+            if from.contains(&of.state) && of.paused != paused {
+                of.paused = paused;
+                let state = of.state;
+                self.push(task, None, number, Some(state), state, None);
+                changed.insert(task);
+            }
+        }
+        if !paused {
+            self.waiting = self.gate(&changed, |_| ALL, Vec::new());
+        }
+        (was, were, self.append())
+    }
+
+    /// Gives the keys that are to be looked at to the oldest that wait. Answers how many tasks go on, how
+    /// many steps became ready, and whether there is more to look at.
+    pub fn grant(&mut self) -> (usize, usize, bool) {
+        let mut granted = BTreeSet::new();
+        for key in std::mem::take(&mut self.wake) {
+            let room = self.plans[key].rules.room.map_or(0, usize::from);
+            let of_key: Vec<_> =
+                self.claimants.iter().filter(|of| of.key == key).cloned().collect();
+            let waiting = of_key.iter().filter(|of| !of.granted).take(room);
+            let looked: Vec<_> = of_key.iter().filter(|of| of.granted).chain(waiting).collect();
+            let (ended, open): (Vec<_>, Vec<_>) =
+                looked.into_iter().partition(|of| self.task(of.task).finished_at.is_some());
+            if ended.iter().any(|of| !of.granted) {
+                self.wake.insert(key);
+            }
+            let left = room.saturating_sub(open.iter().filter(|of| of.granted).count());
+            granted.extend(open.iter().filter(|of| !of.granted).take(left).map(|of| of.task));
+            self.claimants.retain(|claimant| !ended.contains(&claimant));
+        }
+        for claimant in &mut self.claimants {
+            claimant.granted |= granted.contains(&claimant.task);
+        }
+        for task in &granted {
+            self.task_mut(*task).held = false;
+        }
+        self.waiting = self.gate(&granted, |_| ALL, Vec::new());
+        (granted.len(), self.append(), !self.wake.is_empty())
     }
 
     // ── nodes ───────────────────────────────────────────────────────────────────────────────────

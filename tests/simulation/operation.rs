@@ -49,6 +49,10 @@ pub enum Operation {
     Retry { tasks: Vec<Pick>, more: Option<u8> },
     /// Tasks are resolved.
     Resolve { tasks: Vec<Pick> },
+    /// Tasks are paused, or go on.
+    Pause { tasks: Vec<Pick>, paused: bool },
+    /// Concurrency keys are given to who waits for them.
+    Grant,
     /// A node starts.
     Start,
     /// A node says that it lives.
@@ -153,9 +157,10 @@ fn operations() -> impl Strategy<Value = Operation> {
         6 => (pick(), 0..3u8, prop::collection::vec(held(), 1..4))
             .prop_map(|(node, session, held)| Operation::Adopt { node, session, held }),
         5 => (0..4000u16).prop_map(Operation::Advance),
-        4 => Just(Operation::AdvanceToTimer),
-        8 => (1..20u8).prop_map(Operation::Release),
-        36 => people(),
+        6 => Just(Operation::AdvanceToTimer),
+        10 => (1..20u8).prop_map(Operation::Release),
+        42 => people(),
+        6 => Just(Operation::Grant),
         2 => Just(Operation::Start),
         2 => pick().prop_map(|node| Operation::Extend { node }),
         2 => pick().prop_map(|node| Operation::Retire { node }),
@@ -178,6 +183,7 @@ fn people() -> impl Strategy<Value = Operation> {
             .prop_map(|(tasks, overriding)| Operation::Cancel { tasks, overriding }),
         4 => (picks(), more()).prop_map(|(tasks, more)| Operation::Retry { tasks, more }),
         2 => picks().prop_map(|tasks| Operation::Resolve { tasks }),
+        5 => (picks(), any::<bool>()).prop_map(|(tasks, paused)| Operation::Pause { tasks, paused }),
     ]
 }
 

@@ -181,6 +181,275 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a task that waits, runs or is in error is paused and goes on, and a repeat does nothing",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [], "queue": 0, "max_attempts": 1}
+            ], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Pause": {"tasks": [0, 0], "paused": true}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Pause": {"tasks": [0], "paused": false}},
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 0}, "slots": 0, "again": null}]}},
+                {"Pause": {"tasks": [0], "paused": false}},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                {"Pause": {"tasks": [0], "paused": false}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task in error is paused and goes on",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Move": {"to": "TimeOut", "steps": [{"pick": 0, "blind": false}], "more": null}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Pause": {"tasks": [0], "paused": false}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a child of a paused task gets no slot",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [0], "queue": 0, "max_attempts": 1}
+            ], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Pause": {"tasks": [0], "paused": true}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 255, "again": null}]}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is in error has ended, and its deadline ends nothing of it",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [0], "queue": 0, "max_attempts": 1}
+            ], "backwards": false, "rules": {"deadline": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 2000},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is open again has its whole time again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"deadline": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 500},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Advance": 600},
+                {"Release": 9},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a deadline ends what runs",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"deadline": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 1000},
+                {"Release": 9},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step that is retried by hand has its whole time again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"total_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Advance": 500},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Advance": 600},
+                {"Release": 9},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step that was taken in time waits anew for its next attempt",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"queue_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 500},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 0}, "slots": 0, "again": null}]}},
+                {"Advance": 600},
+                {"Release": 9},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step whose time is up makes room for another",
+        r#"{
+            "dags": [{"steps": [
+                {"parents": [], "queue": 0, "max_attempts": 1},
+                {"parents": [], "queue": 0, "max_attempts": 1}
+            ], "backwards": false, "rules": {"max_parallel": 1, "total_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 1000},
+                {"Release": 9},
+                {"Claim": {"node": 0, "slots": [1], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step that is handed back has what is left of its time",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"total_timeout": 1000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 500},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "HandBack", "slots": 0, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Advance": 600},
+                {"Release": 9}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a key is given to no more tasks than it has room for",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}},
+                {"Create": [[2, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a key goes to the oldest that waits",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 2}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []]]},
+                "Grant",
+                {"Create": [[2, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is cancelled gives its key to the next",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that ended while it waited holds up none behind it",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []], [2, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}},
+                {"Cancel": {"tasks": [1, 0], "overriding": false}},
+                "Grant",
+                "Grant",
+                {"Claim": {"node": 0, "slots": [3], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is open again waits for its key again",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false, "rules": {"room": 1}}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                "Grant",
+                {"Retry": {"tasks": [0], "more": null}},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                "Grant",
+                {"Claim": {"node": 0, "slots": [2], "from": null}}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

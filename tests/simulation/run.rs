@@ -15,7 +15,7 @@ use super::{
     dag::{Pick, QUEUES},
     database::{Answer, Database},
     look,
-    model::{Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep},
+    model::{Clock, Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep, Timer},
     operation::{Aim, Case, Ending, Held, Move, Operation, Report},
 };
 
@@ -36,6 +36,10 @@ pub struct Coverage {
     pub events: usize,
     /// Calls that failed because their node was retired.
     pub fenced: usize,
+    /// Steps that ran out of time.
+    pub late: usize,
+    /// Concurrency keys that were given.
+    pub given: usize,
     /// By type of event and states before and after.
     pub edges: BTreeMap<(u32, Option<State>, State), usize>,
     pub verbs: BTreeSet<&'static str>,
@@ -47,6 +51,8 @@ impl Coverage {
         self.operations += other.operations;
         self.events += other.events;
         self.fenced += other.fenced;
+        self.late += other.late;
+        self.given += other.given;
         for (edge, n) in other.edges {
             *self.edges.entry(edge).or_default() += n;
         }
@@ -163,6 +169,8 @@ impl Run<'_> {
                 self.agree(answer, |model| Ok(model.resolve(&tasks)))?;
                 self.look().await
             }
+            Operation::Pause { tasks, paused } => self.pause(&self.tasks(tasks), *paused).await,
+            Operation::Grant => self.grant().await,
             Operation::Start => {
                 self.database.start(LEASE).await.map_err(|error| error.to_string())?;
                 self.model.start(LEASE);
@@ -266,10 +274,11 @@ impl Run<'_> {
         }
         let answer = self.database.claim(node, &slots).await.map_err(|error| error.to_string())?;
         let mut tokens = Vec::new();
-        let answer = answer.map(|leases| {
+        let answer = answer.map(|(leases, ready)| {
             tokens.extend(leases.iter().map(|(_, leased)| leased.clone()));
             let unnamed = |leased| Leased { token: 0, ..leased };
-            leases.into_iter().map(|(place, leased)| (place, unnamed(leased))).collect::<Vec<_>>()
+            let leases = leases.into_iter().map(|(place, leased)| (place, unnamed(leased)));
+            (leases.collect::<Vec<_>>(), ready)
         });
         self.agree(Ok(answer), |model| model.claim(node, &slots))?;
         self.learn(&tokens)?;
@@ -363,7 +372,21 @@ impl Run<'_> {
     async fn release(&mut self, max: usize) -> Result<(), String> {
         let max = self.model.whole(max);
         let answer = self.database.release(max).await;
-        self.agree(answer, |model| Ok(model.release(max)))?;
+        let due = self.agree(answer, |model| Ok(model.release(max)))?;
+        self.coverage.late += due.map_or(0, |due| due.late);
+        self.look().await
+    }
+
+    async fn pause(&mut self, tasks: &[usize], paused: bool) -> Result<(), String> {
+        let answer = self.database.pause(tasks, paused).await;
+        self.agree(answer, |model| Ok(model.pause(tasks, paused)))?;
+        self.look().await
+    }
+
+    async fn grant(&mut self) -> Result<(), String> {
+        let answer = self.database.grant().await;
+        let given = self.agree(answer, |model| Ok(model.grant()))?;
+        self.coverage.given += given.map_or(0, |(tasks, ..)| tasks);
         self.look().await
     }
 
@@ -450,15 +473,26 @@ impl Run<'_> {
     async fn finish(&mut self) -> Result<(), String> {
         for _ in 0..ROUNDS_MAX {
             let created = (0..self.plans.len()).filter(|task| self.model.tasks[*task].is_some());
-            if !created.into_iter().any(|task| self.model.is_open(task)) {
+            let open = created.filter(|task| self.model.is_open(*task)).collect::<Vec<_>>();
+            if open.is_empty() {
                 return Ok(());
+            }
+            let paused = open.into_iter().filter(|task| self.model.task(*task).paused);
+            let paused: Vec<usize> = paused.collect();
+            if !paused.is_empty() {
+                self.pause(&paused, false).await?;
+            }
+            if !self.model.wake.is_empty() {
+                self.grant().await?;
             }
             let living = self.model.nodes.iter().position(|node| node.retired_at.is_none());
             let Some(node) = living else {
                 self.perform(&Operation::Start).await?;
                 continue;
             };
-            if let Some(timer) = self.model.timers.last() {
+            // Nobody waits longer than for the next attempts.
+            let retry = |timer: &&Timer| timer.clock == Clock::Ready;
+            if let Some(timer) = self.model.timers.iter().rev().find(retry) {
                 self.advance(timer.due.max(self.model.now));
                 self.release(self.model.timers.len()).await?;
             }
@@ -469,7 +503,16 @@ impl Run<'_> {
                     .await?;
             }
             let leases = self.model.leases();
+            if leases.is_empty() && (!self.model.ready.is_empty() || !self.model.wake.is_empty()) {
+                continue;
+            }
             if leases.is_empty() {
+                // The clocks may have ended it meanwhile.
+                if !(0..self.plans.len())
+                    .any(|t| self.model.tasks[t].is_some() && self.model.is_open(t))
+                {
+                    return Ok(());
+                }
                 return Err("a task is open, and nothing of it waits or runs".into());
             }
             let mut batch = Vec::new();
