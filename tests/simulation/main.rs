@@ -148,9 +148,13 @@ fn verbs_and_model_agree_after_every_operation_of_every_case() {
     }
 }
 
+/// Events that say what was changed of something, and move nothing: `scenarios::operate` has them.
+const WORDS: [&str; 2] = ["task.updated", "step.updated"];
+
 /// Every edge of the catalog, and every verb.
 fn everything_was_taken(coverage: &Coverage) {
-    let recorded = EVENTS.iter().filter(|event| event.is_recorded());
+    let recorded =
+        EVENTS.iter().filter(|event| event.is_recorded() && !WORDS.contains(&event.name));
     let edges = recorded.filter_map(|event| Some((event, event.edge.as_ref()?)));
     let all = edges.flat_map(|(event, edge)| {
         let created = edge.from.is_empty().then_some(None);

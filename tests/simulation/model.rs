@@ -523,8 +523,11 @@ impl Model {
         self.wake.insert(key);
     }
 
-    /// Tasks that ended give up their keys.
+    /// Tasks that ended give up their keys, and nothing of them stays parked.
     fn give_up(&mut self, tasks: &BTreeSet<usize>) {
+        let ended = |task: &usize| self.task(*task).finished_at.is_some();
+        let ended: BTreeSet<usize> = tasks.iter().copied().filter(ended).collect();
+        self.parked.retain(|parked| !ended.contains(&parked.id.task));
         for task in tasks {
             if self.rules(*task).room.is_some() && self.task(*task).finished_at.is_some() {
                 self.wake.insert(self.task(*task).plan);
