@@ -1,7 +1,6 @@
 -- A task counts its steps in error, so its end is known without a look at its steps: no step left that
 -- is live and none in error = all are complete or resolved. And one CHECK for a step instead of three:
--- each statement that writes steps reads and prepares every one of them. What is there obeyed the three,
--- so it is not read again.
+-- each statement that writes steps reads and prepares every one of them.
 
 set local search_path = stepwell;
 
@@ -17,6 +16,5 @@ alter table step
 
 -- No release has called these in this form.
 drop function if exists finish, settle, claim, lock_tasks, create_tasks, create_traced_tasks;
-drop type if exists change, settled, freed;
 
 set local search_path to default;

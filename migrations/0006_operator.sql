@@ -55,5 +55,6 @@ alter table event add constraint event_edge check (
 
 -- No release has called it in this form.
 drop function if exists cancel_task;
+drop type if exists change, settled, freed;
 
 set local search_path to default;

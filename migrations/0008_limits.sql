@@ -27,4 +27,7 @@ alter table timer add column kind smallint not null default 0;  -- 0 ready, 1 qu
 create table parked_step (task bigint not null, queue int not null, key bigint not null, attempt int not null);
 create index parked_step_order on parked_step (task, queue, key);
 
+-- No release has called these in this form.
+drop function if exists create_tasks, claim, release_due;
+
 set local search_path to default;
