@@ -305,6 +305,16 @@ async fn a_task_past_its_deadline_fails_with_all_that_is_unfinished() {
 }
 
 #[tokio::test]
+async fn what_still_waits_in_a_task_in_error_is_left_alone_by_its_deadline() {
+    let deadline = |definition: &mut Definition| definition.deadline = Some(prost_duration(60));
+    let mut run = Run::of("a; b: a", deadline).await;
+    let lease = run.claim(1).await;
+    run.end(&lease, Ending::Fail { wait_ms: None }).await;
+    assert_eq!(run.pass("61 s").await.late, 0);
+    assert_eq!(run.states().await, (State::Error, vec![State::Error, State::Pending]));
+}
+
+#[tokio::test]
 async fn a_task_that_ends_in_time_is_left_alone_by_its_clocks() {
     let change = |definition: &mut Definition| {
         timed(10, 20)(definition);
