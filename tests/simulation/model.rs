@@ -291,6 +291,12 @@ impl Model {
         self.steps().into_iter().filter_map(|id| Some((id, self.step(id).lease?))).collect()
     }
 
+    /// Tasks that are pending or in progress.
+    pub fn open(&self) -> Vec<usize> {
+        let created = (0..self.tasks.len()).filter(|task| self.tasks[*task].is_some());
+        created.filter(|task| self.is_open(*task)).collect()
+    }
+
     pub fn is_open(&self, task: usize) -> bool {
         matches!(self.task(task).state, State::Pending | State::InProgress)
     }

@@ -472,8 +472,7 @@ impl Run<'_> {
     /// Honest executors run what is open. Nothing may be left behind.
     async fn finish(&mut self) -> Result<(), String> {
         for _ in 0..ROUNDS_MAX {
-            let created = (0..self.plans.len()).filter(|task| self.model.tasks[*task].is_some());
-            let open = created.filter(|task| self.model.is_open(*task)).collect::<Vec<_>>();
+            let open = self.model.open();
             if open.is_empty() {
                 return Ok(());
             }
@@ -503,15 +502,11 @@ impl Run<'_> {
                     .await?;
             }
             let leases = self.model.leases();
-            if leases.is_empty() && (!self.model.ready.is_empty() || !self.model.wake.is_empty()) {
-                continue;
-            }
             if leases.is_empty() {
-                // The clocks may have ended it meanwhile.
-                if !(0..self.plans.len())
-                    .any(|t| self.model.tasks[t].is_some() && self.model.is_open(t))
-                {
-                    return Ok(());
+                // What was offered held no longer, or clocks ended the rest.
+                let more = !self.model.ready.is_empty() || !self.model.wake.is_empty();
+                if more || self.model.open().is_empty() {
+                    continue;
                 }
                 return Err("a task is open, and nothing of it waits or runs".into());
             }
