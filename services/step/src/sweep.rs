@@ -144,12 +144,7 @@ impl Sweeps {
         let Due { taken, next_ms, late, told } =
             self.store.connected(writer).await?.release_due(TIMERS_MAX).await?;
         let (next, now) = (next_ms.map(Duration::from_millis), Instant::now());
-        if late > 0 {
-            self.store.bell().ring(Topic::Event);
-        }
-        if told > 0 {
-            self.store.bell().ring(Topic::Signal);
-        }
+        self.store.bell().ring_moves(late > 0, false, told > 0);
         if taken > 0 {
             self.store.bell().ring(Topic::Ready);
             let late = due.filter(|due| *due <= now).map(|due| now.duration_since(due));
@@ -183,10 +178,7 @@ impl Sweeps {
 
     async fn grant_keys(&self, writer: &mut Option<Writer>) -> Result<bool, Error> {
         let (ready, more) = self.store.connected(writer).await?.grant_keys().await?;
-        if ready > 0 {
-            self.store.bell().ring(Topic::Ready);
-            self.store.bell().ring(Topic::Timer);
-        }
+        self.store.bell().ring_moves(false, ready > 0, false);
         Ok(more)
     }
 

@@ -10,9 +10,7 @@ use std::{
 };
 
 use stepwell_proto::id::{LeaseId, number_of};
-use stepwell_store::{
-    Adopted, ChildSlots, Error, LeaseRow, Report, Sweep, TakenOver, Topic, Writer,
-};
+use stepwell_store::{Adopted, ChildSlots, Error, LeaseRow, Report, Sweep, TakenOver, Writer};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -176,10 +174,7 @@ impl Walks {
             let (settled, _) = writer.settle_each(&reports, &none, by, Some(&sweep)).await?;
             let expired = settled.accepted.iter().filter(|accepted| **accepted).count();
             dispatch.metrics().expired(Expiry::NodeLost, expired);
-            store.bell().ring(Topic::Event);
-            if settled.ready > 0 {
-                store.bell().ring(Topic::Ready);
-            }
+            store.bell().ring_moves(true, settled.ready > 0, false);
             dispatch.timers.notify_one();
         }
         match next {

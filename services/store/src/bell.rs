@@ -81,6 +81,18 @@ impl Bell {
         }
     }
 
+    /// Rings what may be listened for after moves beside a step's way: tasks or steps were moved (tasks may
+    /// have ended, and given up their keys), steps became ready (with their clocks), leases are void.
+    pub fn ring_moves(&self, moved: bool, ready: bool, voided: bool) {
+        let rung = [
+            (moved, &[Topic::Event, Topic::Key][..]),
+            (ready, &[Topic::Ready, Topic::Timer]),
+            (voided, &[Topic::Signal]),
+        ];
+        let topics = rung.into_iter().filter(|(is_so, _)| *is_so).flat_map(|(_, topics)| topics);
+        topics.for_each(|topic| self.ring(*topic));
+    }
+
     /// A bell of one's own: it keeps one ring for a listener that is busy. To be asked for before bells
     /// are carried: only what is listened to then is heard from other processes.
     pub fn listen(&self, topic: Topic) -> Arc<Notify> {
@@ -202,6 +214,38 @@ async fn receive(
         let Some(notification) = heard? else { return Ok(()) };
         if let Some(topic) = topics.iter().find(|t| t.channel() == notification.channel()) {
             bell.wake(*topic);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn moves_ring_for_what_they_did_and_for_nothing_else() {
+        let topics = [
+            Topic::Event,
+            Topic::Key,
+            Topic::Ready,
+            Topic::Timer,
+            Topic::Signal,
+            Topic::Definition,
+        ];
+        for (moved, ready, voided, rung) in [
+            (true, false, false, &[Topic::Event, Topic::Key][..]),
+            (false, true, false, &[Topic::Ready, Topic::Timer]),
+            (false, false, true, &[Topic::Signal]),
+            (false, false, false, &[]),
+        ] {
+            let bell = Bell::new();
+            let heard = topics.map(|topic| (topic, bell.listen(topic)));
+            bell.ring_moves(moved, ready, voided);
+            let heard =
+                heard.into_iter().filter(|(_, bell)| bell.notified().now_or_never().is_some());
+            assert_eq!(heard.map(|(topic, _)| topic).collect::<Vec<_>>(), rung);
         }
     }
 }

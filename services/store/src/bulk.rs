@@ -165,16 +165,7 @@ impl Store {
         };
         let rows = |moved: i32| usize::try_from(moved).unwrap_or(0);
         let row = span::verb("db.run_bulk", rows(chunk), |row| rows(row.moved), call).await?;
-        if row.moved > 0 {
-            self.bell().ring(Topic::Event);
-        }
-        if row.ready > 0 {
-            self.bell().ring(Topic::Ready);
-            self.bell().ring(Topic::Timer);
-        }
-        if row.told > 0 {
-            self.bell().ring(Topic::Signal);
-        }
+        self.bell().ring_moves(row.moved > 0, row.ready > 0, row.told > 0);
         Ok(Chunk { ran: row.ran, matched: row.matched, moved: row.moved })
     }
 

@@ -108,17 +108,7 @@ impl Store {
         else {
             return Err(Error::Inconsistent("move_steps answered other than it was asked".into()));
         };
-        if moved {
-            self.bell().ring(Topic::Event);
-            self.bell().ring(Topic::Key);
-        }
-        if row.ready > 0 {
-            self.bell().ring(Topic::Ready);
-            self.bell().ring(Topic::Timer);
-        }
-        if row.told > 0 {
-            self.bell().ring(Topic::Signal);
-        }
+        self.bell().ring_moves(moved, row.ready > 0, row.told > 0);
         let (Some(was), Some(task)) = (was, task) else { return Ok(None) };
         Ok(Some(Moved { was: state(was)?, task: state(task)?, moved, blocked }))
     }

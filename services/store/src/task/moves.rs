@@ -58,13 +58,8 @@ impl Store {
             *was == State::Cancelled
                 || !overriding && matches!(was, State::Complete | State::ResolvedManually)
         };
-        if !was.iter().flatten().all(stays) {
-            self.bell().ring(Topic::Event);
-            self.bell().ring(Topic::Key);
-        }
-        if row.told > 0 {
-            self.bell().ring(Topic::Signal);
-        }
+        let moved = !was.iter().flatten().all(stays);
+        self.bell().ring_moves(moved, false, row.told > 0);
         Ok(Cancelled { was, told: row.told })
     }
 
@@ -87,14 +82,8 @@ impl Store {
             Ok(call.fetch_one(self.reads()).await?)
         };
         let row = span::verb("db.retry_tasks", uids.len(), |row| row.was.len(), call).await?;
-        if row.steps.iter().any(|n| *n > 0) {
-            self.bell().ring(Topic::Event);
-            self.bell().ring(Topic::Key);
-        }
-        if row.ready > 0 {
-            self.bell().ring(Topic::Ready);
-            self.bell().ring(Topic::Timer);
-        }
+        let moved = row.steps.iter().any(|n| *n > 0);
+        self.bell().ring_moves(moved, row.ready > 0, false);
         let was = states(row.was)?.into_iter();
         Ok(was.zip(row.steps).map(|(was, steps)| Retried { was, steps }).collect())
     }
@@ -118,11 +107,7 @@ impl Store {
             Ok(call.fetch_one(self.reads()).await?)
         };
         let row = span::verb("db.pause_tasks", uids.len(), |row| row.was.len(), call).await?;
-        self.bell().ring(Topic::Event);
-        if row.ready > 0 {
-            self.bell().ring(Topic::Ready);
-            self.bell().ring(Topic::Timer);
-        }
+        self.bell().ring_moves(true, row.ready > 0, false);
         let was = states(row.was)?.into_iter().zip(row.paused);
         Ok(was.map(|(was, paused)| Paused { was, paused: paused.unwrap_or_default() }).collect())
     }
@@ -161,10 +146,7 @@ impl Store {
             Ok(call.fetch_one(self.reads()).await?)
         };
         let was = states(span::verb("db.resolve_tasks", uids.len(), Vec::len, call).await?)?;
-        if was.contains(&Some(State::Error)) {
-            self.bell().ring(Topic::Event);
-            self.bell().ring(Topic::Key);
-        }
+        self.bell().ring_moves(was.contains(&Some(State::Error)), false, false);
         Ok(was)
     }
 }
