@@ -92,8 +92,7 @@ begin
 end $$;
 
 -- Of these tasks, the steps that wait behind a cancelled one: they can never run. Nothing waits for a step
--- that is complete or resolved. Only tasks that have any are
--- looked through.
+-- that is complete or resolved. Only tasks that have any are looked through.
 create or replace function stepwell.behind_cancelled(p_task bigint[])
   returns bigint[] language sql stable set search_path = stepwell as $$
   with recursive b(key) as (
