@@ -1,14 +1,17 @@
 -- Stores tasks with all their steps, as their definitions plan them. A uid that is there already is
 -- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
 -- Steps whose numbers stand in t_skipped (an array as text) are resolved at once. A task with a concurrency key
--- is held until the key is given to it, see grant_keys; t_room of those with its key may run at once.
+-- is held until the key is given to it, see grant_keys; t_room of those with its key may run at once. A task
+-- without a priority has its definition's.
 --
--- Locks   the uids (sorted), then the append.
--- Answers the keys of the tasks it made, and when; the caller's other keys go unused.
+-- Locks   new queues, the uids (sorted), then the append.
+-- Answers the keys of the tasks it made, and when; the caller's other keys go unused. And how many queues it
+--         made: step-services must learn of them.
 create or replace function stepwell.create_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
-    t_skipped text[], t_concurrency bigint[], t_room int[], p_at timestamptz default null, out n_key bigint[], out n_at timestamptz)
+    t_skipped text[], t_concurrency bigint[], t_room int[], t_priority smallint[], p_at timestamptz default null,
+    out n_key bigint[], out n_at timestamptz, out queues_n int)
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_ev    ev[];
@@ -17,6 +20,7 @@ declare
   v_ruled bigint[];
   m       record;
 begin
+  queues_n := case when array_remove(t_priority, null) = '{}' then 0 else add_queues(t_definition, t_priority) end;
   with n as (
     insert into task (id, uid, definition, state, live_n, trace, ruled, max_parallel, deadline, concurrency, held)
     select t.id, t.uid, t.definition, 1, d.roots, t.trace, d.ruled, d.max_parallel,
@@ -31,10 +35,11 @@ begin
 
   with t as materialized (
     select t.*, t.id = any(n_key) as new
-      from unnest(t_id, t_definition, t_context) t(id, definition, context)),
+      from unnest(t_id, t_definition, t_context, t_priority) t(id, definition, context, priority)),
   s as (
     insert into step (key, state, waiting_on, max_attempts, queue, children)
-    select t.id * 16384 + p.no, 1, p.waiting_on, p.max_attempts, p.queue, p.children
+    select t.id * 16384 + p.no, 1, p.waiting_on, p.max_attempts,
+           case when t.priority is null then p.queue else queue_at(p.queue, t.priority) end, p.children
       from t, lateral (select * from step_template where definition = t.definition order by no offset 0) p
      where t.new
     returning key, queue, waiting_on)
@@ -66,11 +71,12 @@ begin
   end if;
   v_batch := append(v_ev, v_wait, p_at);
   n_at    := coalesce(p_at, clock_timestamp());
-  insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position)
+  insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position,
+                           priority)
   select id, hash, context, initiator, source_system, reason,
          case when tags is null then '{}' else array(select json_array_elements_text(tags::json)) end,
-         n_at, v_batch
-    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags)
-           t(id, hash, context, initiator, source_system, reason, tags)
+         n_at, v_batch, coalesce(t.priority, (select priority from definition where id = t.definition))
+    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags, t_priority, t_definition)
+           t(id, hash, context, initiator, source_system, reason, tags, priority, definition)
    where id = any(n_key);
 end $$;

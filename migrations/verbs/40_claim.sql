@@ -4,12 +4,13 @@ $$;
 
 -- Leases ready steps to free slots: of each queue the oldest, from place q_from on. Queue rows first
 -- (SKIP LOCKED), then tasks: nobody who holds a task ever waits for a queue row. Rows that no longer
--- hold (another attempt, cancelled, still waiting) are dropped.
+-- hold (another attempt or priority, cancelled, still waiting) are dropped. Nothing is leased of definitions that
+-- are paused.
 --
 -- Of limited tasks it leases no more than they have room for; the rest is parked.
 --
 -- Slots   q_queue[i] has q_n[i] of them, for the sessions from p_session[q_at[i]] on.
--- Locks   queue rows, tasks, the append; checks its node after it (SW001).
+-- Locks   the pauses (shared), queue rows, tasks, the append; checks its node after it (SW001).
 -- Answers the leases, and how many steps became ready in exchange for rows of limited tasks that no longer
 --         held; `place` is where in its queue each stood. And of their tasks what a handler needs,
 --         if the context is short: the rest is read aside.
@@ -32,12 +33,15 @@ declare
   v_wait  waiter[];
 begin
   ready_n := 0;
+  perform pg_advisory_xact_lock_shared(45);
   with d as (
     delete from ready_step r where r.ctid = any(array(
       select x.ctid
         from unnest(q_queue, q_from, q_n) q(queue, place, n),
              lateral (select r.ctid from ready_step r where r.queue = q.queue and r.id >= q.place
-                       order by r.queue, r.id, r.key limit q.n for update skip locked) x))
+                       order by r.queue, r.id, r.key limit q.n for update skip locked) x
+       where case when exists (select from pause) then
+               not (select paused from definition where id = (select definition from queue where id = q.queue)) else true end))
     returning r.key, r.queue, r.attempt, r.id)
   select array_agg(key), array_agg(queue), array_agg(attempt), array_agg(id) from d into v_key, v_queue, v_att, v_id;
   if v_key is null then return; end if;
@@ -51,7 +55,7 @@ begin
     with r as (
       select r.*, key >> 14 task,
              exists (select from step s where s.key = r.key and s.state = 1 and s.attempt = r.attempt and s.waiting_on = 0
-                        and (s.not_before is null or s.not_before <= v_at)) holds
+                        and s.queue = r.queue and (s.not_before is null or s.not_before <= v_at)) holds
         from (select key, queue, attempt, min(id) id from unnest(v_key, v_queue, v_att, v_id) r(key, queue, attempt, id)
                where key >> 14 = any(v_ruled) group by key, queue, attempt) r),
     n as (
@@ -75,7 +79,7 @@ begin
     select place, queue, min(id) id, key
       from (select r.*,
                    (select s.ctid from step s
-                     where s.key = r.key and s.state = 1 and s.attempt = r.attempt and s.waiting_on = 0
+                     where s.key = r.key and s.state = 1 and s.attempt = r.attempt and s.waiting_on = 0 and s.queue = r.queue
                        and (s.not_before is null or s.not_before <= v_at)) place
               from unnest(v_key, v_queue, v_att, v_id) r(key, queue, attempt, id)) r
      where place is not null and (select state in (1, 2) from task where id = key >> 14)

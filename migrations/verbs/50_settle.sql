@@ -9,8 +9,9 @@
 -- reports of one lease the first counts.
 --
 -- Slots   the n-th child of the i-th report may take one of session p_session[p_slot[i] + n - 1], if
---         it is not null; but of limited and paused tasks none does: `claim` counts for them.
--- Locks   tasks, the append; checks p_node after it (SW001).
+--         it is not null; but of limited and paused tasks, and of paused definitions, none does: `claim`
+--         decides for them.
+-- Locks   the pauses (shared), tasks, the append; checks p_node after it (SW001).
 -- Answers a_status for each item (1 accepted, now or before; 0 the lease is lost), the number of steps
 --         that became ready without a slot, and the leases of those that got one.
 create or replace function stepwell.settle(
@@ -31,8 +32,12 @@ declare
   v_ruled  bigint[];
   v_narrow bigint[];
 begin
-  select array_agg(id) filter (where ruled), array_agg(id) filter (where ruled and (paused or held or max_parallel > 0))
-    from (select id, ruled, paused, held, max_parallel from task
+  perform pg_advisory_xact_lock_shared(45);
+  select array_agg(id) filter (where ruled),
+         array_agg(id) filter (where ruled and (paused or held or max_parallel > 0) or stopped)
+    from (select id, ruled, paused, held, max_parallel,
+                 case when exists (select from pause) then (select paused from definition where id = t.definition) else false end stopped
+            from task t
            where id = any(array(select distinct k >> 14 from unnest(p_key) k)) order by id for no key update) t
     into v_ruled, v_narrow;
   v_at := coalesce(p_at, clock_timestamp());

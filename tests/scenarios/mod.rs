@@ -16,6 +16,7 @@ mod logs;
 mod metrics;
 mod operate;
 mod presence;
+mod priority;
 mod retries;
 mod rules;
 mod schema;

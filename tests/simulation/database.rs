@@ -311,7 +311,7 @@ impl Database {
         let shared = tasks.iter().zip(&rooms);
         let shared = shared.map(|((_, plan, _), room)| room.map(|_| self.first_task + long(*plan)));
         let shared: Vec<Option<i64>> = shared.collect();
-        let row = sqlx::query("select n_key from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)")
+        let row = sqlx::query("select n_key from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
             .bind(&keys)
             .bind(uids)
             .bind(definitions)
@@ -325,6 +325,7 @@ impl Database {
             .bind(skipped)
             .bind(shared)
             .bind(rooms)
+            .bind(vec![None::<i16>; n])
             .bind(self.time())
             .fetch_one(self.writer.connection())
             .await;

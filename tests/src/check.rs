@@ -57,11 +57,30 @@ const INVARIANTS: &[(&str, &str)] = &[
     ),
     (
         "a step with nothing to wait for stands in a queue",
-        "select s.key, s.attempt from stepwell.step s join stepwell.task t on t.id = s.key >> 14
+        "select s.key, s.attempt, s.queue from stepwell.step s join stepwell.task t on t.id = s.key >> 14
           where s.state = 1 and s.waiting_on = 0 and t.state in (1, 2)
-         except (select key, attempt from stepwell.ready_step union all
-                 select key, attempt from stepwell.parked_step union all
-                 select key, attempt from stepwell.timer where kind = 0)",
+         except (select key, attempt, queue from stepwell.ready_step union all
+                 select key, attempt, queue from stepwell.parked_step union all
+                 select t.key, t.attempt, s.queue from stepwell.timer t join stepwell.step s on s.key = t.key
+                  where t.kind = 0)",
+    ),
+    (
+        "a step that is not done has the queue of its handler at its task's priority",
+        "select s.key, s.queue from stepwell.step s
+           join stepwell.task t on t.id = s.key >> 14
+           join stepwell.task_detail d on d.task = t.id
+           join stepwell.step_template p on p.definition = t.definition and p.no = s.key & 16383
+           join stepwell.queue o on o.id = p.queue
+          where s.state in (1, 2, 4)
+            and not exists (select from stepwell.queue q
+                             where q.id = s.queue and q.priority = d.priority and q.definition = o.definition
+                               and q.handler = o.handler and q.requires = o.requires)",
+    ),
+    (
+        "a definition is paused exactly when a pause covers it",
+        "select d.id from stepwell.definition d
+          where d.paused <> exists (select from stepwell.pause p
+                                     where p.namespace = d.namespace and p.name in ('', d.name))",
     ),
     (
         "running_n counts the steps in progress of ruled tasks, and no limit is exceeded",

@@ -211,6 +211,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         reason: "test".into(),
         tags: Vec::new(),
         skipped: Vec::new(),
+        priority: None,
         concurrency: None,
         trace: None,
         hash: [0; 32],

@@ -11,6 +11,7 @@ mod moves;
 mod nodes;
 mod operate;
 mod plans;
+mod priority;
 mod races;
 mod square;
 mod survey;

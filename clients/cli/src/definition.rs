@@ -3,9 +3,14 @@
 use std::{io::Read, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
-use stepwell_proto::v1::GetDefinitionRequest;
+use stepwell_proto::v1::{
+    GetDefinitionRequest, ListPausesRequest, PauseDefinitionsRequest, ResumeDefinitionsRequest,
+};
 
-use crate::{connect::Connect, fault::Fault, output};
+use crate::{connect::Connect, fault::Fault, output, task::Note};
+
+/// Of one call; all pages are read.
+const PAGE: i32 = 1000;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -13,6 +18,13 @@ pub(crate) enum Command {
     Apply(Apply),
     /// Show one version of a definition.
     Get(Get),
+    /// Start no further step of a definition, or of a whole namespace, until it is resumed. Steps that
+    /// run go on.
+    Pause(Pause),
+    /// Let a paused definition or namespace go on.
+    Resume(Pause),
+    /// Show which definitions and namespaces are paused.
+    Pauses(Pauses),
 }
 
 #[derive(Args)]
@@ -41,11 +53,43 @@ pub(crate) struct Get {
     connect: Connect,
 }
 
+#[derive(Args)]
+pub(crate) struct Pause {
+    /// Its name; all its versions are meant.
+    #[arg(required_unless_present = "all")]
+    name: Option<String>,
+    /// All definitions of the namespace, those that come later included.
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
+    /// The namespace.
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    #[command(flatten)]
+    note: Note,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+#[derive(Args)]
+pub(crate) struct Pauses {
+    /// Only this namespace.
+    #[arg(long, short, default_value = "")]
+    namespace: String,
+    /// How it is shown.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
 impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         match self {
             Self::Apply(apply) => apply.run().await,
             Self::Get(get) => get.run().await,
+            Self::Pause(pause) => pause.pause().await,
+            Self::Resume(pause) => pause.resume().await,
+            Self::Pauses(pauses) => pauses.run().await,
         }
     }
 }
@@ -109,6 +153,80 @@ impl Get {
                 step.depends_on.join(", "),
                 attempts.to_string(),
                 output::labels(&step.requires),
+            ]);
+        }
+        output::line(table.to_string())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Pause {
+    async fn pause(self) -> Result<ExitCode, Fault> {
+        let client = self.connect.client()?;
+        let request = PauseDefinitionsRequest {
+            namespace: self.namespace.clone(),
+            definition_name: self.name.clone().unwrap_or_default(),
+            reason: self.note.reason.clone(),
+            paused_by: self.note.by.clone(),
+        };
+        let answer = client.pause_definitions(request).await?;
+        let what = if answer.already_in_state { "was paused before" } else { "is paused" };
+        self.tell(what, answer.covered_definitions)
+    }
+
+    async fn resume(self) -> Result<ExitCode, Fault> {
+        let client = self.connect.client()?;
+        let request = ResumeDefinitionsRequest {
+            namespace: self.namespace.clone(),
+            definition_name: self.name.clone().unwrap_or_default(),
+            reason: self.note.reason.clone(),
+            resumed_by: self.note.by.clone(),
+        };
+        let answer = client.resume_definitions(request).await?;
+        let what = if answer.already_in_state { "was not paused" } else { "goes on" };
+        self.tell(what, answer.covered_definitions)
+    }
+
+    fn tell(&self, what: &str, covered: i32) -> Result<ExitCode, Fault> {
+        let name = self.name.as_deref().unwrap_or("*");
+        let versions = if covered == 1 { "version" } else { "versions" };
+        output::line(format!("{}/{name} {what} ({covered} {versions})", self.namespace))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Pauses {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.connect.client()?;
+        let mut request = ListPausesRequest {
+            namespace: self.namespace,
+            page_size: PAGE,
+            page_token: String::new(),
+        };
+        let mut pauses = Vec::new();
+        loop {
+            let page = client.list_pauses(request.clone()).await?;
+            pauses.extend(page.pauses);
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        if self.output == output::Format::Json {
+            for pause in &pauses {
+                output::line(output::json("DefinitionPause", pause)?)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut table = output::table(&["NAMESPACE", "DEFINITION", "SINCE", "BY", "REASON"]);
+        for pause in pauses {
+            let all = pause.definition_name.is_empty();
+            table.add_row([
+                pause.namespace,
+                if all { "*".to_owned() } else { pause.definition_name },
+                pause.pause_time.map(|at| at.to_string()).unwrap_or_default(),
+                pause.paused_by,
+                pause.reason,
             ]);
         }
         output::line(table.to_string())?;

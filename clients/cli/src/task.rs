@@ -7,7 +7,8 @@ use stepwell_proto::{
     catalog,
     v1::{
         CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, PauseTaskRequest,
-        ResolveTaskRequest, ResumeTaskRequest, RetryTaskRequest, State, Step, Task,
+        ResolveTaskRequest, ResumeTaskRequest, RetryTaskRequest, State, Step, Tags, Task,
+        UpdateTaskRequest,
     },
 };
 
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Pause(Resolve),
     /// Let a paused task go on.
     Resume(Resolve),
+    /// Change what is said of a task: why it is, its labels, its priority.
+    Update(Update),
     /// List the tasks that fit a filter, newest first.
     List(bulk::List),
     /// Cancel, retry or resolve all tasks that fit a filter.
@@ -69,6 +72,9 @@ pub(crate) struct Create {
     /// A step that is not to run; may be given several times.
     #[arg(long, value_name = "STEP")]
     bypass: Vec<String>,
+    /// How urgent it is, from 1, first, to 5, last; as the definition says unless given.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=5))]
+    priority: Option<i32>,
     /// Wait for the task's end, this many seconds at most.
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
@@ -125,6 +131,28 @@ pub(crate) struct Retry {
 }
 
 #[derive(Args)]
+pub(crate) struct Update {
+    /// Its id.
+    task_id: String,
+    /// Why the task is, from now on.
+    #[arg(long, value_name = "REASON")]
+    task_reason: Option<String>,
+    /// A label from now on, instead of those it has; may be given several times.
+    #[arg(long, conflicts_with = "no_tags")]
+    tag: Vec<String>,
+    /// It has no labels from now on.
+    #[arg(long)]
+    no_tags: bool,
+    /// How urgent it is from now on: from 1, first, to 5, last.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=5))]
+    priority: Option<i32>,
+    #[command(flatten)]
+    note: Note,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
 pub(crate) struct Resolve {
     /// Its id.
     task_id: String,
@@ -167,6 +195,7 @@ impl Command {
             Self::Resolve(resolve) => resolve.run().await,
             Self::Pause(pause) => pause.pause().await,
             Self::Resume(resume) => resume.resume().await,
+            Self::Update(update) => update.run().await,
             Self::List(list) => list.run().await,
             Self::Bulk(command) => command.run().await,
         }
@@ -187,6 +216,7 @@ impl Create {
             reason: self.reason,
             tags: self.tag,
             bypass_steps: self.bypass,
+            priority: self.priority.unwrap_or_default(),
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         };
@@ -312,6 +342,24 @@ impl Resolve {
     }
 }
 
+impl Update {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let tags = (self.no_tags || !self.tag.is_empty()).then_some(Tags { values: self.tag });
+        let request = UpdateTaskRequest {
+            task_id: self.task_id,
+            task_reason: self.task_reason,
+            tags,
+            priority: self.priority.unwrap_or_default(),
+            reason: self.note.reason,
+            updated_by: self.note.by,
+        };
+        let answer = client.update_task(request).await?;
+        self.show.task(&answer.task.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Show {
     fn task(&self, task: &Task) -> Result<(), Fault> {
         if self.output == output::Format::Json {
@@ -320,7 +368,11 @@ impl Show {
         let name =
             format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
         let paused = if task.paused { ", paused" } else { "" };
-        output::line(format!("{}  {name}  {}{paused}", task.task_id, task.state().word()))?;
+        let urgent = match task.priority {
+            0 | 3 => String::new(),
+            priority => format!(", priority {priority}"),
+        };
+        output::line(format!("{}  {name}  {}{paused}{urgent}", task.task_id, task.state().word()))?;
         if task.steps.is_empty() {
             return Ok(());
         }

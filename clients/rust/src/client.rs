@@ -206,6 +206,39 @@ impl Client {
         .await
     }
 
+    /// Starts no further step of a definition, or of a namespace, until it is resumed.
+    pub async fn pause_definitions(
+        &self,
+        request: v1::PauseDefinitionsRequest,
+    ) -> Result<v1::PauseDefinitionsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.pause_definitions(request).await
+        })
+        .await
+    }
+
+    /// Takes a pause of a definition or a namespace back.
+    pub async fn resume_definitions(
+        &self,
+        request: v1::ResumeDefinitionsRequest,
+    ) -> Result<v1::ResumeDefinitionsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.resume_definitions(request).await
+        })
+        .await
+    }
+
+    /// Which definitions and namespaces are paused.
+    pub async fn list_pauses(
+        &self,
+        request: v1::ListPausesRequest,
+    ) -> Result<v1::ListPausesResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_pauses(request).await
+        })
+        .await
+    }
+
     /// Lets a paused task go on.
     pub async fn resume_task(
         &self,

@@ -29,6 +29,7 @@ mod offer;
 mod operate;
 mod outbox;
 mod presence;
+mod priorities;
 mod readiness;
 mod service;
 mod sessions;

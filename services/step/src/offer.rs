@@ -156,7 +156,7 @@ mod tests {
 
     fn queue(id: i32, handler: &str, version: [i32; 3]) -> QueueRow {
         let (handler, version) = (handler.into(), version.into());
-        QueueRow { id, definition: id, handler, requires: BTreeMap::new(), version }
+        QueueRow { id, definition: id, handler, requires: BTreeMap::new(), priority: 3, version }
     }
 
     fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {

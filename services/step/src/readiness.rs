@@ -32,8 +32,10 @@ pub(crate) fn obstacles(
     let mut add = |kind: Kind, message: String| {
         found.push(Obstacle { kind: kind.into(), message, ..Obstacle::default() });
     };
-    if of.paused {
-        add(Kind::Paused, "its task is paused".into());
+    for (paused, what) in [(of.paused, "task"), (of.definition_paused, "definition")] {
+        if paused {
+            add(Kind::Paused, format!("its {what} is paused"));
+        }
     }
     if of.held {
         add(Kind::Key, "its task waits for its concurrency key".into());
@@ -139,6 +141,7 @@ mod tests {
             task: State::InProgress,
             definition: Arc::new(definition),
             paused: false,
+            definition_paused: false,
             held: false,
             max_parallel: 0,
             running: 0,

@@ -130,6 +130,7 @@ impl Steps {
             fault: Mutex::default(),
             span,
         });
+        inner.sweeps.sessions.know_queues(&queues);
         // Without slots until it knows what it holds: what it adopts takes some of them.
         let (offered, queues_of_it) = (Arc::clone(&offer), offer.queues(&queues));
         inner.sweeps.sessions.open(id, offered, queues_of_it, 0, asks, outbox);

@@ -9,10 +9,10 @@ use std::{
 };
 
 use stepwell_proto::{id::LeaseId, v1::LeaseCancel};
-use stepwell_store::{LeaseRow, Slots};
+use stepwell_store::{LeaseRow, QueueRow, Slots};
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{offer::Offer, outbox::Outbox};
+use crate::{offer::Offer, outbox::Outbox, priorities::Priorities};
 
 /// One claim or settle gets at most this many slots.
 pub(crate) const SLOTS_PER_CALL_MAX: usize = 500;
@@ -39,6 +39,7 @@ struct Inner {
     deadlines: BTreeSet<(Instant, i64, LeaseId)>,
     /// Oldest step known to be left in a queue: younger ones do not go past it.
     heads: HashMap<i32, i64>,
+    priorities: Priorities,
     /// Some queue was not looked at, because none of its slots was free: the next that frees rings.
     unseen: bool,
     /// Outcomes on their way to the database.
@@ -355,17 +356,22 @@ impl Sessions {
         (queues.into_iter().collect(), free)
     }
 
-    /// Reserves a slot for each of these ready steps, oldest first, as far as there are any, and
-    /// remembers the oldest step of each queue that got none.
+    /// Reserves a slot for each of these ready steps, those of each priority oldest first, as far as there are
+    /// any, and remembers the oldest step of each queue that got none.
     pub(crate) fn reserve_for_ready(&self, ready: &[(i32, i64, i64)], asked: &[i32]) -> Slots {
         let mut inner = self.lock();
+        let inner = &mut *inner;
         for queue in asked {
             inner.heads.remove(queue);
         }
         let mut granted: Vec<(i32, Vec<i64>)> = Vec::new();
-        for (queue, _, step) in ready {
+        let mut lines = inner.priorities.lines(ready);
+        while let Some((priority, (queue, _, step))) = inner.priorities.next(&mut lines) {
             match inner.reserve(*queue, None) {
-                Some(session) => add(&mut granted, *queue, session),
+                Some(session) => {
+                    inner.priorities.served(priority);
+                    add(&mut granted, *queue, session);
+                }
                 None => {
                     let head = inner.heads.entry(*queue).or_insert(*step);
                     *head = (*head).min(*step);
@@ -397,16 +403,22 @@ impl Sessions {
 
     /// Reserves a slot for each child (queue, step key, session of its parent) that may become
     /// ready, first in its parent's session; none for one that has been named before. A child younger
-    /// than the oldest step left in its queue gets none: the slot goes to that one.
+    /// than the oldest step left in its queue gets none: the slot goes to that one. And none while steps of
+    /// another priority wait for its parent's slot: they come in turns.
     pub(crate) fn reserve_for_children(&self, children: &[(i32, i64, i64)]) -> Vec<Option<i64>> {
         let mut inner = self.lock();
+        let inner = &mut *inner;
+        let mut waiting = HashMap::new();
         let mut seen = HashSet::with_capacity(children.len());
         let mut left = SLOTS_PER_CALL_MAX;
         let reserve = |(queue, step, parent_session): &(i32, i64, i64)| {
             if left == 0 || !seen.insert(*step) {
                 return None;
             }
-            if inner.heads.get(queue).is_some_and(|head| head < step) {
+            let others =
+                waiting.entry(*parent_session).or_insert_with(|| inner.waiting(*parent_session));
+            let turns = others.iter().any(|priority| *priority != inner.priorities.of(*queue));
+            if turns || inner.heads.get(queue).is_some_and(|head| head < step) {
                 self.freed.notify_one();
                 return None;
             }
@@ -426,6 +438,16 @@ impl Sessions {
         if wanted {
             self.freed.notify_one();
         }
+    }
+
+    /// The queues there are.
+    pub(crate) fn know_queues(&self, queues: &[QueueRow]) {
+        self.lock().priorities.know(queues);
+    }
+
+    /// The queue beside this one, at the priority of another.
+    pub(crate) fn queue_beside(&self, queue: i32, like: i32) -> i32 {
+        self.lock().priorities.beside(queue, like)
     }
 
     // ── leases ──────────────────────────────────────────────────────────────────────────────────
@@ -598,6 +620,16 @@ impl Inner {
     /// Steps may wait for a slot.
     fn is_wanted(&self) -> bool {
         self.unseen || !self.heads.is_empty()
+    }
+
+    /// Of which priorities steps are known to wait for the session's slots.
+    fn waiting(&self, session: i64) -> Vec<i16> {
+        let Some(session) = self.sessions.get(&session) else { return Vec::new() };
+        let heads = self.heads.keys().filter(|queue| session.queues.contains(queue));
+        let mut waiting: Vec<i16> = heads.map(|queue| self.priorities.of(*queue)).collect();
+        waiting.sort_unstable();
+        waiting.dedup();
+        waiting
     }
 
     fn remove(&mut self, id: i64) -> Vec<Owned> {

@@ -254,7 +254,9 @@ impl Settling {
         let Some(numbers) = place(number).and_then(|n| definition.children.get(n)) else { return };
         children.extend(numbers.iter().map(|child| {
             let queue = place(*child).and_then(|n| definition.queues.get(n)).copied();
-            (queue.unwrap_or_default(), first + i64::from(*child), ended.session)
+            // Its task has its parent's priority.
+            let queue = self.sessions.queue_beside(queue.unwrap_or_default(), ended.queue);
+            (queue, first + i64::from(*child), ended.session)
         }));
     }
 

@@ -234,6 +234,7 @@ impl Sweeps {
         let namespaces: HashSet<&str> = offers.iter().map(|(_, o)| o.namespace.as_str()).collect();
         for namespace in namespaces {
             let queues = queues_of(&self.store, &self.dispatch, namespace).await?;
+            self.sessions.know_queues(&queues);
             for (session, offer) in offers.iter().filter(|(_, o)| o.namespace == namespace) {
                 self.sessions.serve(*session, offer.queues(&queues));
             }

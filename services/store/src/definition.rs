@@ -38,6 +38,11 @@ impl StoredDefinition {
         self.definition.steps.get(usize::try_from(number).ok()?)
     }
 
+    /// How urgent its tasks are that say nothing of it: 1 is first, 5 last.
+    pub fn priority(&self) -> i16 {
+        priority(&self.definition)
+    }
+
     /// How many steps it has.
     pub fn total_steps(&self) -> i32 {
         i32::try_from(self.definition.steps.len()).expect("bounded when it was registered")
@@ -83,6 +88,8 @@ struct Cached {
     bytes: usize,
 }
 
+/// Between 1, first, and 5, last.
+pub const PRIORITY_DEFAULT: i16 = 3;
 const CACHED_MAX: usize = 10_000;
 const CACHED_BYTES_MAX: usize = 256 << 20;
 
@@ -312,6 +319,11 @@ impl Row {
     }
 }
 
+fn priority(definition: &v1::Definition) -> i16 {
+    let named = i16::try_from(definition.priority).ok().filter(|priority| *priority > 0);
+    named.unwrap_or(PRIORITY_DEFAULT)
+}
+
 /// Clocks run for its tasks or their steps, beside those of attempts.
 fn is_timed(definition: &v1::Definition) -> bool {
     let waits =
@@ -349,6 +361,8 @@ async fn insert_all(
     hash: &[u8],
 ) -> Result<Option<i32>, Error> {
     let mut transaction = connection.begin().await?;
+    // Nobody pauses it unseen meanwhile: see pause_definitions.
+    sqlx::query!("select pg_advisory_xact_lock_shared(45)").execute(&mut *transaction).await?;
     let Some(id) = insert(&mut transaction, definition, version, hash).await? else {
         transaction.rollback().await?;
         return Ok(None);
@@ -372,8 +386,10 @@ async fn insert(
     let ruled = definition.max_parallel_steps > 0 || room.is_some() || is_timed(definition);
     let id = sqlx::query_scalar!(
         "insert into stepwell.definition (namespace, name, version, hash, content, roots,
-                                          max_parallel, deadline_ms, ruled, concurrency_room)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                                          max_parallel, deadline_ms, ruled, concurrency_room, priority,
+                                          paused)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
+                 exists (select from stepwell.pause where namespace = $1 and name in ('', $2)))
          on conflict (namespace, name, version) do nothing
          returning id",
         definition.namespace,
@@ -386,6 +402,7 @@ async fn insert(
         deadline,
         ruled,
         room,
+        priority(definition),
     )
     .fetch_optional(&mut **transaction)
     .await?;
@@ -417,13 +434,14 @@ async fn insert_plan(
     let requires: Vec<String> =
         definition.steps.iter().map(|step| requires_text(&step.requires)).collect();
     sqlx::query!(
-        "insert into stepwell.queue (definition, namespace, handler, requires)
-         select distinct $1::int, $2, handler, requires
+        "insert into stepwell.queue (definition, namespace, handler, requires, priority)
+         select distinct $1::int, $2, handler, requires, $5::smallint
            from unnest($3::text[], $4::text[]) s(handler, requires) order by handler, requires",
         id,
         definition.namespace,
         &handlers,
         &requires,
+        priority(definition),
     )
     .execute(&mut **transaction)
     .await?;

@@ -13,6 +13,7 @@ const VERBS: &[(&str, &str)] = &[
     ("00_types", include_str!("../../../migrations/verbs/00_types.sql")),
     ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
     ("15_gate", include_str!("../../../migrations/verbs/15_gate.sql")),
+    ("17_queue", include_str!("../../../migrations/verbs/17_queue.sql")),
     ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
     ("40_claim", include_str!("../../../migrations/verbs/40_claim.sql")),
     ("45_end", include_str!("../../../migrations/verbs/45_end.sql")),

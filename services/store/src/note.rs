@@ -26,6 +26,9 @@ pub struct Note {
     /// The task's labels from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tags: Option<Vec<String>>,
+    /// How urgent the task is, from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i16>,
     /// Attempts the step may make in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<i32>,

@@ -341,7 +341,7 @@ impl Writer {
     }
 
     /// What is ready in these queues from the places in `from` on, at most `max` steps of each:
-    /// queue, place, step key; oldest first. Nothing is locked or taken.
+    /// queue, place, step key; oldest first. Nothing is locked or taken. Of what is paused: nothing.
     pub async fn ready(
         &mut self,
         queues: &[i32],
@@ -355,6 +355,10 @@ impl Writer {
                       lateral (select id, key from stepwell.ready_step r
                                 where r.queue = q.queue and r.id >= q.place
                                 order by r.queue, r.id, r.key limit $3) r
+                where case when exists (select from stepwell.pause) then
+                           not (select paused from stepwell.definition
+                                 where id = (select definition from stepwell.queue where id = q.queue))
+                      else true end
                 order by r.id, r.key"#,
             queues,
             &from,
@@ -595,7 +599,7 @@ impl Store {
     /// The queues that executors of a namespace may serve.
     pub async fn queues(&self, namespace: &str) -> Result<Vec<QueueRow>, Error> {
         let rows = sqlx::query!(
-            r#"select q.id, q.definition, q.handler, q.requires, d.version
+            r#"select q.id, q.definition, q.handler, q.requires, q.priority, d.version
                  from stepwell.queue q join stepwell.definition d on d.id = q.definition
                 where q.namespace = $1 order by q.id"#,
             namespace
@@ -608,9 +612,14 @@ impl Store {
         };
         let rows = rows.into_iter().map(|row| {
             let requires = read(&row.requires, row.id)?;
-            let (id, definition, handler, version) =
-                (row.id, row.definition, row.handler, row.version);
-            Ok(QueueRow { id, definition, handler, requires, version })
+            Ok(QueueRow {
+                id: row.id,
+                definition: row.definition,
+                handler: row.handler,
+                requires,
+                priority: row.priority,
+                version: row.version,
+            })
         });
         rows.collect()
     }
@@ -662,7 +671,7 @@ async fn read_inputs(
     Ok(inputs)
 }
 
-/// One handler of one definition with one set of requirements.
+/// One handler of one definition with one set of requirements, at one priority.
 #[derive(Clone, Debug)]
 pub struct QueueRow {
     /// Its id.
@@ -673,6 +682,8 @@ pub struct QueueRow {
     pub handler: String,
     /// Labels that an executor must have, with these values.
     pub requires: BTreeMap<String, String>,
+    /// 1 is first, 5 last.
+    pub priority: i16,
     /// The definition's version: major, minor, patch.
     pub version: Vec<i32>,
 }

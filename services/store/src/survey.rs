@@ -48,7 +48,8 @@ pub struct Ready {
     pub handler: String,
     /// How many; of each definition at most `READY_COUNTED_MAX` are counted.
     pub steps: i64,
-    /// How long the oldest has been ready. Seconds; 0: all are left-overs of cancelled tasks.
+    /// How long the oldest has been ready. Seconds; 0: all are left-overs of cancelled tasks, or of
+    /// definitions that are paused.
     pub oldest: f64,
 }
 
@@ -99,10 +100,13 @@ impl Store {
                      where hop.queue is not null),
                handler as (
                     select q.namespace, q.handler, sum(d.n)::bigint n,
-                           coalesce(extract(epoch from clock_timestamp() - min(d.since)), 0)::float8 oldest
+                           coalesce(extract(epoch from clock_timestamp() - min(d.since) filter (where not f.paused)), 0)
+                             ::float8 oldest
                       from depth d,
-                           lateral (select namespace, handler from stepwell.queue
-                                     where id = d.queue offset 0) q
+                           lateral (select definition, namespace, handler from stepwell.queue
+                                     where id = d.queue offset 0) q,
+                           lateral (select paused from stepwell.definition
+                                     where id = q.definition offset 0) f
                      group by q.namespace, q.handler)
                select clock_timestamp() as "at!",
                       coalesce((select position from stepwell.event order by position desc limit 1), 0)

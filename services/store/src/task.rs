@@ -42,6 +42,8 @@ pub struct NewTask {
     pub tags: Vec<String>,
     /// Numbers of the steps that are not to run, ascending.
     pub skipped: Vec<i32>,
+    /// How urgent it is; none: as its definition says.
+    pub priority: Option<i16>,
     /// What it shares its concurrency key with; none: its definition has none.
     pub concurrency: Option<i64>,
     /// Where in a trace it goes on; none: nobody said.
@@ -67,6 +69,7 @@ impl NewTask {
             source_system: self.source_system,
             reason: self.reason,
             tags: self.tags,
+            priority: self.priority.unwrap_or_else(|| self.definition.priority()).into(),
             total_steps: self.definition.total_steps(),
             end_time: done.then_some(create_time),
             create_time: Some(create_time),
@@ -115,8 +118,11 @@ impl Writer {
     ) -> Result<Vec<Created>, Error> {
         let keys = self.draw_keys(store, tasks).await?;
         let call = self.call_create(tasks, &keys);
-        let (new, at) =
-            span::verb("db.create_tasks", tasks.len(), |made| made.0.len(), call).await?;
+        let Made { keys: new, at, queues } =
+            span::verb("db.create_tasks", tasks.len(), |made| made.keys.len(), call).await?;
+        if queues > 0 {
+            store.bell().ring(Topic::Definition);
+        }
         if !new.is_empty() {
             store.bell().ring(Topic::Ready);
             store.bell().ring(Topic::Event);
@@ -168,12 +174,7 @@ impl Writer {
         Ok(tasks.iter_mut().map(key).collect())
     }
 
-    /// The keys of the tasks that were made, and when.
-    async fn call_create(
-        &mut self,
-        tasks: &[NewTask],
-        keys: &[i64],
-    ) -> Result<(HashSet<i64>, Option<DateTime<Utc>>), Error> {
+    async fn call_create(&mut self, tasks: &[NewTask], keys: &[i64]) -> Result<Made, Error> {
         let uids: Vec<Uuid> = tasks.iter().map(|t| t.uid).collect();
         let definitions: Vec<i32> = tasks.iter().map(|t| t.definition.id).collect();
         let hashes: Vec<&[u8]> = tasks.iter().map(|t| t.hash.as_slice()).collect();
@@ -191,9 +192,10 @@ impl Writer {
             .iter()
             .map(|t| t.definition.definition.concurrency.as_ref().map(|c| c.limit))
             .collect();
+        let priorities: Vec<Option<i16>> = tasks.iter().map(|t| t.priority).collect();
         let row = sqlx::query!(
-            r#"select n_key as keys, n_at as at
-                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"#,
+            r#"select n_key as keys, n_at as at, queues_n as "queues!"
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
             keys,
             &uids,
             &definitions,
@@ -207,11 +209,23 @@ impl Writer {
             &skipped as &[Option<String>],
             &keys_shared as &[Option<i64>],
             &rooms as &[Option<i32>],
+            &priorities as &[Option<i16>],
         )
         .fetch_one(&mut self.connection)
         .await?;
-        Ok((row.keys.unwrap_or_default().into_iter().collect(), row.at))
+        let keys = row.keys.unwrap_or_default().into_iter().collect();
+        Ok(Made { keys, at: row.at, queues: row.queues })
     }
+}
+
+/// What the verb did.
+struct Made {
+    /// The keys of the tasks that were made.
+    keys: HashSet<i64>,
+    /// When.
+    at: Option<DateTime<Utc>>,
+    /// How many queues were made for them.
+    queues: i32,
 }
 
 /// What an id that is taken means for the request.
@@ -265,6 +279,7 @@ pub(crate) struct TaskRow {
     pub(crate) paused: bool,
     pub(crate) deadline: Option<DateTime<Utc>>,
     pub(crate) held: bool,
+    pub(crate) priority: i16,
 }
 
 impl TaskRow {
@@ -288,6 +303,7 @@ impl TaskRow {
             paused: self.paused,
             deadline: self.deadline.map(timestamp),
             held: self.held,
+            priority: self.priority.into(),
         })
     }
 }
@@ -311,7 +327,7 @@ pub(crate) async fn read_tasks(
                   d.initiator as "initiator!", d.source_system as "source_system!",
                   d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!",
                   t.paused as "paused!", t.deadline as "deadline?",
-                  t.held and t.finished_at is null as "held!"
+                  t.held and t.finished_at is null as "held!", d.priority as "priority!"
              from unnest($1::uuid[]) i(uid),
                   lateral (select * from stepwell.task where uid = i.uid offset 0) t,
                   lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,

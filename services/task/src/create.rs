@@ -295,6 +295,7 @@ mod tests {
             reason: String::new(),
             tags: Vec::new(),
             skipped: Vec::new(),
+            priority: None,
             concurrency: None,
             trace: None,
             key: None,

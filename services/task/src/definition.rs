@@ -172,6 +172,7 @@ fn check_head(definition: &Definition, faults: &mut Vec<Fault>) {
     let in_bounds = (0..=PARALLEL_MAX).contains(&definition.max_parallel_steps);
     let what = || format!("must be from 1 to {PARALLEL_MAX}, or 0 for any number");
     fault("max_parallel_steps", (!in_bounds).then(what));
+    fault("priority", rule::priority(definition.priority).err());
     fault("deadline", duration_fault(definition.deadline, DURATION_MIN, LONG_MAX));
     if let Some(concurrency) = &definition.concurrency {
         check_concurrency(concurrency, faults);

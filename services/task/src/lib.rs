@@ -4,7 +4,7 @@
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
 //! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`; what is done to many tasks in
-//! `filter` and `bulk`.
+//! `filter` and `bulk`, to whole definitions in `pause`.
 
 mod bulk;
 mod canonical;
@@ -13,6 +13,7 @@ mod definition;
 mod filter;
 mod graph;
 mod metrics;
+mod pause;
 mod plan;
 mod resolve;
 mod rule;

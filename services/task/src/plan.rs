@@ -6,9 +6,9 @@ use serde_json::Value;
 use stepwell_proto::{
     json,
     refusal::{Refusal, describe},
-    v1::{Concurrency, CreateTaskRequest, Definition, ErrorReason},
+    v1::{Concurrency, CreateTaskRequest, Definition, ErrorReason, UpdateTaskRequest},
 };
-use stepwell_store::{NewTask, StoredDefinition, Wanted};
+use stepwell_store::{NewTask, Note, StoredDefinition, Wanted};
 use stepwell_trace::TraceContext;
 use uuid::Uuid;
 
@@ -38,6 +38,7 @@ pub(crate) struct Draft {
     reason: String,
     tags: Vec<String>,
     bypass_steps: Vec<String>,
+    priority: Option<i16>,
     /// Where in a trace the task goes on.
     trace: Option<TraceContext>,
     hash: [u8; 32],
@@ -65,6 +66,7 @@ impl Draft {
         faults.text("source_system", &source_system, TEXT_BYTES_MAX);
         faults.text("reason", &reason, TEXT_BYTES_MAX);
         faults.tags("tags", &request.tags);
+        let priority = faults.priority(request.priority);
         if request.bypass_steps.len() > STEPS_MAX {
             faults.add("bypass_steps", format!("at most {STEPS_MAX} are allowed"));
         }
@@ -87,6 +89,9 @@ impl Draft {
         for name in &request.bypass_steps {
             hash = hash.part("bypass").part(name);
         }
+        if let Some(priority) = priority {
+            hash = hash.part("priority").part(priority.to_string());
+        }
         Ok(Self {
             uid,
             wanted: Wanted { namespace, name: request.definition_name, version },
@@ -98,6 +103,7 @@ impl Draft {
             reason,
             tags: request.tags,
             bypass_steps: request.bypass_steps,
+            priority,
             trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
         })
@@ -147,6 +153,7 @@ impl Draft {
             reason: self.reason,
             tags: self.tags,
             skipped,
+            priority: self.priority,
             concurrency,
             trace: self.trace,
             key: None,
@@ -243,12 +250,19 @@ pub(crate) fn uid(text: &str) -> Result<Uuid, String> {
         .ok_or_else(|| format!("must be a UUID, but is {}", rule::quoted(text)))
 }
 
-/// What is wrong with what a task is to be said of from now on.
-pub(crate) fn words_faults(reason: Option<&str>, tags: Option<&[String]>) -> Vec<Fault> {
+/// What is to be said of a task from now on, added to the note.
+pub(crate) fn words(note: &mut Note, request: UpdateTaskRequest) -> Result<(), Refusal> {
     let mut faults = Faults { prefix: "", found: Vec::new() };
-    faults.text("task_reason", reason.unwrap_or_default(), TEXT_BYTES_MAX);
-    faults.tags("tags.values", tags.unwrap_or_default());
-    faults.found
+    (note.task_reason, note.tags) = (request.task_reason, request.tags.map(|tags| tags.values));
+    note.priority = faults.priority(request.priority);
+    faults.text("task_reason", note.task_reason.as_deref().unwrap_or_default(), TEXT_BYTES_MAX);
+    faults.tags("tags.values", note.tags.as_deref().unwrap_or_default());
+    if faults.found.is_empty()
+        && (&note.task_reason, &note.tags, note.priority) == (&None, &None, None)
+    {
+        faults.add("tags", "these, `task_reason` or `priority` are wanted");
+    }
+    if faults.found.is_empty() { Ok(()) } else { Err(Refusal::fields(faults.found)) }
 }
 
 struct Faults<'a> {
@@ -259,6 +273,13 @@ struct Faults<'a> {
 impl Faults<'_> {
     fn add(&mut self, path: &str, what: impl Into<String>) {
         self.found.push((format!("{}{path}", self.prefix), what.into()));
+    }
+
+    fn priority(&mut self, number: i32) -> Option<i16> {
+        rule::priority(number).unwrap_or_else(|what| {
+            self.add("priority", what);
+            None
+        })
     }
 
     fn uid(&mut self, text: &str) -> Uuid {

@@ -58,6 +58,18 @@ pub fn most(max: Duration) -> String {
     format!("{}h", max.as_secs() / 3600)
 }
 
+/// The least urgent; 1 is the most.
+pub const PRIORITY_MAX: i32 = 5;
+
+/// Reads a priority; none: nothing is said.
+pub fn priority(number: i32) -> Result<Option<i16>, String> {
+    match i16::try_from(number) {
+        Ok(0) => Ok(None),
+        Ok(priority) if (1..=PRIORITY_MAX).contains(&number) => Ok(Some(priority)),
+        _ => Err(format!("must be from 1, first, to {PRIORITY_MAX}, last")),
+    }
+}
+
 /// Text of a request as it may stand in a message: quoted, and cut when it is long.
 pub fn quoted(text: &str) -> String {
     match text.char_indices().nth(NAME_BYTES_MAX) {

@@ -11,11 +11,13 @@ use stepwell_proto::{
         CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity, ErrorReason,
         GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
         GetDefinitionResponse, GetTaskRequest, GetTaskResponse, ListBulkOperationsRequest,
-        ListBulkOperationsResponse, ListTasksRequest, ListTasksResponse, PauseTaskRequest,
+        ListBulkOperationsResponse, ListPausesRequest, ListPausesResponse, ListTasksRequest,
+        ListTasksResponse, PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest,
         PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
-        ResolveTaskRequest, ResolveTaskResponse, ResumeTaskRequest, ResumeTaskResponse,
-        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
-        State, Task, UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
+        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
+        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
+        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
         batch_create_tasks_result::Outcome, register_definition_request::Source,
         task_service_server,
     },
@@ -29,8 +31,8 @@ use uuid::Uuid;
 use crate::{
     bulk,
     create::{Answer, Creator},
-    definition,
-    plan::{Draft, not_found, uid, words_faults},
+    definition, pause,
+    plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
     schema::Validators,
@@ -250,15 +252,9 @@ impl Tasks {
 
     async fn update(&self, request: UpdateTaskRequest) -> Result<UpdateTaskResponse, Refusal> {
         let uid = task_id(&request.task_id)?;
-        let mut note = Note::read(request.reason, "updated_by", request.updated_by)?;
-        (note.task_reason, note.tags) = (request.task_reason, request.tags.map(|tags| tags.values));
-        let faults = words_faults(note.task_reason.as_deref(), note.tags.as_deref());
-        if !faults.is_empty() {
-            return Err(Refusal::fields(faults));
-        }
-        if note.task_reason.is_none() && note.tags.is_none() {
-            return Err(Refusal::field("tags", "these or `task_reason` are wanted"));
-        }
+        let (reason, by) = (request.reason.clone(), request.updated_by.clone());
+        let mut note = Note::read(reason, "updated_by", by)?;
+        words(&mut note, request)?;
         self.store.update_task(uid, &note).await?.ok_or_else(|| task_not_found(uid))?;
         Ok(UpdateTaskResponse { task: Some(self.task(uid).await?) })
     }
@@ -426,6 +422,37 @@ impl task_service_server::TaskService for Tasks {
         request: Request<UpdateTaskRequest>,
     ) -> Result<Response<UpdateTaskResponse>, Status> {
         Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn pause_definitions(
+        &self,
+        request: Request<PauseDefinitionsRequest>,
+    ) -> Result<Response<PauseDefinitionsResponse>, Status> {
+        let request = request.into_inner();
+        let note = Note::read(request.reason, "paused_by", request.paused_by)?;
+        let (covered_definitions, already_in_state) =
+            pause::set(&self.store, request.namespace, request.definition_name, true, &note)
+                .await?;
+        Ok(Response::new(PauseDefinitionsResponse { covered_definitions, already_in_state }))
+    }
+
+    async fn resume_definitions(
+        &self,
+        request: Request<ResumeDefinitionsRequest>,
+    ) -> Result<Response<ResumeDefinitionsResponse>, Status> {
+        let request = request.into_inner();
+        let note = Note::read(request.reason, "resumed_by", request.resumed_by)?;
+        let (covered_definitions, already_in_state) =
+            pause::set(&self.store, request.namespace, request.definition_name, false, &note)
+                .await?;
+        Ok(Response::new(ResumeDefinitionsResponse { covered_definitions, already_in_state }))
+    }
+
+    async fn list_pauses(
+        &self,
+        request: Request<ListPausesRequest>,
+    ) -> Result<Response<ListPausesResponse>, Status> {
+        Ok(Response::new(pause::list(&self.store, &request.into_inner()).await?))
     }
 
     async fn list_tasks(

@@ -13,20 +13,21 @@ use stepwell_proto::v1::{Concurrency, Definition, RetryPolicy, StepTemplate};
 use self::read::{Fields, Reader};
 use crate::{
     definition::{PARALLEL_MAX, ROOM_MAX, check_retry},
-    rule::{DURATION_MAX, LONG_MAX},
+    rule::{DURATION_MAX, LONG_MAX, PRIORITY_MAX},
 };
 pub use node::{Node, Place, START};
 
 /// Most bytes of a definition's text: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
 
-const DEFINITION: [&str; 10] = [
+const DEFINITION: [&str; 11] = [
     "namespace",
     "name",
     "version",
     "description",
     "context_schema",
     "max_parallel_steps",
+    "priority",
     "deadline",
     "concurrency",
     "defaults",
@@ -146,6 +147,7 @@ fn definition(reader: &mut Reader, root: &Node) -> Definition {
             .unwrap_or_default(),
         deadline: reader.duration(&fields, "deadline", LONG_MAX),
         concurrency: concurrency(reader, &fields),
+        priority: reader.whole(&fields, "priority", 1..=PRIORITY_MAX).unwrap_or_default(),
     }
 }
 

@@ -92,6 +92,7 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 task_reason: note.task_reason.unwrap_or_default(),
                 tags_changed: note.tags.is_some(),
                 tags: note.tags.unwrap_or_default(),
+                priority: note.priority.unwrap_or_default().into(),
             })
         }
         28 => {

@@ -21,6 +21,8 @@ pub struct Surroundings {
     pub definition: Arc<StoredDefinition>,
     /// Its task is paused.
     pub paused: bool,
+    /// The task's definition is paused, or its namespace.
+    pub definition_paused: bool,
     /// Its task waits for its concurrency key.
     pub held: bool,
     /// Steps of its task that may be in progress at once; 0: any number.
@@ -53,7 +55,8 @@ impl Store {
             return Ok(None);
         };
         let row = sqlx::query!(
-            r#"select s.state as "step!", t.state as "task!", t.paused as "paused!", t.held as "held!",
+            r#"select s.state as "step!", t.state as "task!", t.paused as "paused!",
+                      (select paused from stepwell.definition where id = t.definition) as "definition_paused!", t.held as "held!",
                       t.max_parallel as "max_parallel!", t.running_n as "running!",
                       case when s.not_before > clock_timestamp() then s.not_before end as not_before,
                       array(select (p.key & 16383)::int from unnest($3::int[]) i(no),
@@ -78,6 +81,7 @@ impl Store {
             step: state(row.step)?,
             task: state(row.task)?,
             paused: row.paused,
+            definition_paused: row.definition_paused,
             held: row.held,
             max_parallel: row.max_parallel,
             running: row.running,

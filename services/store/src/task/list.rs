@@ -42,7 +42,7 @@ impl Store {
                       t.paused as "paused?", t.deadline as "deadline?",
                       t.held and t.finished_at is null as "held?", d.initiator as "initiator?",
                       d.source_system as "source_system?", d.reason as "reason?", d.tags as "tags?",
-                      d.created_at as "created_at?"
+                      d.created_at as "created_at?", d.priority as "priority?"
                  from stepwell.match_tasks($1::text::json, $2, $3, $4, null) m
                  left join lateral unnest(m.m_task) i on true
                  left join lateral (select * from stepwell.task where id = i offset 0) t on true
@@ -74,6 +74,7 @@ impl Store {
                 paused: row.paused?,
                 deadline: row.deadline,
                 held: row.held?,
+                priority: row.priority?,
             })
         });
         let rows: Vec<TaskRow> = rows.collect();

@@ -116,18 +116,23 @@ impl Store {
     /// there is no such task.
     pub async fn update_task(&self, uid: Uuid, note: &Note) -> Result<Option<State>, Error> {
         let call = async {
-            let call = sqlx::query_scalar!(
-                "select t_was from stepwell.update_task($1, $2, $3, $4)",
+            let call = sqlx::query!(
+                r#"select t_was as was, queues_n as "queues!", ready_n as "ready!"
+                     from stepwell.update_task($1, $2, $3, $4, $5)"#,
                 uid,
                 note.task_reason,
                 note.tags.as_deref(),
+                note.priority,
                 note.to_text(),
             );
             Ok(call.fetch_one(self.reads()).await?)
         };
-        let was = span::verb("db.update_task", 1, |_| 1, call).await?;
-        self.bell().ring(Topic::Event);
-        was.map(state).transpose()
+        let row = span::verb("db.update_task", 1, |_| 1, call).await?;
+        if row.queues > 0 {
+            self.bell().ring(Topic::Definition);
+        }
+        self.bell().ring_moves(row.was.is_some(), row.ready > 0, false);
+        row.was.map(state).transpose()
     }
 
     /// Declares tasks settled, those that are in error. Answers the state each was in; none: there is
