@@ -87,11 +87,10 @@ async fn a_handler_that_shows_no_progress_is_ended_and_one_that_does_may_take_it
 async fn what_waits_or_takes_too_long_ends_with_an_event_that_says_so() {
     let world = World::start().await;
     world
-        .define(
-            "{name: late, deadline: 300ms, steps: [{name: a}, {name: nobody, depends_on: [a]}]}",
-        )
+        .define("{name: late, deadline: 1s, steps: [{name: a}, {name: nobody, depends_on: [a]}]}")
         .await;
     world.define("{name: queued, steps: [{name: nobody, queue_timeout: 200ms}]}").await;
+    world.define("{name: begun, steps: [{name: c}]}").await;
     world
         .define(
             "{name: total, steps: [{name: b, total_timeout: 300ms, \
@@ -109,8 +108,12 @@ async fn what_waits_or_takes_too_long_ends_with_an_event_that_says_so() {
                 Ok::<_, HandlerError>(())
             }
         })
-        .handler("b", async |_| Err::<(), _>(HandlerError::new("Busy", "always")));
+        .handler("b", async |_| Err::<(), _>(HandlerError::new("Busy", "always")))
+        .handler("c", async |_| Ok::<_, HandlerError>(()));
     let running = world.run(executor);
+    // The executor is there before any clock runs.
+    let begun = world.create("begun", &json!({})).await;
+    world.ended(&begun.task_id).await;
     for (name, class, number) in [
         ("late", "DeadlineExceeded", 0),
         ("queued", "QueueTimeout", 0),

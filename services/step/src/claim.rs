@@ -23,6 +23,9 @@ use crate::{
 /// have been left by a claim that was undone.
 const PLACES_KEPT: Duration = Duration::from_secs(1);
 
+/// While no slot is free, what waits is looked at no more often than this.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
 /// The loop.
 pub(crate) struct Claiming {
     pub(crate) store: Store,
@@ -31,6 +34,8 @@ pub(crate) struct Claiming {
     pub(crate) writer: Option<Writer>,
     pub(crate) places: HashMap<i32, i64>,
     pub(crate) places_since: Instant,
+    /// When it last looked.
+    pub(crate) looked: Instant,
     /// The last shares were not enough, or there are more steps than slots.
     pub(crate) crowded: bool,
 }
@@ -44,6 +49,7 @@ impl Claiming {
             writer: None,
             places: HashMap::new(),
             places_since: Instant::now(),
+            looked: Instant::now(),
             crowded: false,
         }
     }
@@ -69,10 +75,11 @@ impl Claiming {
             self.places.clear();
             self.places_since = Instant::now();
         }
-        let (queues, free) = self.sessions.open_queues();
+        let (queues, free) = self.sessions.open_queues(self.looked.elapsed() >= BETWEEN_LOOKS);
         if queues.is_empty() {
             return Ok(false);
         }
+        self.looked = Instant::now();
         if !self.crowded
             && let Some((slots, share)) = self.sessions.reserve_shares(&queues, free)
         {

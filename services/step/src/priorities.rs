@@ -11,6 +11,7 @@ pub(crate) type ReadyStep = (i32, i64, i64);
 /// One turn of each priority, first to last, in parts of a turn of the last: 16 : 8 : 4 : 2 : 1 turns.
 const TURNS: [u64; PRIORITIES] = [1, 2, 4, 8, 16];
 const PRIORITIES: usize = 5;
+const PRIORITY_FIRST: i16 = 1;
 
 /// What is known of the queues' priorities, and whose turn it is.
 #[derive(Default)]
@@ -45,6 +46,11 @@ impl Priorities {
         }
     }
 
+    /// There are queues of more than the usual one.
+    pub(crate) fn are_several(&self) -> bool {
+        !self.of.is_empty()
+    }
+
     /// Of a queue: 1 is first.
     pub(crate) fn of(&self, queue: i32) -> i16 {
         self.of.get(&queue).copied().unwrap_or(PRIORITY_DEFAULT)
@@ -70,22 +76,29 @@ impl Priorities {
         lines
     }
 
-    /// Takes the step whose turn it is, with the place of its priority.
-    pub(crate) fn next<'s>(&mut self, lines: &mut Lines<'s>) -> Option<(usize, &'s ReadyStep)> {
+    /// Takes the step whose turn it is, with its priority.
+    pub(crate) fn next<'s>(&mut self, lines: &mut Lines<'s>) -> Option<(i16, &'s ReadyStep)> {
         let waiting = (0..PRIORITIES).filter(|place| !lines[*place].is_empty());
         let place = waiting.min_by_key(|place| self.passed[*place])?;
-        Some((place, lines[place].pop_front()?))
+        Some((PRIORITY_FIRST + i16::try_from(place).ok()?, lines[place].pop_front()?))
     }
 
-    /// The step of that priority got a slot: that was its turn.
-    pub(crate) fn served(&mut self, place: usize) {
-        self.now = self.passed[place];
-        self.passed[place] += TURNS[place];
+    /// A step of that priority got a slot: that was its turn.
+    pub(crate) fn served(&mut self, priority: i16) {
+        let place = place(priority);
+        self.now = self.now.max(self.passed[place]);
+        self.passed[place] = self.now.max(self.passed[place]) + TURNS[place];
+    }
+
+    /// It comes before all that wait.
+    pub(crate) fn is_turn(&self, priority: i16, waiting: &[i16]) -> bool {
+        let passed = |priority| (self.passed[place(priority)].max(self.now), priority);
+        waiting.iter().all(|other| passed(priority) <= passed(*other))
     }
 }
 
 fn place(priority: i16) -> usize {
-    usize::try_from(priority - 1).unwrap_or_default().min(PRIORITIES - 1)
+    usize::try_from(priority - PRIORITY_FIRST).unwrap_or_default().min(PRIORITIES - 1)
 }
 
 #[cfg(test)]
@@ -113,8 +126,8 @@ mod tests {
         let mut shares = HashMap::new();
         for _ in 0..slots {
             let mut lines = priorities.lines(&ready);
-            let (place, (queue, ..)) = priorities.next(&mut lines).unwrap();
-            priorities.served(place);
+            let (priority, (queue, ..)) = priorities.next(&mut lines).unwrap();
+            priorities.served(priority);
             *shares.entry(*queue).or_default() += 1;
         }
         shares
@@ -133,8 +146,8 @@ mod tests {
     fn who_had_nothing_to_run_has_saved_no_turns() {
         let mut priorities = five();
         shares(&mut priorities, &[5], 1000);
-        let both = shares(&mut priorities, &[1, 5], 17);
-        assert!((1..=2).contains(&both[&5]), "{both:?}");
+        let both = shares(&mut priorities, &[1, 5], 34);
+        assert!((1..=3).contains(&both[&5]), "{both:?}");
         shares(&mut priorities, &[1], 1000);
         let both = shares(&mut priorities, &[1, 5], 170);
         assert!((9..=11).contains(&both[&5]), "{both:?}");
@@ -146,10 +159,10 @@ mod tests {
         let ready = [(1, 1, 1), (2, 2, 2), (1, 3, 3), (2, 4, 4)];
         let mut lines = priorities.lines(&ready);
         let mut order = Vec::new();
-        while let Some((place, (queue, _, step))) = priorities.next(&mut lines) {
+        while let Some((priority, (queue, _, step))) = priorities.next(&mut lines) {
             order.push(*step);
             if *queue == 2 {
-                priorities.served(place);
+                priorities.served(priority);
             }
         }
         assert_eq!(order, [1, 3, 2, 4], "the slots are not for queue 1");

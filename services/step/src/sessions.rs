@@ -17,6 +17,19 @@ use crate::{offer::Offer, outbox::Outbox, priorities::Priorities};
 /// One claim or settle gets at most this many slots.
 pub(crate) const SLOTS_PER_CALL_MAX: usize = 500;
 
+/// A step that may become ready when its parent completes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Child {
+    /// Its queue.
+    pub(crate) queue: i32,
+    /// Its key.
+    pub(crate) step: i64,
+    /// Whose slot its parent frees.
+    pub(crate) session: i64,
+    /// It has no other parent.
+    pub(crate) sure: bool,
+}
+
 /// Every session of this process.
 #[derive(Default)]
 pub(crate) struct Sessions {
@@ -343,8 +356,10 @@ impl Sessions {
 
     // ── slots ───────────────────────────────────────────────────────────────────────────────────
 
-    /// Queues that some free slot serves, to be looked at, and how many slots are free.
-    pub(crate) fn open_queues(&self) -> (Vec<i32>, usize) {
+    /// Queues that some free slot serves, to be looked at, and how many slots are free. If there are queues of
+    /// several priorities, all that are served: whoever hands slots on has to know what waits for them. But while
+    /// no slot is free, only if it is time to look.
+    pub(crate) fn open_queues(&self, time: bool) -> (Vec<i32>, usize) {
         let mut inner = self.lock();
         let mut free = 0;
         let mut queues = HashSet::new();
@@ -352,7 +367,13 @@ impl Sessions {
             free += session.free();
             queues.extend(&session.queues);
         }
-        inner.unseen = inner.serving.iter().any(|(q, by)| !by.is_empty() && !queues.contains(q));
+        let served = inner.serving.iter().filter(|(_, by)| !by.is_empty()).map(|(queue, _)| *queue);
+        if inner.priorities.are_several() && (free > 0 || time) {
+            queues.extend(served);
+            inner.unseen = false;
+        } else {
+            inner.unseen = served.into_iter().any(|queue| !queues.contains(&queue));
+        }
         (queues.into_iter().collect(), free)
     }
 
@@ -401,30 +422,39 @@ impl Sessions {
         Some((slots, share))
     }
 
-    /// Reserves a slot for each child (queue, step key, session of its parent) that may become
-    /// ready, first in its parent's session; none for one that has been named before. A child younger
-    /// than the oldest step left in its queue gets none: the slot goes to that one. And none while steps of
-    /// another priority wait for its parent's slot: they come in turns.
-    pub(crate) fn reserve_for_children(&self, children: &[(i32, i64, i64)]) -> Vec<Option<i64>> {
+    /// Reserves a slot for each child that may become ready, first in its parent's session; none for one
+    /// that has been named before. A child younger than the oldest step left in its queue gets none: the
+    /// slot goes to that one. While steps of other priorities wait for its parent's slot, it gets one if it
+    /// is its priority's turn, and if it is sure to be ready.
+    pub(crate) fn reserve_for_children(&self, children: &[Child]) -> Vec<Option<i64>> {
         let mut inner = self.lock();
         let inner = &mut *inner;
         let mut waiting = HashMap::new();
         let mut seen = HashSet::with_capacity(children.len());
         let mut left = SLOTS_PER_CALL_MAX;
-        let reserve = |(queue, step, parent_session): &(i32, i64, i64)| {
-            if left == 0 || !seen.insert(*step) {
+        let reserve = |child: &Child| {
+            if left == 0 || !seen.insert(child.step) {
                 return None;
             }
-            let others =
-                waiting.entry(*parent_session).or_insert_with(|| inner.waiting(*parent_session));
-            let turns = others.iter().any(|priority| *priority != inner.priorities.of(*queue));
-            if turns || inner.heads.get(queue).is_some_and(|head| head < step) {
+            let own = inner.priorities.of(child.queue);
+            let waiting =
+                waiting.entry(child.session).or_insert_with(|| inner.waiting(child.session));
+            let shared = waiting.iter().any(|other| *other != own);
+            let turn = !shared || child.sure && inner.priorities.is_turn(own, waiting);
+            if !turn || inner.heads.get(&child.queue).is_some_and(|head| *head < child.step) {
+                if child.sure {
+                    let head = inner.heads.entry(child.queue).or_insert(child.step);
+                    *head = (*head).min(child.step);
+                }
                 self.freed.notify_one();
                 return None;
             }
-            let session = inner.reserve(*queue, Some(*parent_session));
-            left -= usize::from(session.is_some());
-            session
+            let session = inner.reserve(child.queue, Some(child.session))?;
+            left -= 1;
+            if shared {
+                inner.priorities.served(own);
+            }
+            Some(session)
         };
         children.iter().map(reserve).collect()
     }
@@ -701,6 +731,8 @@ fn slots(granted: Vec<(i32, Vec<i64>)>) -> Slots {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn open(sessions: &Sessions, id: i64, queues: &[i32], slots: usize) -> Arc<Outbox> {
@@ -708,6 +740,19 @@ mod tests {
         let queues = queues.iter().copied().collect();
         sessions.open(id, Arc::new(Offer::default()), queues, slots, false, Arc::clone(&outbox));
         outbox
+    }
+
+    fn queue(id: i32, priority: i16) -> QueueRow {
+        let (handler, requires) = ("h".into(), std::collections::BTreeMap::new());
+        QueueRow { id, definition: 1, handler, requires, priority, version: vec![1, 0, 0] }
+    }
+
+    fn reserve(sessions: &Sessions, children: &[(i32, i64, i64)]) -> Vec<Option<i64>> {
+        let child = |(queue, step, session): &(i32, i64, i64)| {
+            let (queue, step, session) = (*queue, *step, *session);
+            Child { queue, step, session, sure: true }
+        };
+        sessions.reserve_for_children(&children.iter().map(child).collect::<Vec<_>>())
     }
 
     fn lease(step: i64, session: i64) -> LeaseRow {
@@ -724,11 +769,11 @@ mod tests {
         open(&sessions, 7, &[1, 2], 2);
         let first = sessions.reserve_for_ready(&[(1, 1, 10), (2, 2, 11), (1, 3, 12)], &[1, 2]);
         assert_eq!(first.sessions().count(), 2);
-        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [None]);
+        assert_eq!(reserve(&sessions, &[(1, 5, 7)]), [None]);
         sessions.unreserve(first.sessions());
         let children = [(1, 5, 7), (1, 5, 7), (1, 6, 7), (1, 8, 7)];
         let once = [Some(7), None, Some(7), None];
-        assert_eq!(sessions.reserve_for_children(&children), once);
+        assert_eq!(reserve(&sessions, &children), once);
     }
 
     #[test]
@@ -762,20 +807,34 @@ mod tests {
 
     #[test]
     fn the_first_slot_that_frees_rings_when_a_queue_was_not_looked_at_for_want_of_one() {
-        use futures::FutureExt;
         let sessions = Sessions::default();
         let rung = |sessions: &Sessions| sessions.freed.notified().now_or_never().is_some();
         open(&sessions, 7, &[1], 1);
         open(&sessions, 8, &[2], 9);
         assert!(rung(&sessions), "a session came");
         sessions.hold(&lease(3, 7), Duration::from_secs(1), None);
-        assert_eq!(sessions.open_queues(), (vec![2], 9));
+        assert_eq!(sessions.open_queues(true), (vec![2], 9));
         sessions.release(7, id(3));
         assert!(rung(&sessions), "a step of queue 1 may have become ready meanwhile");
-        assert_eq!(sessions.open_queues().1, 10);
+        assert_eq!(sessions.open_queues(true).1, 10);
         sessions.hold(&lease(4, 7), Duration::from_secs(1), None);
         sessions.release(7, id(4));
         assert!(!rung(&sessions), "all was looked at");
+    }
+
+    #[test]
+    fn with_several_priorities_what_waits_is_looked_at_though_no_slot_is_free() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1, 2], 1);
+        sessions.hold(&lease(3, 7), Duration::from_secs(1), None);
+        assert!(sessions.open_queues(true).0.is_empty(), "all are alike");
+        sessions.know_queues(&[queue(2, 5)]);
+        assert_eq!(sessions.open_queues(true).0.len(), 2);
+        assert!(sessions.open_queues(false).0.is_empty(), "it is not time yet");
+        let rung = || sessions.freed.notified().now_or_never();
+        rung();
+        sessions.release(7, id(3));
+        assert!(rung().is_some(), "nobody looked meanwhile");
     }
 
     #[tokio::test(start_paused = true)]
@@ -809,9 +868,9 @@ mod tests {
         let sessions = Sessions::default();
         open(&sessions, 7, &[1], 1);
         assert!(sessions.hold(&lease(3, 7), Duration::from_secs(1), None));
-        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [None]);
+        assert_eq!(reserve(&sessions, &[(1, 5, 7)]), [None]);
         assert!(sessions.release(7, id(3)).is_some() && sessions.release(7, id(3)).is_none());
-        assert_eq!(sessions.reserve_for_children(&[(1, 5, 7)]), [Some(7)]);
+        assert_eq!(reserve(&sessions, &[(1, 5, 7)]), [Some(7)]);
     }
 
     #[test]
@@ -845,8 +904,28 @@ mod tests {
         open(&sessions, 7, &[1], 1);
         let taken = sessions.reserve_for_ready(&[(1, 1, 10), (1, 2, 20)], &[1]);
         sessions.unreserve(taken.sessions());
-        assert_eq!(sessions.reserve_for_children(&[(1, 30, 7)]), [None]);
-        assert_eq!(sessions.reserve_for_children(&[(1, 15, 7)]), [Some(7)]);
+        assert_eq!(reserve(&sessions, &[(1, 30, 7)]), [None]);
+        assert_eq!(reserve(&sessions, &[(1, 15, 7)]), [Some(7)]);
+    }
+
+    #[test]
+    fn a_child_gets_its_parent_s_slot_in_its_turn_while_other_priorities_wait_for_it() {
+        let sessions = Sessions::default();
+        open(&sessions, 7, &[1, 2], 1);
+        open(&sessions, 8, &[1], 1);
+        sessions.know_queues(&[queue(1, 1), queue(2, 5)]);
+        let taken = sessions.reserve_for_ready(&[(2, 1, 10), (2, 2, 20)], &[1, 2]);
+        sessions.unreserve(taken.sessions());
+        let child = |session, sure| Child { queue: 1, step: 30, session, sure };
+        let once = |child| {
+            let slots = sessions.reserve_for_children(&[child]);
+            sessions.unreserve(slots.iter().flatten());
+            slots[0].is_some()
+        };
+        assert!(!once(child(7, false)), "it may have to wait for another parent");
+        assert!(once(child(8, false)), "none of queue 2 waits for this slot");
+        let turns = (0..170).filter(|_| once(child(7, true))).count();
+        assert!((15..=17).contains(&turns), "until queue 2 has had its turn, but {turns}");
     }
 
     #[test]
@@ -858,7 +937,7 @@ mod tests {
             sessions.reserve_for_ready(&[(1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 1, 4)], &[1]);
         let of = |s: i64| granted.sessions().filter(|x| **x == s).count();
         assert_eq!((of(7), of(8)), (2, 2));
-        assert_eq!(sessions.reserve_for_children(&[(1, 5, 8), (1, 6, 8)]), [Some(8), Some(8)]);
+        assert_eq!(reserve(&sessions, &[(1, 5, 8), (1, 6, 8)]), [Some(8), Some(8)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ use crate::{
     dispatch::{Began, Dispatch},
     metrics::Way,
     node::{Acting, Node},
-    sessions::Sessions,
+    sessions::{Child, Sessions},
     trace,
 };
 
@@ -245,8 +245,8 @@ impl Settling {
         slots
     }
 
-    /// Adds the children of a step: queue, key, and the session whose slot their parent frees.
-    fn children(&self, ended: &Ended, children: &mut Vec<(i32, i64, i64)>) {
+    /// Adds the children of a step.
+    fn children(&self, ended: &Ended, children: &mut Vec<Child>) {
         let number = number_of(ended.lease.step);
         let first = ended.lease.step - i64::from(number);
         let Some(definition) = self.dispatch.definition_of(ended.queue) else { return };
@@ -256,7 +256,10 @@ impl Settling {
             let queue = place(*child).and_then(|n| definition.queues.get(n)).copied();
             // Its task has its parent's priority.
             let queue = self.sessions.queue_beside(queue.unwrap_or_default(), ended.queue);
-            (queue, first + i64::from(*child), ended.session)
+            let step = first + i64::from(*child);
+            let sure =
+                place(*child).and_then(|n| definition.parents.get(n)).is_some_and(|p| p.len() == 1);
+            Child { queue, step, session: ended.session, sure }
         }));
     }
 
