@@ -21,6 +21,7 @@ mod span;
 mod step;
 mod survey;
 mod task;
+mod view;
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,6 +50,7 @@ pub use note::{Note, more_attempts};
 pub use step::*;
 pub use survey::*;
 pub use task::*;
+pub use view::*;
 
 /// How much longer than the database may take for a statement we wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
