@@ -3,7 +3,8 @@
 --
 --   select * from stepwell.task_context('{0198c0de-0000-7000-8000-000000000001}');
 --
--- A statement sees them at one moment. Ids that do not exist have no rows, those given twice have them once.
+-- A statement sees them at one moment; retries are due by now, or by p_at. Ids that do not exist have no rows, those
+-- given twice have them once.
 
 -- The keys of what waits behind steps in error or cancelled ones. A function of its own, and not one that is put in
 -- the place of its call: so whoever looks for keys in it has them in a hash table, however large tables are.
@@ -30,7 +31,7 @@ $$;
 --   blocked      it waits behind a step in error or a cancelled one: nothing but a person lets it go on
 --   waiting      it waits for other steps
 -- and is null of others. `room` is how many steps the task may start now; null: any number.
-create or replace function stepwell.step_readiness(p_task uuid[])
+create or replace function stepwell.step_readiness(p_task uuid[], p_at timestamptz default null)
   returns table (task uuid, definition int, task_state smallint, paused bool, held bool, room int,
                  no int, state smallint, standing text, waiting_on int, attempt int, max_attempts int,
                  not_before timestamptz, has_failed bool)
@@ -40,18 +41,19 @@ create or replace function stepwell.step_readiness(p_task uuid[])
            case when t.paused or t.held or t.state not in (1, 2) then 0
                 when t.max_parallel > 0 then greatest(t.max_parallel - t.running_n, 0) end room
       from (select distinct unnest(p_task) uid) i,
-           lateral (select id, uid, definition, state, paused, held and finished_at is null held, max_parallel, running_n,
-                           failed_n, cancelled_n
+           lateral (select id, uid, definition, state, paused, held and finished_at is null held, max_parallel,
+                           running_n, failed_n, cancelled_n
                       from stepwell.task where uid = i.uid offset 0) t)
   select t.uid, t.definition, t.state, t.paused, t.held, t.room,
          (s.key & 16383)::int, s.state,
          case when s.state <> 1 then null
-              when s.waiting_on > 0 then case when t.broken and s.key in (select stepwell.blocked_steps(p_task)) then 'blocked' else 'waiting' end
-              when s.not_before > statement_timestamp() then 'backing_off'
+              when s.waiting_on > 0 then case when t.broken and s.key in (select stepwell.blocked_steps(p_task))
+                                              then 'blocked' else 'waiting' end
+              when s.not_before > coalesce(p_at, statement_timestamp()) then 'backing_off'
               when t.room = 0 then 'parked'
               else 'ready' end,
          s.waiting_on, s.attempt, s.max_attempts,
-         case when s.state = 1 and s.not_before > statement_timestamp() then s.not_before end,
+         case when s.state = 1 and s.not_before > coalesce(p_at, statement_timestamp()) then s.not_before end,
          s.last_error is not null
     from t, lateral (select key, state, waiting_on, attempt, max_attempts, not_before, last_error from stepwell.step
                       where key between t.id << 14 and (t.id << 14) + 16383 offset 0) s
@@ -60,7 +62,7 @@ $$;
 -- Tasks as wholes: how many steps stand how, and what that comes to. What the words mean stands with the enums
 -- ExecutionStatus and Health of the contract; of conditions that hold together the first one counts.
 -- `complete_steps` has those that were resolved too, `retrying_steps` are those under way that failed before.
-create or replace function stepwell.task_context(p_task uuid[])
+create or replace function stepwell.task_context(p_task uuid[], p_at timestamptz default null)
   returns table (task uuid, definition int, state smallint, paused bool, held bool, room int,
                  total_steps int, pending_steps int, in_progress_steps int, complete_steps int, resolved_steps int,
                  error_steps int, cancelled_steps int, ready_steps int, parked_steps int, backing_off_steps int,
@@ -98,6 +100,6 @@ create or replace function stepwell.task_context(p_task uuid[])
                  (count(*) filter (where s.standing = 'waiting'))::int     waiting_n,
                  (count(*) filter (where s.standing = 'blocked'))::int     blocked_n,
                  (count(*) filter (where s.state in (1, 2) and s.has_failed))::int retrying_n
-            from stepwell.step_readiness(p_task) s
+            from stepwell.step_readiness(p_task, p_at) s
            group by s.task, s.definition, s.task_state, s.paused, s.held, s.room) c
 $$;
