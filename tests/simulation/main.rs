@@ -59,6 +59,8 @@ struct Worker {
     runtime: tokio::runtime::Runtime,
     database: Database,
     coverage: Coverage,
+    /// One case in so many is thorough.
+    thorough_every: usize,
 }
 
 impl Worker {
@@ -69,11 +71,11 @@ impl Worker {
             let url = stepwell_suite::test_database().await.unwrap().url;
             Database::with(&url, statements).await
         });
-        Self { runtime, database, coverage: Coverage::default() }
+        Self { runtime, database, coverage: Coverage::default(), thorough_every: THOROUGH }
     }
 
     fn run(&mut self, case: &Case) -> Result<(), String> {
-        let thorough = self.coverage.cases.is_multiple_of(THOROUGH);
+        let thorough = self.coverage.cases.is_multiple_of(self.thorough_every);
         self.runtime.block_on(run(case, &mut self.database, &mut self.coverage, thorough))
     }
 
