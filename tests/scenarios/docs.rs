@@ -23,6 +23,7 @@ fn every_test_that_a_document_names_is_there() {
         "docs/behaviour.md",
         "docs/faults.md",
         "docs/limits.md",
+        "docs/reading.md",
         "ARCHITECTURE.md",
         "tests/verbs/life.rs",
     ] {

@@ -22,3 +22,4 @@ mod rules;
 mod schema;
 mod traces;
 mod unary;
+mod views;

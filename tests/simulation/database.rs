@@ -49,6 +49,18 @@ pub struct Database {
     places: Vec<i64>,
 }
 
+/// What the views make of tasks. `room` is left out where it is any number.
+const VIEWS: &str = "
+  select concat_ws(' ', array_position($1::uuid[], c.task) - 1, c.state, c.paused, c.held, c.room,
+                   c.total_steps, c.pending_steps, c.in_progress_steps, c.complete_steps, c.resolved_steps,
+                   c.error_steps, c.cancelled_steps, c.ready_steps, c.parked_steps, c.backing_off_steps,
+                   c.waiting_steps, c.blocked_steps, c.retrying_steps, c.execution_status, c.health,
+                   (c.completion_percentage * 100)::int,
+                   (select string_agg(coalesce(s.standing, '-'), ' ' order by s.no)
+                      from stepwell.step_readiness(array[c.task], $2) s))
+    from stepwell.task_context($1, $2) c
+   order by array_position($1, c.task)";
+
 /// What the tables hold of a case, a line for each row, and of the log what is new.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rows {
@@ -280,6 +292,15 @@ impl Database {
             events: text(6)?,
             strange: row.try_get(8)?,
         })
+    }
+
+    /// What the views make of the case's tasks, a line each.
+    pub async fn views(&mut self) -> Result<Vec<String>, sqlx::Error> {
+        sqlx::query_scalar(VIEWS)
+            .bind(self.uids.clone())
+            .bind(self.time())
+            .fetch_all(self.writer.connection())
+            .await
     }
 
     /// The invariants of the whole database.

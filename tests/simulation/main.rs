@@ -16,6 +16,7 @@ mod mutate;
 mod operation;
 mod regressions;
 mod run;
+mod view;
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -33,7 +34,7 @@ use run::{Coverage, run};
 const CASES: u32 = 2_000;
 /// Cases run side by side, each in a database of its own.
 const WORKERS: u32 = 2;
-/// One case in so many has its rows looked at by the invariants as well.
+/// One case in so many has its rows looked at by the invariants as well, and what the views make of them.
 const THOROUGH: usize = 50;
 /// Functions of `migrations/verbs` that no operation calls, because others do, or because they move nothing.
 const INTERNAL: &[&str] = &[
@@ -48,6 +49,9 @@ const INTERNAL: &[&str] = &[
     "gate",
     "start_clocks",
     "count_running",
+    "blocked_steps",
+    "step_readiness",
+    "task_context",
 ];
 
 /// What a worker does: cases in its database until one fails.
@@ -55,6 +59,8 @@ struct Worker {
     runtime: tokio::runtime::Runtime,
     database: Database,
     coverage: Coverage,
+    /// One case in so many is thorough.
+    thorough_every: usize,
 }
 
 impl Worker {
@@ -65,11 +71,11 @@ impl Worker {
             let url = stepwell_suite::test_database().await.unwrap().url;
             Database::with(&url, statements).await
         });
-        Self { runtime, database, coverage: Coverage::default() }
+        Self { runtime, database, coverage: Coverage::default(), thorough_every: THOROUGH }
     }
 
     fn run(&mut self, case: &Case) -> Result<(), String> {
-        let thorough = self.coverage.cases.is_multiple_of(THOROUGH);
+        let thorough = self.coverage.cases.is_multiple_of(self.thorough_every);
         self.runtime.block_on(run(case, &mut self.database, &mut self.coverage, thorough))
     }
 

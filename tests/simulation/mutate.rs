@@ -20,7 +20,11 @@ const VERBS: &[(&str, &str)] = &[
     ("grant_keys", include_str!("../../migrations/verbs/75_grant_keys.sql")),
     ("move_steps", include_str!("../../migrations/verbs/82_move_steps.sql")),
     ("move_tasks", include_str!("../../migrations/verbs/84_move_tasks.sql")),
+    (VIEWS, include_str!("../../migrations/verbs/90_views.sql")),
 ];
+
+/// These are looked at in a few cases only, but for this test in each.
+const VIEWS: &str = "views";
 
 /// A rule that is broken: what is then wrong, the file, the text, and what stands there instead.
 struct Mutation(&'static str, &'static str, &'static str, &'static str);
@@ -629,6 +633,49 @@ const NOTICED: &[Mutation] = &[
         "do update set granted = false",
         "do update set granted = concurrency.granted",
     ),
+    Mutation("a paused task is said to have room", VIEWS, "t.paused or t.held or", "t.held or"),
+    Mutation(
+        "a full task is said to have room",
+        VIEWS,
+        "when t.max_parallel > 0 then greatest",
+        "when false then greatest",
+    ),
+    Mutation(
+        "a task that failed is said to wait for its key",
+        VIEWS,
+        "held and finished_at is null held",
+        "held",
+    ),
+    Mutation(
+        "what waits behind a cancelled step is said to go on",
+        VIEWS,
+        "state in (4, 5) offset 0",
+        "state in (4) offset 0",
+    ),
+    Mutation(
+        "what waits behind a resolved step is said to be blocked",
+        VIEWS,
+        "where key = b.key and state = 1 offset 0",
+        "where key = b.key offset 0",
+    ),
+    Mutation(
+        "a step is said to be ready before the time of its retry",
+        VIEWS,
+        "when s.not_before > coalesce(p_at, statement_timestamp()) then 'backing_off'",
+        "",
+    ),
+    Mutation(
+        "a task in which nothing is ready is said to recover",
+        VIEWS,
+        "when c.error_n + c.blocked_n > 0                   then 'blocked'",
+        "",
+    ),
+    Mutation(
+        "one that failed decides while another waits for its retry",
+        VIEWS,
+        "when c.backing_off_n > 0                           then 'backing_off'",
+        "when c.backing_off_n > 0 and c.error_n = 0         then 'backing_off'",
+    ),
 ];
 
 /// None of these can be noticed here: another guard does the same, or it takes two calls at once. They are
@@ -725,6 +772,9 @@ fn a_broken_rule_is_noticed() {
         loop {
             let Some(mutation) = left.lock().unwrap().next() else { return };
             let mut worker = Worker::new(&broken(mutation));
+            if mutation.1 == VIEWS {
+                worker.thorough_every = 1;
+            }
             let config = Config {
                 cases: CASES_MAX,
                 max_shrink_iters: 0,

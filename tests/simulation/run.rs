@@ -17,6 +17,7 @@ use super::{
     look,
     model::{Clock, Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep, Timer},
     operation::{Aim, Case, Ending, Held, Move, Operation, Report},
+    view,
 };
 
 /// The lease of a node.
@@ -78,10 +79,12 @@ struct Run<'a> {
     given: Vec<Given>,
     /// Makes texts differ.
     reports: usize,
+    /// The views are looked at too.
+    thorough: bool,
 }
 
-/// Runs one case; the error says what differs, and after what. `thorough`: the invariants of the rows are
-/// looked at too.
+/// Runs one case; the error says what differs, and after what. `thorough`: the invariants of the rows and the
+/// views are looked at too.
 pub async fn run(
     case: &Case,
     database: &mut Database,
@@ -99,6 +102,7 @@ pub async fn run(
         plans: of_tasks,
         given: Vec::new(),
         reports: 0,
+        thorough,
     };
     run.perform(&Operation::Start).await?;
     run.perform(&Operation::Start).await?;
@@ -568,6 +572,10 @@ impl Run<'_> {
     async fn look(&mut self) -> Result<(), String> {
         let found = self.database.rows().await.map_err(|error| error.to_string())?;
         look::differences(&self.model, found)?;
+        if self.thorough {
+            let seen = self.database.views().await.map_err(|error| error.to_string())?;
+            view::differences(&self.model, &seen)?;
+        }
         self.coverage.events += self.model.events.len();
         for event in self.model.events.drain(..) {
             *self.coverage.edges.entry((event.kind, event.from, event.to)).or_default() += 1;

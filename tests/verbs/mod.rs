@@ -16,4 +16,5 @@ mod races;
 mod square;
 mod survey;
 mod truth;
+mod views;
 mod wide;

@@ -4,6 +4,10 @@ use std::sync::Arc;
 
 use stepwell_proto::v1::{
     Definition,
+    ExecutionStatus::{
+        self, AllComplete, BackingOff, BlockedByFailures, HasReadySteps, Processing,
+    },
+    Health::{self, Blocked, Healthy, Recovering},
     State::{self, Cancelled, Complete, Error, InProgress, Pending},
 };
 use stepwell_store::{Ending, LeaseRow, Move, Note, StoredDefinition, Writer};
@@ -42,6 +46,8 @@ struct Truth {
     backs_off: &'static [usize],
     /// Who waits for others.
     waits: &'static [usize],
+    /// Where that leaves the task, and whether it needs somebody.
+    stands: (ExecutionStatus, Health),
 }
 
 const NOTHING: Truth = Truth {
@@ -53,6 +59,7 @@ const NOTHING: Truth = Truth {
     ready: &[],
     backs_off: &[],
     waits: &[],
+    stands: (HasReadySteps, Healthy),
 };
 
 const TRUTHS: &[Truth] = &[
@@ -64,6 +71,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[IsCancelled(0), Runs(1)],
         task: InProgress,
         waits: &[2],
+        stands: (Processing, Blocked),
         ..NOTHING
     },
     Truth {
@@ -71,6 +79,7 @@ const TRUTHS: &[Truth] = &[
         steps: "a; b; c: a b",
         happens: &[IsCancelled(0), Completes(1)],
         task: Cancelled,
+        stands: (ExecutionStatus::Cancelled, Healthy),
         ..NOTHING
     },
     Truth {
@@ -78,6 +87,7 @@ const TRUTHS: &[Truth] = &[
         steps: "a; b; c: a",
         happens: &[IsCancelled(0), IsCancelled(1)],
         task: Cancelled,
+        stands: (ExecutionStatus::Cancelled, Healthy),
         ..NOTHING
     },
     Truth {
@@ -85,6 +95,7 @@ const TRUTHS: &[Truth] = &[
         steps: "a; b: a",
         happens: &[IsResolved(0), IsResolved(1)],
         task: Complete,
+        stands: (AllComplete, Healthy),
         ..NOTHING
     },
     Truth {
@@ -92,6 +103,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[BacksOff(0, 600)],
         task: InProgress,
         backs_off: &[0],
+        stands: (BackingOff, Recovering),
         ..NOTHING
     },
     Truth {
@@ -99,6 +111,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[BacksOff(0, 600), Passes(600)],
         task: InProgress,
         ready: &[0],
+        stands: (HasReadySteps, Recovering),
         ..NOTHING
     },
     Truth {
@@ -108,12 +121,14 @@ const TRUTHS: &[Truth] = &[
         happens: &[Fails(0)],
         task: Error,
         waits: &[1],
+        stands: (BlockedByFailures, Blocked),
         ..NOTHING
     },
     Truth {
         situation: "the last attempt has failed",
         happens: &[BacksOff(0, 0), BacksOff(0, 0), Fails(0)],
         task: Error,
+        stands: (BlockedByFailures, Blocked),
         ..NOTHING
     },
     Truth {
@@ -122,6 +137,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[Fails(0), Completes(1)],
         task: InProgress,
         ready: &[2],
+        stands: (HasReadySteps, Recovering),
         ..NOTHING
     },
     Truth {
@@ -130,6 +146,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[Runs(1), Fails(0)],
         task: InProgress,
         waits: &[2],
+        stands: (Processing, Blocked),
         ..NOTHING
     },
     Truth {
@@ -137,6 +154,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[BacksOff(0, 3600), Passes(1800)],
         task: InProgress,
         backs_off: &[0],
+        stands: (BackingOff, Recovering),
         ..NOTHING
     },
     Truth {
@@ -144,6 +162,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[BacksOff(0, 1), Passes(1)],
         task: InProgress,
         ready: &[0],
+        stands: (HasReadySteps, Recovering),
         ..NOTHING
     },
     Truth {
@@ -151,6 +170,7 @@ const TRUTHS: &[Truth] = &[
         steps: "a; b: a",
         happens: &[Completes(0), Completes(1)],
         task: Complete,
+        stands: (AllComplete, Healthy),
         ..NOTHING
     },
     Truth {
@@ -159,6 +179,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[Fails(0), BacksOff(1, 600)],
         task: InProgress,
         backs_off: &[1],
+        stands: (BackingOff, Blocked),
         ..NOTHING
     },
     Truth {
@@ -167,6 +188,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[Fails(0), BacksOff(1, 600), Passes(600)],
         task: InProgress,
         ready: &[1],
+        stands: (HasReadySteps, Recovering),
         ..NOTHING
     },
     Truth {
@@ -175,6 +197,7 @@ const TRUTHS: &[Truth] = &[
         happens: &[Completes(0), Runs(1)],
         task: InProgress,
         waits: &[2],
+        stands: (Processing, Healthy),
         ..NOTHING
     },
 ];
@@ -249,17 +272,25 @@ async fn what_is_ready_and_what_state_a_task_is_in_situation_by_situation() {
             numbers.collect::<Vec<usize>>()
         };
         let pending = |step: &stepwell_proto::v1::Step| step.state() == Pending;
-        let waits = which(&|step| pending(step) && step.waiting_on > 0);
+        let waits_for = which(&|step| pending(step) && step.waiting_on > 0);
         let now: i64 = rows.one("select extract(epoch from now())::bigint + $1", 0).await;
         let backs_off = which(&|step| {
             pending(step) && step.not_before.as_ref().is_some_and(|until| until.seconds > now)
         });
+        let context = rows.store.task_contexts(&[uid]).await.unwrap().remove(&uid).unwrap();
+        let counted = [context.ready_steps, context.backing_off_steps, context.parked_steps];
+        let told = [truth.ready.len(), truth.backs_off.len(), 0];
+        assert_eq!(counted.map(|n| usize::try_from(n).unwrap()), told, "{}", truth.situation);
+        let waits = context.waiting_steps + context.blocked_steps;
+        assert_eq!(usize::try_from(waits), Ok(truth.waits.len()), "{}", truth.situation);
+        let stands = (context.execution_status(), context.health());
+        assert_eq!(stands, truth.stands, "{}", truth.situation);
         let mut ready = Vec::new();
         for queue in run.definition.queues.clone() {
             let leases = rows.claim(run.writer, queue, 9).await;
             ready.extend(leases.iter().map(|lease| lease.step & 16383));
         }
-        let found = (task.state(), ready.as_slice(), backs_off.as_slice(), waits.as_slice());
+        let found = (task.state(), ready.as_slice(), backs_off.as_slice(), waits_for.as_slice());
         let told = (truth.task, truth.ready, truth.backs_off, truth.waits);
         assert_eq!(found, told, "{}", truth.situation);
         check(&mut rows.connection().await).await;

@@ -13,6 +13,7 @@ mod output;
 mod server;
 mod step;
 mod task;
+mod view;
 
 use std::process::ExitCode;
 

@@ -12,7 +12,7 @@ use stepwell_proto::{
     },
 };
 
-use crate::{bulk, connect::Connect, fault::Fault, output};
+use crate::{bulk, connect::Connect, fault::Fault, output, view};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
@@ -25,6 +25,10 @@ pub(crate) enum Command {
     Create(Create),
     /// Show a task and its steps.
     Get(Get),
+    /// Say how a task stands: what of it is ready, blocked and why, and how far it is.
+    Summary(view::Get),
+    /// Show what of a task depends on what, level by level, with states.
+    Graph(view::Get),
     /// Wait for the end of a task. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
     /// 12 not ended in time.
     Wait(Wait),
@@ -187,6 +191,8 @@ impl Command {
         match self {
             Self::Create(create) => create.run().await,
             Self::Get(get) => get.run().await,
+            Self::Summary(get) => get.summary().await,
+            Self::Graph(get) => get.graph().await,
             Self::Wait(wait) => {
                 wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
             }

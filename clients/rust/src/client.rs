@@ -330,6 +330,61 @@ impl Client {
         .await
     }
 
+    /// How a task stands: what of it is ready, runs, waits or cannot go on.
+    pub async fn get_task_context(
+        &self,
+        request: v1::GetTaskContextRequest,
+    ) -> Result<v1::GetTaskContextResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_task_context(request).await
+        })
+        .await
+    }
+
+    /// The same of up to 100 tasks.
+    pub async fn batch_get_task_contexts(
+        &self,
+        request: v1::BatchGetTaskContextsRequest,
+    ) -> Result<v1::BatchGetTaskContextsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.batch_get_task_contexts(request).await
+        })
+        .await
+    }
+
+    /// How a task stands, with the steps that can go on and those that cannot, and why.
+    pub async fn get_task_summary(
+        &self,
+        request: v1::GetTaskSummaryRequest,
+    ) -> Result<v1::GetTaskSummaryResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_task_summary(request).await
+        })
+        .await
+    }
+
+    /// What of a task depends on what, with the states of its steps.
+    pub async fn get_task_graph(
+        &self,
+        request: v1::GetTaskGraphRequest,
+    ) -> Result<v1::GetTaskGraphResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_task_graph(request).await
+        })
+        .await
+    }
+
+    /// Of the steps of a task whether they may be started and what is in their way, a page of them.
+    pub async fn list_step_readiness(
+        &self,
+        request: v1::ListStepReadinessRequest,
+    ) -> Result<v1::ListStepReadinessResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_step_readiness(request).await
+        })
+        .await
+    }
+
     /// One step with its result.
     pub async fn get_step(
         &self,

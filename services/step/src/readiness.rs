@@ -1,8 +1,8 @@
-//! Why a step does not run: what is around it, put into words. Pure.
+//! Why a step does not run: what its task says, and what the executors are. Pure.
 
 use semver::{Version, VersionReq};
-use stepwell_proto::v1::{Executor, Obstacle, ObstacleKind, State, StepTemplate};
-use stepwell_store::{Surroundings, timestamp};
+use stepwell_proto::v1::{Executor, Obstacle, ObstacleKind, StepTemplate};
+use stepwell_store::Surroundings;
 
 /// Everything that keeps the step from being started, what lasts longest first. Empty for one that runs.
 pub(crate) fn obstacles(
@@ -10,69 +10,11 @@ pub(crate) fn obstacles(
     template: &StepTemplate,
     executors: &[Executor],
 ) -> Vec<Obstacle> {
-    use ObstacleKind as Kind;
-    let mut found = Vec::new();
-    let mut add = |kind: Kind, message: String| {
-        found.push(Obstacle { kind: kind.into(), message, ..Obstacle::default() });
-    };
-    match of.step {
-        State::InProgress => return found,
-        State::Pending => {}
-        State::Error => add(Kind::StepFailed, "it failed for good; retry or resolve it".into()),
-        state => {
-            add(Kind::StepEnded, format!("it is {}", state.word()));
-            return found;
-        }
+    let mut found = of.obstacles();
+    if of.needs_slot() {
+        found.extend(no_slot(of, template, executors));
     }
-    if !matches!(of.task, State::Pending | State::InProgress | State::Error) {
-        add(Kind::TaskEnded, format!("its task is {}", of.task.word()));
-        return found;
-    }
-    parents(of, &mut found);
-    let mut add = |kind: Kind, message: String| {
-        found.push(Obstacle { kind: kind.into(), message, ..Obstacle::default() });
-    };
-    for (paused, what) in [(of.paused, "task"), (of.definition_paused, "definition")] {
-        if paused {
-            add(Kind::Paused, format!("its {what} is paused"));
-        }
-    }
-    if of.held {
-        add(Kind::Key, "its task waits for its concurrency key".into());
-    }
-    if of.max_parallel > 0 && of.running >= of.max_parallel {
-        let message = format!("{} of {} steps of its task run", of.running, of.max_parallel);
-        add(Kind::TaskFull, message);
-    }
-    if let Some(until) = of.not_before {
-        found.push(Obstacle {
-            kind: Kind::BackOff.into(),
-            message: "its retry waits for its time".into(),
-            until: Some(timestamp(until)),
-            ..Obstacle::default()
-        });
-    }
-    found.extend(no_slot(of, template, executors));
     found
-}
-
-fn parents(of: &Surroundings, found: &mut Vec<Obstacle>) {
-    let names = |cancelled: bool| -> Vec<String> {
-        let parents =
-            of.parents.iter().filter(|(_, state)| (*state == State::Cancelled) == cancelled);
-        let numbers: Vec<i32> = parents.map(|(number, _)| *number).collect();
-        of.definition.names(&numbers).map(str::to_owned).collect()
-    };
-    for (cancelled, kind, what) in [
-        (true, ObstacleKind::ParentCancelled, "it can never run: these are cancelled:"),
-        (false, ObstacleKind::Parents, "it waits for"),
-    ] {
-        let parents = names(cancelled);
-        if !parents.is_empty() {
-            let message = format!("{what} {}", parents.join(", "));
-            found.push(Obstacle { kind: kind.into(), message, parents, until: None });
-        }
-    }
 }
 
 /// What is wrong with the executors that could run it.
@@ -112,8 +54,8 @@ fn runs(executor: &Executor, template: &StepTemplate, version: &Version) -> bool
 mod tests {
     use std::sync::Arc;
 
-    use stepwell_proto::v1::{Definition, HandlerOffer};
-    use stepwell_store::StoredDefinition;
+    use stepwell_proto::v1::{Definition, HandlerOffer, State};
+    use stepwell_store::{Parent, StoredDefinition};
 
     use super::*;
 
@@ -141,7 +83,6 @@ mod tests {
             task: State::InProgress,
             definition: Arc::new(definition),
             paused: false,
-            definition_paused: false,
             held: false,
             max_parallel: 0,
             running: 0,
@@ -188,38 +129,15 @@ mod tests {
     }
 
     #[test]
-    fn everything_in_the_way_is_told_at_once_and_parents_by_name() {
-        let (mut of, template) = around();
-        of.parents = vec![(0, State::Error), (1, State::Cancelled)];
-        (of.paused, of.held, of.max_parallel, of.running) = (true, true, 2, 2);
-        of.not_before = Some("2026-11-28T12:00:00Z".parse().unwrap());
-        let found = obstacles(&of, &template, &[]);
-        let kinds: Vec<_> = found.iter().map(Obstacle::kind).collect();
-        use ObstacleKind::{BackOff, Key, NoExecutor, ParentCancelled, Parents, Paused, TaskFull};
-        assert_eq!(kinds, [ParentCancelled, Parents, Paused, Key, TaskFull, BackOff, NoExecutor]);
-        assert_eq!(
-            (&found[0].parents[..], &found[1].parents[..]),
-            (&["b".into()][..], &["a".into()][..])
-        );
-        assert!(found[5].until.is_some());
-    }
-
-    #[test]
-    fn what_has_ended_or_runs_needs_no_slot() {
+    fn executors_are_told_last_and_only_of_steps_that_need_one() {
         let (mut of, _) = around();
-        for (step, task, kinds_of) in [
-            (State::InProgress, State::InProgress, vec![]),
-            (State::Complete, State::InProgress, vec![ObstacleKind::StepEnded]),
-            (State::Cancelled, State::Cancelled, vec![ObstacleKind::StepEnded]),
-            (State::Pending, State::ResolvedManually, vec![ObstacleKind::TaskEnded]),
-            (
-                State::Error,
-                State::ResolvedManually,
-                vec![ObstacleKind::StepFailed, ObstacleKind::TaskEnded],
-            ),
-        ] {
-            (of.step, of.task) = (step, task);
-            assert_eq!(kinds(&of, &[]), kinds_of, "{step:?} {task:?}");
-        }
+        let parent = |number, state| Parent { number, state, blocked: false };
+        of.parents = vec![parent(0, State::Error), parent(1, State::Cancelled)];
+        use ObstacleKind::{NoExecutor, ParentCancelled, ParentFailed, StepEnded};
+        assert_eq!(kinds(&of, &[]), [ParentCancelled, ParentFailed, NoExecutor]);
+        of.step = State::InProgress;
+        assert_eq!(kinds(&of, &[]), []);
+        of.step = State::Complete;
+        assert_eq!(kinds(&of, &[]), [StepEnded]);
     }
 }

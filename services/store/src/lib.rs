@@ -22,6 +22,7 @@ mod span;
 mod step;
 mod survey;
 mod task;
+mod view;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +52,7 @@ pub use pause::Covered;
 pub use step::*;
 pub use survey::*;
 pub use task::*;
+pub use view::*;
 
 /// How much longer than the database may take for a statement we wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);

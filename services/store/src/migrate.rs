@@ -8,7 +8,7 @@ use crate::{Error, Store};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
-/// Applied after the migrations, in this order.
+/// Applied after the migrations, in this order; last the views, which only read.
 const VERBS: &[(&str, &str)] = &[
     ("00_types", include_str!("../../../migrations/verbs/00_types.sql")),
     ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
@@ -25,6 +25,7 @@ const VERBS: &[(&str, &str)] = &[
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
+    ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

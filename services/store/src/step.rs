@@ -16,7 +16,7 @@ use stepwell_trace::TraceContext;
 use crate::{Error, Store, StoredDefinition, Writer, span};
 
 pub use moves::{Move, Moved, Updated};
-pub use readiness::Surroundings;
+pub use readiness::{Parent, Surroundings};
 
 /// Concurrency keys that one call looks at.
 const KEYS_PER_CALL: i32 = 500;

@@ -195,7 +195,7 @@ fn not_found(id: Uuid) -> Refusal {
         .with("operation_id", id.to_string())
 }
 
-fn page_size(asked: i32, most: i32) -> Result<i32, Refusal> {
+pub(crate) fn page_size(asked: i32, most: i32) -> Result<i32, Refusal> {
     match asked {
         0 => Ok(PAGE_DEFAULT),
         n if (1..=most).contains(&n) => Ok(n),
@@ -204,7 +204,7 @@ fn page_size(asked: i32, most: i32) -> Result<i32, Refusal> {
 }
 
 /// Where the page begins.
-fn place(text: &str, list: u64) -> Result<Option<i64>, Refusal> {
+pub(crate) fn place(text: &str, list: u64) -> Result<Option<i64>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -220,7 +220,7 @@ fn place(text: &str, list: u64) -> Result<Option<i64>, Refusal> {
     }
 }
 
-fn token(list: u64, next: Option<i64>) -> String {
+pub(crate) fn token(list: u64, next: Option<i64>) -> String {
     next.map(|before| PageToken { list, before }.encode()).unwrap_or_default()
 }
 

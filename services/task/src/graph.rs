@@ -1,12 +1,50 @@
-//! The shape of a definition: a graph of steps must have no cycle. Pure, on numbers.
+//! The shape of a definition: a graph of steps, which must have no cycle; how deep each step lies in it. Pure, on
+//! numbers. `parents` has for each node the nodes it depends on.
 
 use std::collections::VecDeque;
 
+/// How deep the nodes of a graph without cycles lie.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Depths {
+    /// Of each node, the edges on the longest way to it from a root.
+    pub(crate) levels: Vec<usize>,
+    /// Of each node, the edges on the shortest one.
+    pub(crate) distances: Vec<usize>,
+}
+
+impl Depths {
+    /// Of each node; nodes on cycles have none, and count as roots.
+    pub(crate) fn of(parents: &[Vec<usize>]) -> Self {
+        let (mut levels, mut distances) = (vec![0; parents.len()], vec![0; parents.len()]);
+        for node in order(parents, &reversed(parents)) {
+            let of = |depths: &[usize], parent: &usize| depths[*parent] + 1;
+            levels[node] = parents[node].iter().map(|p| of(&levels, p)).max().unwrap_or(0);
+            distances[node] = parents[node].iter().map(|p| of(&distances, p)).min().unwrap_or(0);
+        }
+        Self { levels, distances }
+    }
+
+    /// A longest path, root first; of several the one through the lowest numbers, seen from its end.
+    pub(crate) fn longest_path(&self, parents: &[Vec<usize>]) -> Vec<usize> {
+        let deepest = (0..parents.len()).rev().max_by_key(|node| self.levels[*node]);
+        let mut path: Vec<usize> = deepest.into_iter().collect();
+        while let Some(node) = path.last()
+            && let Some(above) = self.levels[*node].checked_sub(1)
+        {
+            let step = parents[*node].iter().copied().filter(|p| self.levels[*p] == above).min();
+            path.extend(step);
+        }
+        path.reverse();
+        path
+    }
+}
+
 /// A shortest cycle through some step, in the order parent → child, its first step not repeated at
-/// the end. None: there is no cycle. `parents` has for each node the nodes it depends on.
-pub fn cycle(parents: &[Vec<usize>]) -> Option<Vec<usize>> {
+/// the end. None: there is no cycle.
+pub(crate) fn cycle(parents: &[Vec<usize>]) -> Option<Vec<usize>> {
     let children = reversed(parents);
-    let left = unordered(parents, &children);
+    let mut left = vec![true; parents.len()];
+    order(parents, &children).into_iter().for_each(|node| left[node] = false);
     // Every node that is left has a parent that is left, so walking up must come round.
     let mut seen = vec![false; parents.len()];
     let mut node = left.iter().position(|left| *left)?;
@@ -25,21 +63,19 @@ fn reversed(parents: &[Vec<usize>]) -> Vec<Vec<usize>> {
     children
 }
 
-/// The nodes that no order of execution reaches: those on cycles, and all behind them.
-fn unordered(parents: &[Vec<usize>], children: &[Vec<usize>]) -> Vec<bool> {
+/// The nodes, parents first. Those on cycles, and all behind them, are left out.
+fn order(parents: &[Vec<usize>], children: &[Vec<usize>]) -> Vec<usize> {
     let mut waiting_on: Vec<usize> = parents.iter().map(Vec::len).collect();
-    let mut ready: Vec<usize> = (0..parents.len()).filter(|n| waiting_on[*n] == 0).collect();
-    let mut left = vec![true; parents.len()];
-    while let Some(node) = ready.pop() {
-        left[node] = false;
-        for child in &children[node] {
+    let mut order: Vec<usize> = (0..parents.len()).filter(|n| waiting_on[*n] == 0).collect();
+    for next in 0.. {
+        let Some(node) = order.get(next) else { break };
+        for child in &children[*node] {
             waiting_on[*child] -= 1;
-            if waiting_on[*child] == 0 {
-                ready.push(*child);
-            }
         }
+        let freed = children[*node].iter().copied().filter(|child| waiting_on[*child] == 0);
+        order.extend(freed.collect::<Vec<_>>());
     }
-    left
+    order
 }
 
 /// A shortest way from the node back to itself.
@@ -86,7 +122,37 @@ mod tests {
         })
     }
 
+    /// The lengths of all ways to a node from roots.
+    fn ways(parents: &[Vec<usize>], node: usize) -> Vec<usize> {
+        if parents[node].is_empty() {
+            return vec![0];
+        }
+        let above = parents[node].iter().flat_map(|parent| ways(parents, *parent));
+        above.map(|length| length + 1).collect()
+    }
+
+    fn is_path(parents: &[Vec<usize>], path: &[usize]) -> bool {
+        path.windows(2).all(|pair| parents[pair[1]].contains(&pair[0]))
+    }
+
     proptest! {
+        #[test]
+        fn a_level_is_the_longest_way_from_a_root_and_a_distance_the_shortest(graph in graph()) {
+            // Edges from lower to higher numbers only.
+            let parents: Vec<Vec<usize>> = graph.iter().enumerate()
+                .map(|(child, parents)| parents.iter().copied().filter(|p| *p < child).collect())
+                .collect();
+            let depths = Depths::of(&parents);
+            for node in 0..parents.len() {
+                let ways = ways(&parents, node);
+                prop_assert_eq!(Some(&depths.levels[node]), ways.iter().max());
+                prop_assert_eq!(Some(&depths.distances[node]), ways.iter().min());
+            }
+            let path = depths.longest_path(&parents);
+            prop_assert_eq!(Some(path.len() - 1), depths.levels.iter().copied().max());
+            prop_assert!(is_path(&parents, &path), "{:?}", path);
+        }
+
         #[test]
         fn a_graph_whose_edges_go_one_way_has_no_cycle(
             graph in graph(), order in Just((0..12usize).collect::<Vec<_>>()).prop_shuffle(),
@@ -126,5 +192,6 @@ mod tests {
         let chain: Vec<Vec<usize>> =
             (0..n).map(|i| if i == 0 { vec![] } else { vec![i - 1] }).collect();
         assert_eq!(cycle(&chain), None);
+        assert_eq!(Depths::of(&chain).longest_path(&chain), (0..n).collect::<Vec<_>>());
     }
 }

@@ -4,7 +4,7 @@
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
 //! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`; what is done to many tasks in
-//! `filter` and `bulk`, to whole definitions in `pause`.
+//! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
 
 mod bulk;
 mod canonical;
@@ -20,6 +20,7 @@ mod rule;
 mod schema;
 mod service;
 mod trace;
+mod view;
 mod wait;
 mod yaml;
 

@@ -7,19 +7,21 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
-        CancelBulkOperationRequest, CancelBulkOperationResponse, CancelTaskRequest,
-        CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity, ErrorReason,
-        GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
-        GetDefinitionResponse, GetTaskRequest, GetTaskResponse, ListBulkOperationsRequest,
-        ListBulkOperationsResponse, ListPausesRequest, ListPausesResponse, ListTasksRequest,
-        ListTasksResponse, PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest,
-        PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
-        ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
-        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
-        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
-        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
-        batch_create_tasks_result::Outcome, register_definition_request::Source,
-        task_service_server,
+        BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, CancelBulkOperationRequest,
+        CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
+        CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
+        GetDefinitionRequest, GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse,
+        GetTaskGraphRequest, GetTaskGraphResponse, GetTaskRequest, GetTaskResponse,
+        GetTaskSummaryRequest, GetTaskSummaryResponse, ListBulkOperationsRequest,
+        ListBulkOperationsResponse, ListPausesRequest, ListPausesResponse,
+        ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest, ListTasksResponse,
+        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
+        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
+        ResolveTaskResponse, ResumeDefinitionsRequest, ResumeDefinitionsResponse,
+        ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest, RetryTaskResponse,
+        StartBulkOperationRequest, StartBulkOperationResponse, State, Task, UpdateTaskRequest,
+        UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
+        register_definition_request::Source, task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
@@ -37,6 +39,7 @@ use crate::{
     rule::{self, NAMESPACE_DEFAULT},
     schema::Validators,
     trace::Call,
+    view,
     wait::Waiters,
 };
 
@@ -282,11 +285,11 @@ impl Tasks {
     }
 }
 
-fn task_id(text: &str) -> Result<Uuid, Refusal> {
+pub(crate) fn task_id(text: &str) -> Result<Uuid, Refusal> {
     uid(text).map_err(|what| Refusal::field("task_id", what))
 }
 
-fn task_not_found(uid: Uuid) -> Refusal {
+pub(crate) fn task_not_found(uid: Uuid) -> Refusal {
     Refusal::new(ErrorReason::TaskNotFound, format!("there is no task {uid}"))
         .with("task_id", uid.to_string())
 }
@@ -460,6 +463,47 @@ impl task_service_server::TaskService for Tasks {
         request: Request<ListTasksRequest>,
     ) -> Result<Response<ListTasksResponse>, Status> {
         Ok(Response::new(bulk::list_tasks(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_task_context(
+        &self,
+        request: Request<GetTaskContextRequest>,
+    ) -> Result<Response<GetTaskContextResponse>, Status> {
+        let uid = task_id(&request.get_ref().task_id)?;
+        let context = Some(view::context(&self.store, uid).await?);
+        Ok(Response::new(GetTaskContextResponse { context }))
+    }
+
+    async fn batch_get_task_contexts(
+        &self,
+        request: Request<BatchGetTaskContextsRequest>,
+    ) -> Result<Response<BatchGetTaskContextsResponse>, Status> {
+        Ok(Response::new(view::contexts(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_task_summary(
+        &self,
+        request: Request<GetTaskSummaryRequest>,
+    ) -> Result<Response<GetTaskSummaryResponse>, Status> {
+        let uid = task_id(&request.get_ref().task_id)?;
+        let summary = Some(view::summary(&self.store, uid).await?);
+        Ok(Response::new(GetTaskSummaryResponse { summary }))
+    }
+
+    async fn get_task_graph(
+        &self,
+        request: Request<GetTaskGraphRequest>,
+    ) -> Result<Response<GetTaskGraphResponse>, Status> {
+        let uid = task_id(&request.get_ref().task_id)?;
+        let graph = Some(view::graph(&self.store, uid).await?);
+        Ok(Response::new(GetTaskGraphResponse { graph }))
+    }
+
+    async fn list_step_readiness(
+        &self,
+        request: Request<ListStepReadinessRequest>,
+    ) -> Result<Response<ListStepReadinessResponse>, Status> {
+        Ok(Response::new(view::readiness(&self.store, request.into_inner()).await?))
     }
 
     async fn start_bulk_operation(

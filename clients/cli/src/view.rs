@@ -1,0 +1,157 @@
+//! `stepwell task summary` and `stepwell task graph`: how a task stands.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use stepwell_proto::v1::{
+    GetTaskGraphRequest, GetTaskSummaryRequest, GraphStep, Standing, TaskContext, TaskGraph,
+    TaskSummary,
+};
+
+use crate::{fault::Fault, output, task::Show};
+
+/// A line names so many steps.
+const NAMED_MAX: usize = 10;
+/// Deeper levels are indented no further.
+const INDENT_MAX: i32 = 20;
+
+#[derive(Args)]
+pub(crate) struct Get {
+    /// Its id.
+    task_id: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+impl Get {
+    pub(crate) async fn summary(self) -> Result<ExitCode, Fault> {
+        let request = GetTaskSummaryRequest { task_id: self.task_id };
+        let answer = self.show.connect.client()?.get_task_summary(request).await?;
+        let summary = answer.summary.unwrap_or_default();
+        if self.show.output == output::Format::Json {
+            output::line(output::json("TaskSummary", &summary)?)?;
+        } else {
+            lines(&summary).iter().try_for_each(output::line)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    pub(crate) async fn graph(self) -> Result<ExitCode, Fault> {
+        let request = GetTaskGraphRequest { task_id: self.task_id };
+        let answer = self.show.connect.client()?.get_task_graph(request).await?;
+        let graph = answer.graph.unwrap_or_default();
+        if self.show.output == output::Format::Json {
+            output::line(output::json("TaskGraph", &graph)?)?;
+        } else {
+            output::line(format!("{}  {}", graph.task_id, graph.state().word()))?;
+            output::line(levels(&graph).to_string())?;
+            let path: Vec<&str> = graph.longest_path.iter().map(|n| name(&graph, *n)).collect();
+            output::line(format!("longest path: {}", some(&path, " > ")))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A value of the contract as a word.
+fn word(value: &str, of: &str) -> String {
+    value.strip_prefix(of).unwrap_or(value).trim_start_matches('_').to_lowercase()
+}
+
+fn lines(summary: &TaskSummary) -> Vec<String> {
+    let context = summary.context.clone().unwrap_or_default();
+    let mut state = context.state().word().to_owned();
+    for (is, what) in [(context.paused, "paused"), (context.held, "held")] {
+        if is {
+            state = format!("{state}, {what}");
+        }
+    }
+    let health = word(context.health().as_str_name(), "HEALTH");
+    let status = word(context.execution_status().as_str_name(), "EXECUTION_STATUS");
+    let action = word(context.recommended_action().as_str_name(), "RECOMMENDED_ACTION");
+    let percentage = context.completion_percentage;
+    let mut lines = vec![
+        format!("{}  {state}, {health}, {percentage} %", context.task_id),
+        format!("{status}: {action}"),
+        counts(&context),
+    ];
+    let next: Vec<&str> =
+        summary.next_executable_steps.iter().map(|step| step.name.as_str()).collect();
+    if !next.is_empty() {
+        let strategy = word(summary.processing_strategy().as_str_name(), "PROCESSING_STRATEGY");
+        lines.push(format!("next ({strategy}, {}): {}", summary.batch_size, some(&next, ", ")));
+    }
+    for blocked in &summary.blocked_steps {
+        let name = blocked.step.as_ref().map(|step| step.name.as_str()).unwrap_or_default();
+        let reasons: Vec<&str> =
+            blocked.reasons.iter().map(|reason| reason.message.as_str()).collect();
+        lines.push(format!("blocked: {name}: {}", reasons.join("; ")));
+    }
+    let listed = i32::try_from(summary.blocked_steps.len()).unwrap_or(i32::MAX);
+    if context.blocked_steps > listed {
+        lines.push(format!("blocked: {} more", context.blocked_steps - listed));
+    }
+    lines
+}
+
+/// How many steps stand how; what there is none of is left out.
+fn counts(context: &TaskContext) -> String {
+    let counted = [
+        (context.complete_steps - context.resolved_steps, "complete"),
+        (context.resolved_steps, "resolved"),
+        (context.in_progress_steps, "in progress"),
+        (context.ready_steps, "ready"),
+        (context.parked_steps, "parked"),
+        (context.backing_off_steps, "backing off"),
+        (context.waiting_steps, "waiting"),
+        (context.blocked_steps, "blocked"),
+        (context.error_steps, "in error"),
+        (context.cancelled_steps, "cancelled"),
+    ];
+    let counted = counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
+    format!("{} steps: {}", context.total_steps, counted.collect::<Vec<_>>().join(", "))
+}
+
+/// The steps by level, a row each.
+fn levels(graph: &TaskGraph) -> output::Table {
+    let mut table = output::table(&["LEVEL", "#", "STEP", "STATE", "AFTER"]);
+    let numbers = graph.levels.iter().flat_map(|level| &level.steps);
+    for step in numbers.filter_map(|number| step(graph, *number)) {
+        let indent = usize::try_from(step.level.min(INDENT_MAX)).unwrap_or_default();
+        let after: Vec<&str> = step.parents.iter().map(|parent| name(graph, *parent)).collect();
+        table.add_row([
+            step.level.to_string(),
+            step.number.to_string(),
+            format!("{}{}", "  ".repeat(indent), step.name),
+            stands(step),
+            some(&after, ", "),
+        ]);
+    }
+    table
+}
+
+/// The state of a step, and of a pending one why it has not been started.
+fn stands(step: &GraphStep) -> String {
+    match step.standing() {
+        Standing::Unspecified => step.state().word().to_owned(),
+        standing => {
+            format!("{}, {}", step.state().word(), word(standing.as_str_name(), "STANDING"))
+        }
+    }
+}
+
+fn step(graph: &TaskGraph, number: i32) -> Option<&GraphStep> {
+    graph.steps.get(usize::try_from(number).ok()?)
+}
+
+fn name(graph: &TaskGraph, number: i32) -> &str {
+    step(graph, number).map(|step| step.name.as_str()).unwrap_or_default()
+}
+
+/// The first names, and how many more there are.
+fn some(names: &[&str], between: &str) -> String {
+    let shown = names[..names.len().min(NAMED_MAX)].join(between);
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

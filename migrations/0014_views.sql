@@ -1,0 +1,2 @@
+-- The views of tasks are applied with the verbs (verbs/90_views.sql). This number makes services that read them
+-- refuse a database that has none.
