@@ -16,6 +16,7 @@ mod metrics;
 mod migrate;
 mod node;
 mod note;
+mod once;
 mod patient;
 mod span;
 mod step;
@@ -46,6 +47,7 @@ pub use filter::Filter;
 pub use migrate::{SchemaState, migrate};
 pub use node::*;
 pub use note::{Note, more_attempts};
+pub use once::Once;
 pub use step::*;
 pub use survey::*;
 pub use task::*;
@@ -180,9 +182,12 @@ impl Store {
         })
     }
 
-    /// Keeps the log's partitions ahead of its head; to be called every few seconds.
+    /// Keeps the log's partitions ahead of its head, and those of requests about today; to be called every
+    /// few seconds.
     pub async fn extend_log(&self) -> Result<(), Error> {
-        sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(self.reads()).await?;
+        sqlx::query!("select stepwell.extend_event(), stepwell.extend_request()")
+            .fetch_one(self.reads())
+            .await?;
         Ok(())
     }
 

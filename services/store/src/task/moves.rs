@@ -4,7 +4,7 @@ use sqlx::types::Uuid;
 use stepwell_proto::v1::State;
 
 use super::state;
-use crate::{Error, Note, Store, Topic, span};
+use crate::{Error, Note, Once, Store, Topic, span};
 
 /// What cancelling tasks did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,33 @@ impl Store {
         Ok(was.zip(row.steps).map(|(was, steps)| Retried { was, steps }).collect())
     }
 
+    /// The same for one task, once.
+    pub async fn retry_task_once(
+        &self,
+        once: &Once,
+        uid: Uuid,
+        attempts: Option<i32>,
+        note: &Note,
+    ) -> Result<Retried, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select r_same as same, t_was as was, t_steps as steps, ready_n as "ready!"
+                     from stepwell.retry_task_once($1, $2, $3, $4, $5)"#,
+                once.id,
+                &once.hash,
+                uid,
+                note.to_text(),
+                attempts,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.retry_task_once", 1, |_| 1, call).await?;
+        once.check(row.same)?;
+        let steps = row.steps.unwrap_or(0);
+        self.bell().ring_moves(row.same.is_none() && steps > 0, row.ready > 0, false);
+        Ok(Retried { was: row.was.map(state).transpose()?, steps })
+    }
+
     /// Pauses tasks that are open or in error, or lets paused ones go on.
     pub async fn pause_tasks(
         &self,
@@ -126,8 +153,38 @@ impl Store {
             Ok(call.fetch_one(self.reads()).await?)
         };
         let was = span::verb("db.update_task", 1, |_| 1, call).await?;
-        self.bell().ring(Topic::Event);
+        if was.is_some() {
+            self.bell().ring(Topic::Event);
+        }
         was.map(state).transpose()
+    }
+
+    /// The same, once.
+    pub async fn update_task_once(
+        &self,
+        once: &Once,
+        uid: Uuid,
+        note: &Note,
+    ) -> Result<Option<State>, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select r_same as same, t_was as was
+                     from stepwell.update_task_once($1, $2, $3, $4, $5, $6)"#,
+                once.id,
+                &once.hash,
+                uid,
+                note.task_reason,
+                note.tags.as_deref(),
+                note.to_text(),
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.update_task_once", 1, |_| 1, call).await?;
+        once.check(row.same)?;
+        if row.same.is_none() && row.was.is_some() {
+            self.bell().ring(Topic::Event);
+        }
+        row.was.map(state).transpose()
     }
 
     /// Declares tasks settled, those that are in error. Answers the state each was in; none: there is
