@@ -99,16 +99,17 @@ begin
   ready_n := 0; s_moved := false; s_blocked := false;
   select * from seen_request(p_request, 2::smallint, p_hash, p_at) into r_same, v_answer;
   if r_same then
-    s_was   := v_answer -> 'was';
-    s_task  := v_answer -> 'task';
-    s_moved := v_answer -> 'moved';
+    s_was     := v_answer -> 'was';
+    s_task    := v_answer -> 'task';
+    s_moved   := v_answer -> 'moved';
+    s_blocked := v_answer -> 'blocked';
   elsif r_same is null then
     select r.s_was[1], r.s_task[1], r.s_moved[1], r.s_blocked[1], r.ready_n
       from move_steps(array[p_uid], array[p_no], '{4}', 1::smallint, 43::smallint, p_note, null, p_more, null, p_at) r
       into s_was, s_task, s_moved, s_blocked, ready_n;
     if s_moved or s_was in (1, 2) then
       insert into request values (p_request, 2, coalesce(p_at, clock_timestamp()), p_hash,
-                                  json_build_object('was', s_was, 'task', s_task, 'moved', s_moved));
+                                  json_build_object('was', s_was, 'task', s_task, 'moved', s_moved, 'blocked', s_blocked));
     end if;
   end if;
 end $$;

@@ -48,6 +48,10 @@ const INTERNAL: &[&str] = &[
     "gate",
     "start_clocks",
     "count_running",
+    "extend_request",
+    "seen_request",
+    "update_task_once",
+    "update_step_once",
 ];
 
 /// What a worker does: cases in its database until one fails.

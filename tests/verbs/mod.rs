@@ -12,6 +12,7 @@ mod nodes;
 mod operate;
 mod plans;
 mod races;
+mod requests;
 mod square;
 mod survey;
 mod truth;
