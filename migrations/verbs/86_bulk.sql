@@ -98,10 +98,12 @@ end $$;
 --
 -- Locks   the operation (SKIP LOCKED), tasks, the append.
 -- Answers whether it was its turn, how many tasks fitted and how many of them were moved; then how many steps
---         became ready, and how many leases are void (their nodes are told by signals).
+--         became ready, and how many leases are void (their nodes are told by signals); then its action (null: it
+--         was not its turn), and whether it is done now.
 create or replace function stepwell.run_bulk(
     p_id uuid, p_chunk int, p_at timestamptz default null,
-    out b_ran bool, out b_matched int, out b_moved int, out ready_n int, out told_n int)
+    out b_ran bool, out b_matched int, out b_moved int, out ready_n int, out told_n int,
+    out b_action smallint, out b_done bool)
   language plpgsql volatile set search_path = stepwell as $$
 declare
   b        bulk_operation;
@@ -110,11 +112,12 @@ declare
   f_states smallint[];
   v_uid    uuid[];
 begin
-  b_ran := false; b_matched := 0; b_moved := 0; ready_n := 0; told_n := 0;
+  b_ran := false; b_matched := 0; b_moved := 0; ready_n := 0; told_n := 0; b_done := false;
   perform 1 from bulk_operation where id = p_id and state = 1 for update skip locked;
   if not found then return; end if;
   b_ran := true;
   select * from bulk_operation where id = p_id into b;
+  b_action := b.action;
   f_states := array(select json_array_elements_text(b.filter::json -> 'states')::smallint);
 
   select * from match_tasks(b.filter::json, b.place, p_chunk * 100, p_chunk, b.position) into m;
@@ -138,9 +141,10 @@ begin
         b_moved := (select count(*) from unnest(resolve_tasks(v_uid, b.note, p_at)) was where was = 4);
     end case;
   end if;
+  b_done := m.m_next is null;
   update bulk_operation
      set place = coalesce(m.m_next, 0), matched_n = matched_n + b_matched, moved_n = moved_n + b_moved,
-         state = case when m.m_next is null then 2 else 1 end,
-         ended_at = case when m.m_next is null then coalesce(p_at, clock_timestamp()) end
+         state = case when b_done then 2 else 1 end,
+         ended_at = case when b_done then coalesce(p_at, clock_timestamp()) end
    where id = p_id;
 end $$;

@@ -153,3 +153,22 @@ fn a_benchmark_that_is_told_nonsense_says_so() {
         assert!(said.contains(what), "{said}");
     }
 }
+
+#[test]
+fn how_late_each_kind_of_what_is_due_comes_is_measured_by_its_events() {
+    let ran = bench(&["lateness", "--tasks", "3", "--rate", "30", "--output", "json"]);
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let kinds = report["kinds"].as_array().unwrap();
+    let counts: Vec<_> =
+        kinds.iter().map(|kind| (kind["kind"].as_str(), kind["count"].as_u64())).collect();
+    let three =
+        ["queue_timeout", "attempt_timeout", "heartbeat_timeout", "total_timeout", "deadline"];
+    let three = three.map(|kind| (Some(kind), Some(3)));
+    assert_eq!(counts, [&[(Some("back_off"), Some(9))], &three[..]].concat());
+    for kind in kinds {
+        let of = |key| figure(kind, key);
+        assert!(of("/p50_ms") <= of("/p99_ms") && of("/p99_ms") <= of("/max_ms"), "{kind}");
+    }
+}

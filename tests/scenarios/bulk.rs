@@ -11,7 +11,7 @@ use stepwell_proto::v1::{
     event::Detail, start_bulk_operation_response::Outcome,
 };
 use stepwell_suite::{Kind, Nodes, Signal};
-use stepwell_tests::{SOON, World, check, until};
+use stepwell_tests::{SOON, Scrape, World, check, until};
 use uuid::Uuid;
 
 use super::cli::stepwell;
@@ -107,6 +107,26 @@ fn cancelled(events: &[v1::Event], operation_id: &str) -> Vec<String> {
     of_operation.map(|event| event.task_id.clone()).collect()
 }
 
+/// Waits until task-services have counted so many of what cancelling operations did.
+async fn counted(world: &World, what: &str, ending: Option<&str>, n: f64) {
+    let labels: Vec<_> =
+        [("action", "cancel")].into_iter().chain(ending.map(|it| ("ending", it))).collect();
+    let name = format!("stepwell_bulk_{what}_total");
+    let counting = async {
+        loop {
+            let mut sum = 0.0;
+            for address in &world.suite.addresses().task {
+                sum += Scrape::of(address).await.sum(&name, &labels);
+            }
+            if sum >= n {
+                return sum;
+            }
+        }
+    };
+    let sum = tokio::time::timeout(SOON, counting).await;
+    assert_eq!(sum, Ok(n), "{name} {ending:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_preview_says_what_is_moved_and_the_events_say_by_which_operation() {
     let world = World::with(Nodes { task: 2, step: 1, event: 1 }, &[]).await;
@@ -147,6 +167,11 @@ async fn a_preview_says_what_is_moved_and_the_events_say_by_which_operation() {
     start(&world, &again).await.unwrap();
     let again = ended(&world, &again.operation_id).await;
     assert_eq!(progress(&again), (BulkState::Done, 230, 0, 230));
+    for (name, ending, n) in
+        [("started", None, 2.0), ("moved", None, 230.0), ("ended", Some("done"), 2.0)]
+    {
+        counted(&world, name, ending, n).await;
+    }
     check(&mut world.connection().await).await;
 }
 
@@ -211,6 +236,15 @@ async fn an_operation_is_stopped_between_chunks_and_what_it_moved_stays_moved() 
     let left = v1::ListTasksRequest { filter, page_size: 1000, ..Default::default() };
     let left = world.client.list_tasks(left).await.unwrap().tasks.len();
     assert_eq!(i64::try_from(left).unwrap() + moved, 330, "nothing is moved after the stop");
+    let moved = f64::from(i32::try_from(moved).unwrap());
+    for (name, ending, n) in [
+        ("started", None, 1.0),
+        ("moved", None, moved),
+        ("ended", Some("done"), 0.0),
+        ("ended", Some("cancelled"), 1.0),
+    ] {
+        counted(&world, name, ending, n).await;
+    }
     check(&mut world.connection().await).await;
 }
 

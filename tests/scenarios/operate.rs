@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stepwell_client::{Addresses, Client, Error, Executor, HandlerError, Start, StepContext, v1};
 use stepwell_proto::v1::ErrorReason;
 use stepwell_suite::Nodes;
-use stepwell_tests::{Running, SOON, World, check, until};
+use stepwell_tests::{Proxy, Running, SOON, Way, World, check, until};
 use tokio::sync::Notify;
 
 use super::cli::stepwell;
@@ -51,6 +51,7 @@ fn resolve(task: &v1::Task, number: i32, result: &str) -> v1::ResolveStepRequest
         reason: "paid by phone".into(),
         resolved_by: "ops@shop".into(),
         result: result.into(),
+        request_id: String::new(),
     }
 }
 
@@ -69,6 +70,7 @@ async fn a_failed_task_is_retried_and_completes_and_the_log_says_who_asked_and_w
         task_id: task.task_id.clone(),
         reason: "the gateway is back".into(),
         retried_by: "ops@shop".into(),
+        request_id: "ticket-17".into(),
         attempts: 0,
     };
     let answer = world.client.retry_task(retry.clone()).await.unwrap();
@@ -77,15 +79,23 @@ async fn a_failed_task_is_retried_and_completes_and_the_log_says_who_asked_and_w
     let who = |name: &str| {
         let event = events.iter().rfind(|event| event.name == name).unwrap();
         match event.detail.clone().unwrap() {
-            v1::event::Detail::TaskRetryRequested(it) => (it.retried_by, it.reason),
-            v1::event::Detail::StepRetryRequested(it) => (it.retried_by, it.reason),
+            v1::event::Detail::TaskRetryRequested(it) => (it.retried_by, it.reason, it.request_id),
+            v1::event::Detail::StepRetryRequested(it) => (it.retried_by, it.reason, it.request_id),
             other => panic!("{other:?}"),
         }
     };
-    let said = ("ops@shop".to_owned(), "the gateway is back".to_owned());
+    let said = ["ops@shop", "the gateway is back", "ticket-17"].map(str::to_owned).into();
+    let said: (String, String, String) = said;
     assert_eq!((who("task.retry_requested"), who("step.retry_requested")), (said.clone(), said));
     let ended = world.ended(&task.task_id).await;
     assert_eq!((ended.state().word(), ended.steps[2].result.as_str()), ("complete", "\"c_1\""));
+    let again = world.client.retry_task(retry.clone()).await.unwrap();
+    assert_eq!((again.already_in_state, again.retried_steps), (false, 1), "a repeat");
+    assert_eq!(again.task.unwrap().state().word(), "complete");
+    let other = v1::RetryTaskRequest { attempts: 2, ..retry.clone() };
+    let refused = world.client.retry_task(other).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::RequestIdReused);
+    let retry = v1::RetryTaskRequest { request_id: String::new(), ..retry };
     let refused = world.client.retry_task(retry).await.unwrap_err();
     assert_eq!(reason(&refused), ErrorReason::IllegalTransition);
     assert!(refused.to_string().contains("can become pending from error"), "{refused}");
@@ -246,9 +256,23 @@ async fn what_cannot_be_moved_is_refused_with_a_reason_and_changes_nothing() {
         task_id: waiting.task_id.clone(),
         reason: "x".repeat(1025),
         resolved_by: "x".repeat(257),
+        request_id: "x".repeat(129),
     };
     let refused = client.resolve_task(long).await.unwrap_err().to_string();
-    assert!(refused.contains("reason") && refused.contains("resolved_by"), "{refused}");
+    for field in ["reason", "resolved_by", "request_id"] {
+        assert!(refused.contains(field), "{field}: {refused}");
+    }
+    for request_id in ["two words", "tab\t", "é", "\0"] {
+        let task_id = waiting.task_id.clone();
+        let cancel =
+            v1::CancelTaskRequest { task_id, request_id: request_id.into(), ..Default::default() };
+        let refused = client.cancel_task(cancel).await.unwrap_err();
+        assert!(
+            reason(&refused) == ErrorReason::InvalidRequest
+                && refused.to_string().contains("request_id"),
+            "{request_id:?}: {refused}"
+        );
+    }
     let resolve = v1::ResolveTaskRequest { task_id: waiting.task_id.clone(), ..Default::default() };
     let refused = client.resolve_task(resolve).await.unwrap_err();
     assert_eq!(reason(&refused), ErrorReason::IllegalTransition);
@@ -284,6 +308,13 @@ async fn an_operator_mends_a_task_on_the_command_line() {
     let (code, out, err) = stepwell(&world, &["task", "retry", id, "--by", "me"], "");
     assert!(code == 0 && err.contains("1 step is tried again"), "{out} {err}");
     assert_eq!(world.ended(id).await.state().word(), "error");
+    let retry = ["step", "retry", &charge, "--request-id", "ticket-18"];
+    for _ in 0..2 {
+        let (code, out, err) = stepwell(&world, &retry, "");
+        assert!(code == 0 && !err.contains("nothing was to be done"), "{out} {err}");
+        let ended = world.ended(id).await;
+        assert_eq!((ended.state().word(), ended.steps[0].attempt), ("error", 3), "tried once");
+    }
     let resolve = ["step", "resolve", &charge, "--reason", "by phone", "--result", "-"];
     let (code, out, _) = stepwell(&world, &resolve, "17");
     assert!(code == 0 && out.contains("resolved_manually"), "{out}");
@@ -376,6 +407,70 @@ async fn what_is_said_of_a_task_and_how_often_a_step_is_tried_may_be_changed() {
         (said.updated_by.as_str(), said.tags_changed, said.task_reason.as_str()),
         ("me", true, "")
     );
+    running.stop().await;
+    check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_whose_answer_is_lost_is_repeated_and_tries_once_though_the_task_failed_again() {
+    let (world, running, _) = shop().await;
+    let task = world.create("order", &json!({})).await;
+    world.ended(&task.task_id).await;
+    let of = world.suite.addresses();
+    let (tasks, steps) =
+        (Proxy::of_service(&of.task[0]).await, Proxy::of_service(&of.step[0]).await);
+    let (task_urls, step_urls) = (vec![tasks.url()], vec![steps.url()]);
+    let addresses = Addresses { task: task_urls, step: step_urls, event: of.event.clone() };
+    let client = Client::connect(addresses).unwrap();
+    // Connected already, so that what is held back is the answer.
+    let get = v1::GetTaskRequest { task_id: task.task_id.clone(), ..Default::default() };
+    client.get_task(get).await.unwrap();
+    client.get_step(v1::GetStepRequest { step_id: step_id(&task, 0) }).await.unwrap();
+    let mut head = 0;
+    for (attempt, proxy) in [(2, &tasks), (3, &steps)] {
+        let mut feed = world.feed(Start::Latest).await;
+        proxy.blackhole(Way::Down);
+        let (client, task) = (client.clone(), task.clone());
+        let asked = tokio::spawn(async move {
+            if attempt == 2 {
+                let retry = v1::RetryTaskRequest { task_id: task.task_id, ..Default::default() };
+                let answer = client.retry_task(retry).await.unwrap();
+                (answer.already_in_state, answer.retried_steps == 1)
+            } else {
+                let retry =
+                    v1::RetryStepRequest { step_id: step_id(&task, 0), ..Default::default() };
+                let answer = client.retry_step(retry).await.unwrap();
+                (answer.already_in_state, answer.step.unwrap().attempt == attempt)
+            }
+        });
+        let events = until(&mut feed, |event| event.name == "task.failed").await;
+        head = events.last().map_or(0, |event| event.position);
+        // The answer is lost; the client comes again.
+        let passed = proxy.passed();
+        proxy.reset();
+        let again = async {
+            while proxy.passed() == passed {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, again).await.unwrap();
+        proxy.heal();
+        assert_eq!(asked.await.unwrap(), (false, true));
+    }
+    let ended = world.task(&task.task_id).await;
+    assert_eq!((ended.state().word(), ended.steps[0].attempt), ("error", 3), "once for each");
+    let mut feed = world.feed(Start::Earliest).await;
+    let last = |event: &v1::Event| event.name == "task.failed" && event.position == head;
+    let events = until(&mut feed, last).await;
+    let ids: Vec<_> = events
+        .into_iter()
+        .filter_map(|event| match event.detail {
+            Some(v1::event::Detail::TaskRetryRequested(it)) => Some(it.request_id),
+            _ => None,
+        })
+        .collect();
+    assert!(ids.len() == 2 && ids[0] != ids[1], "{ids:?}");
+    assert!(ids.iter().all(|id| uuid::Uuid::parse_str(id).is_ok()), "{ids:?}");
     running.stop().await;
     check(&mut world.connection().await).await;
 }

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use super::{
     dag::{Plan, QUEUES},
-    model::{Due, Id, Leased, Moved, Ms, Retired, Settle, Settled, Sweep},
+    model::{
+        Asked, Due, Id, Leased, Moved, Ms, OfStep, OfTask, Once, Retired, Settle, Settled, Sweep,
+    },
 };
 
 /// Keys of tasks that a case has for itself.
@@ -577,6 +579,48 @@ impl Database {
         })
     }
 
+    /// The id of a request of this case, and the hash of its content.
+    fn once(&self, request: u8, asked: Asked) -> (String, Vec<u8>) {
+        (format!("{} {request}", self.first_task), format!("{asked:?}").into_bytes())
+    }
+
+    pub async fn retry_task_once(&mut self, request: u8, asked: Asked) -> Answer<Once<OfTask>> {
+        self.called.insert("retry_task_once");
+        let (id, hash) = self.once(request, asked);
+        let row = sqlx::query("select * from stepwell.retry_task_once($1, $2, $3, '{}', $4, $5)")
+            .bind(id)
+            .bind(hash)
+            .bind(self.uid(asked.task))
+            .bind(asked.more)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let steps: Option<i32> = row.try_get("t_steps")?;
+            let steps = usize::try_from(steps.unwrap_or(0)).expect("a count");
+            once(&row, (state(&row, "t_was")?, steps))
+        })
+    }
+
+    pub async fn retry_step_once(&mut self, request: u8, asked: Asked) -> Answer<Once<OfStep>> {
+        self.called.insert("retry_step_once");
+        let (id, hash) = self.once(request, asked);
+        let row =
+            sqlx::query("select * from stepwell.retry_step_once($1, $2, $3, $4, '{}', $5, $6)")
+                .bind(id)
+                .bind(hash)
+                .bind(self.uid(asked.task))
+                .bind(int(asked.no.expect("it is of a step")))
+                .bind(asked.more)
+                .bind(self.time())
+                .fetch_one(self.writer.connection())
+                .await;
+        answer(row, |row| {
+            let (was, task) = (state(&row, "s_was")?, state(&row, "s_task")?);
+            once(&row, (was, task, row.try_get("s_moved")?, row.try_get("s_blocked")?))
+        })
+    }
+
     /// Answers the state each was in.
     pub async fn resolve(&mut self, tasks: &[usize]) -> Answer<Vec<Option<State>>> {
         self.called.insert("resolve_tasks");
@@ -732,8 +776,22 @@ fn number(row: &PgRow, name: &str) -> Result<usize, sqlx::Error> {
 
 fn states(row: &PgRow, name: &str) -> Result<Vec<Option<State>>, sqlx::Error> {
     let numbers: Vec<Option<i16>> = row.try_get(name)?;
-    let state = |number: i16| State::try_from(i32::from(number)).expect("a state");
-    Ok(numbers.into_iter().map(|number| number.map(state)).collect())
+    Ok(numbers.into_iter().map(|number| number.map(state_of)).collect())
+}
+
+fn state(row: &PgRow, name: &str) -> Result<Option<State>, sqlx::Error> {
+    Ok(row.try_get::<Option<i16>, _>(name)?.map(state_of))
+}
+
+fn state_of(number: i16) -> State {
+    State::try_from(i32::from(number)).expect("a state")
+}
+
+/// What a request was answered that is done once.
+fn once<T>(row: &PgRow, said: T) -> Result<Once<T>, sqlx::Error> {
+    let same: Option<bool> = row.try_get("r_same")?;
+    let answer = (same != Some(false)).then_some(said);
+    Ok(Once { same, answer, ready: number(row, "ready_n")? })
 }
 
 fn short(state: State) -> i16 {

@@ -52,6 +52,10 @@ const INTERNAL: &[&str] = &[
     "blocked_steps",
     "step_readiness",
     "task_context",
+    "extend_request",
+    "seen_request",
+    "update_task_once",
+    "update_step_once",
 ];
 
 /// What a worker does: cases in its database until one fails.

@@ -4,7 +4,10 @@
 //! A verb is a method: it changes the model, collects the events, and answers what the verb is to answer.
 //! What the database is free to choose (tokens, which of several slots) is told to the model after.
 
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use stepwell_proto::{
     catalog::{self, EventMessage, EventType},
@@ -208,6 +211,35 @@ pub struct Moved {
     pub told: usize,
 }
 
+/// What is asked under the id of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub task: usize,
+    /// One step; none: the task.
+    pub no: Option<usize>,
+    pub more: Option<i32>,
+}
+
+/// What a request is answered that is done once: whether it was done before (none: now), what it was answered then
+/// or now (none: another has its id), and how many steps became ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once<T> {
+    pub same: Option<bool>,
+    pub answer: Option<T>,
+    pub ready: usize,
+}
+
+/// States of a task, and how many of its steps are tried again.
+pub type OfTask = (Option<State>, usize);
+/// The states of a step and its task, whether it was moved, and whether it waits behind a cancelled one.
+pub type OfStep = (Option<State>, Option<State>, bool, bool);
+
+/// Requests that are remembered, by their ids.
+type Kept<T> = BTreeMap<u8, (Ms, Asked, T)>;
+
+/// For so long.
+const KEPT: Ms = 48 * 3600 * 1000;
+
 /// What timers do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
@@ -237,6 +269,8 @@ pub struct Model {
     /// Keys to look at.
     pub wake: BTreeSet<usize>,
     pub now: Ms,
+    asked_of_tasks: Kept<OfTask>,
+    asked_of_steps: Kept<OfStep>,
     /// What the current call appends.
     pub events: Vec<Event>,
     /// What the current call makes ready, and when.
@@ -257,6 +291,8 @@ impl Model {
             claimants: Vec::new(),
             wake: BTreeSet::new(),
             now: 0,
+            asked_of_tasks: BTreeMap::new(),
+            asked_of_steps: BTreeMap::new(),
             events: Vec::new(),
             waiting: Vec::new(),
             places: 0,
@@ -1116,6 +1152,31 @@ impl Model {
         (was, tasks.iter().map(of).collect(), ready)
     }
 
+    pub fn retry_task_once(&mut self, request: u8, asked: Asked) -> Once<OfTask> {
+        if let Some(known) = known(&self.asked_of_tasks, request, asked, self.now) {
+            return known;
+        }
+        let (was, steps, ready) = self.retry(&[asked.task], asked.more);
+        let answer = (was[0], steps[0]);
+        if steps[0] > 0 || matches!(was[0], Some(State::Pending | State::InProgress)) {
+            self.asked_of_tasks.insert(request, (self.now, asked, answer));
+        }
+        Once { same: None, answer: Some(answer), ready }
+    }
+
+    pub fn retry_step_once(&mut self, request: u8, asked: Asked) -> Once<OfStep> {
+        if let Some(known) = known(&self.asked_of_steps, request, asked, self.now) {
+            return known;
+        }
+        let id = Id { task: asked.task, no: asked.no.expect("it is of a step") };
+        let moved = self.move_steps(&[id], &[State::Error], State::Pending, asked.more, None, "");
+        let answer = moved.steps[0];
+        if answer.2 || matches!(answer.0, Some(State::Pending | State::InProgress)) {
+            self.asked_of_steps.insert(request, (self.now, asked, answer));
+        }
+        Once { same: None, answer: Some(answer), ready: moved.ready }
+    }
+
     /// Answers the state each was in.
     pub fn resolve(&mut self, tasks: &[usize]) -> Vec<Option<State>> {
         let was = self.states(tasks);
@@ -1286,4 +1347,11 @@ fn way(from: State, to: State) -> Vec<(State, u32, State)> {
         }
     }
     unreachable!("it panics where there is no way")
+}
+
+/// What a request is answered that was done before, or whose id another has.
+fn known<T: Copy>(kept: &Kept<T>, request: u8, asked: Asked, now: Ms) -> Option<Once<T>> {
+    let (_, before, answer) = kept.get(&request).filter(|(at, ..)| *at > now - KEPT)?;
+    let same = *before == asked;
+    Some(Once { same: Some(same), answer: same.then_some(*answer), ready: 0 })
 }

@@ -20,6 +20,7 @@ const VERBS: &[(&str, &str)] = &[
     ("grant_keys", include_str!("../../migrations/verbs/75_grant_keys.sql")),
     ("move_steps", include_str!("../../migrations/verbs/82_move_steps.sql")),
     ("move_tasks", include_str!("../../migrations/verbs/84_move_tasks.sql")),
+    ("request", include_str!("../../migrations/verbs/87_request.sql")),
     (VIEWS, include_str!("../../migrations/verbs/90_views.sql")),
 ];
 
@@ -324,6 +325,30 @@ const NOTICED: &[Mutation] = &[
         "move_tasks",
         "from (select distinct t from unnest(v_task, t_was) x(t, was) where was = 4) t",
         "from (select distinct t from unnest(v_task, t_was) x(t, was) where was in (2, 4)) t",
+    ),
+    Mutation(
+        "a repeat is a request of its own",
+        "request",
+        "where id = p_request and method = p_method and at",
+        "where false and at",
+    ),
+    Mutation(
+        "another request with the same id is answered like the first",
+        "request",
+        "select hash = p_hash, answer from request",
+        "select true, answer from request",
+    ),
+    Mutation(
+        "a retry that was refused is remembered",
+        "request",
+        "if t_was in (1, 2) or t_steps > 0 then",
+        "if true then",
+    ),
+    Mutation(
+        "a step's retry that found it under way is not remembered",
+        "request",
+        "if s_moved or s_was in (1, 2) then",
+        "if s_moved then",
     ),
     Mutation(
         "an open task is resolved",

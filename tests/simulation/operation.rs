@@ -47,6 +47,8 @@ pub enum Operation {
     Cancel { tasks: Vec<Pick>, overriding: bool },
     /// Tasks are retried.
     Retry { tasks: Vec<Pick>, more: Option<u8> },
+    /// A task, or one step, is retried under the id of a request; `again`: as it was asked under that id before.
+    RetryOnce { request: u8, again: bool, task: Pick, step: Option<Aim>, more: Option<u8> },
     /// Tasks are resolved.
     Resolve { tasks: Vec<Pick> },
     /// Tasks are paused, or go on.
@@ -182,6 +184,10 @@ fn people() -> impl Strategy<Value = Operation> {
         2 => (picks(), prop::bool::weighted(0.5))
             .prop_map(|(tasks, overriding)| Operation::Cancel { tasks, overriding }),
         4 => (picks(), more()).prop_map(|(tasks, more)| Operation::Retry { tasks, more }),
+        5 => (0..3u8, prop::bool::weighted(0.6), any::<Pick>(), prop::option::of(aims()), more())
+            .prop_map(|(request, again, task, step, more)| {
+                Operation::RetryOnce { request, again, task, step, more }
+            }),
         2 => picks().prop_map(|tasks| Operation::Resolve { tasks }),
         5 => (picks(), any::<bool>()).prop_map(|(tasks, paused)| Operation::Pause { tasks, paused }),
     ]

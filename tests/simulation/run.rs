@@ -2,7 +2,7 @@
 //! answer and leave is compared. At the end honest executors finish what is open.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Debug,
 };
 
@@ -15,7 +15,7 @@ use super::{
     dag::{Pick, QUEUES},
     database::{Answer, Database},
     look,
-    model::{Clock, Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep, Timer},
+    model::{Asked, Clock, Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep, Timer},
     operation::{Aim, Case, Ending, Held, Move, Operation, Report},
     view,
 };
@@ -77,6 +77,8 @@ struct Run<'a> {
     plans: Vec<usize>,
     /// Every lease, in order.
     given: Vec<Given>,
+    /// What was asked under the id of each request the last time.
+    asked: HashMap<u8, Asked>,
     /// Makes texts differ.
     reports: usize,
     /// The views are looked at too.
@@ -101,6 +103,7 @@ pub async fn run(
         coverage,
         plans: of_tasks,
         given: Vec::new(),
+        asked: HashMap::new(),
         reports: 0,
         thorough,
     };
@@ -166,6 +169,9 @@ impl Run<'_> {
                 let answer = self.database.retry(&tasks, more).await;
                 self.agree(answer, |model| Ok(model.retry(&tasks, more)))?;
                 self.look().await
+            }
+            Operation::RetryOnce { request, again, task, step, more } => {
+                self.retry_once(*request, *again, *task, *step, more.map(i32::from)).await
             }
             Operation::Resolve { tasks } => {
                 let tasks = self.tasks(tasks);
@@ -430,6 +436,35 @@ impl Run<'_> {
         let event = i16::try_from(event).expect("a small number");
         let answer = self.database.move_steps(&ids, &from, to, event, more, result, &note).await;
         self.agree(answer, |model| Ok(model.move_steps(&ids, &from, to, more, result, &note)))?;
+        self.look().await
+    }
+
+    async fn retry_once(
+        &mut self,
+        request: u8,
+        again: bool,
+        task: Pick,
+        step: Option<Aim>,
+        more: Option<i32>,
+    ) -> Result<(), String> {
+        let fresh = || {
+            let task = of(task, self.model.tasks.len());
+            let no = step.map(|aim| {
+                let steps = self.model.tasks[task].as_ref().map_or(0, |task| task.steps.len());
+                of(aim.pick, steps + 1)
+            });
+            Asked { task, no, more }
+        };
+        let before = self.asked.get(&request).filter(|_| again).copied();
+        let asked = before.unwrap_or_else(fresh);
+        self.asked.insert(request, asked);
+        if asked.no.is_some() {
+            let answer = self.database.retry_step_once(request, asked).await;
+            self.agree(answer, |model| Ok(model.retry_step_once(request, asked)))?;
+        } else {
+            let answer = self.database.retry_task_once(request, asked).await;
+            self.agree(answer, |model| Ok(model.retry_task_once(request, asked)))?;
+        }
         self.look().await
     }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use sqlx::types::chrono::{DateTime, Utc};
 use stepwell_proto::v1::{self, BulkState, State, bulk_action::Action};
 use stepwell_store::{
-    BULK_RUNNING_MAX, Chunk, Ending, Filter, NewBulk, Note, Started, StoredDefinition,
+    BULK_RUNNING_MAX, BulkKind, Chunk, Ending, Filter, NewBulk, Note, Started, StoredDefinition,
 };
 use stepwell_tests::{Rows, check, complete, new_task, report};
 use uuid::Uuid;
@@ -36,8 +36,14 @@ async fn start(rows: &Rows, action: Action, filter: Filter) -> Uuid {
     bulk.id
 }
 
+/// Runs a chunk, which says of its operation what is so.
 async fn run(rows: &Rows, id: Uuid, chunk: i32) -> Chunk {
-    rows.store.run_bulk(id, chunk).await.unwrap()
+    let chunk = rows.store.run_bulk(id, chunk).await.unwrap();
+    let it = operation(rows, id).await;
+    let action = it.action.unwrap().action.unwrap();
+    assert_eq!(chunk.action, chunk.ran.then(|| BulkKind::of(&action)));
+    assert_eq!(chunk.done, chunk.ran && it.state() == BulkState::Done);
+    Chunk { action: None, done: false, ..chunk }
 }
 
 async fn operation(rows: &Rows, id: Uuid) -> v1::BulkOperation {
@@ -51,10 +57,10 @@ async fn progress(rows: &Rows, id: Uuid) -> (BulkState, i64, i64, i64) {
 }
 
 fn ran(matched: i32, moved: i32) -> Chunk {
-    Chunk { ran: true, matched, moved }
+    Chunk { ran: true, matched, moved, ..IDLE }
 }
 
-const IDLE: Chunk = Chunk { ran: false, matched: 0, moved: 0 };
+const IDLE: Chunk = Chunk { ran: false, matched: 0, moved: 0, action: None, done: false };
 
 /// Events of a type that name the operation.
 async fn events(rows: &Rows, id: Uuid, of_type: i16) -> i64 {

@@ -13,6 +13,7 @@ mod operate;
 mod plans;
 mod priority;
 mod races;
+mod requests;
 mod square;
 mod survey;
 mod truth;

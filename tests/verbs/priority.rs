@@ -33,7 +33,7 @@ async fn queue_at(rows: &Rows, definition: &StoredDefinition, priority: i16) -> 
 
 async fn raise(rows: &Rows, uid: Uuid, priority: i16) -> Option<State> {
     let note = Note { priority: Some(priority), ..note() };
-    rows.store.update_task(uid, &note).await.unwrap()
+    rows.store.update_task(uid, &note, None).await.unwrap()
 }
 
 async fn leases(rows: &Rows, writer: &mut Writer, queue: i32) -> usize {

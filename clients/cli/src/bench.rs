@@ -4,6 +4,7 @@
 
 mod compare;
 mod ground;
+mod lateness;
 mod load;
 mod page;
 mod report;
@@ -61,6 +62,8 @@ pub(crate) struct Bench {
 enum Command {
     /// Run two builds or settings in turns, and say how they compare.
     Compare(compare::Compare),
+    /// Measure how late retries and time-outs come, at low load.
+    Lateness(lateness::Lateness),
 }
 
 /// One run.
@@ -152,8 +155,10 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 impl Bench {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
-        if let Some(Command::Compare(compare)) = self.command {
-            return compare.run().await;
+        match self.command {
+            Some(Command::Compare(compare)) => return compare.run().await,
+            Some(Command::Lateness(lateness)) => return lateness.run().await,
+            None => {}
         }
         let output = self.run.output;
         let page = self.run.report.clone();

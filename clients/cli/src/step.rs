@@ -13,7 +13,7 @@ use crate::{
     connect::Connect,
     fault::Fault,
     output,
-    task::{self, Note},
+    task::{self, Ask, Note},
 };
 
 #[derive(Subcommand)]
@@ -45,7 +45,7 @@ pub(crate) struct Move {
     /// `TASK_ID.NUMBER`.
     step_id: String,
     #[command(flatten)]
-    note: Note,
+    ask: Ask,
     #[command(flatten)]
     show: Show,
 }
@@ -88,29 +88,31 @@ impl Command {
                 let request = GetStepReadinessRequest { step_id };
                 show.readiness(&show.client()?.get_step_readiness(request).await?)
             }
-            Self::Retry(Retry { attempts, of: Move { step_id, note, show } }) => {
-                let (reason, retried_by) = (note.reason, note.by);
+            Self::Retry(Retry { attempts, of: Move { step_id, ask, show } }) => {
+                let Ask { note: Note { reason, by: retried_by }, request_id } = ask;
                 let attempts = attempts.unwrap_or_default();
-                let request = RetryStepRequest { step_id, reason, retried_by, attempts };
+                let request =
+                    RetryStepRequest { step_id, reason, retried_by, attempts, request_id };
                 let answer = show.client()?.retry_step(request).await?;
                 show.step(answer.step, answer.already_in_state)
             }
-            Self::Resolve(Resolve { result, of: Move { step_id, note, show } }) => {
-                let (reason, resolved_by) = (note.reason, note.by);
+            Self::Resolve(Resolve { result, of: Move { step_id, ask, show } }) => {
+                let Ask { note: Note { reason, by: resolved_by }, request_id } = ask;
                 let result = task::text(&result)?;
-                let request = ResolveStepRequest { step_id, reason, resolved_by, result };
+                let request =
+                    ResolveStepRequest { step_id, reason, resolved_by, result, request_id };
                 let answer = show.client()?.resolve_step(request).await?;
                 show.step(answer.step, answer.already_in_state)
             }
-            Self::Skip(Move { step_id, note, show }) => {
-                let (reason, skipped_by) = (note.reason, note.by);
-                let request = SkipStepRequest { step_id, reason, skipped_by };
+            Self::Skip(Move { step_id, ask, show }) => {
+                let Ask { note: Note { reason, by: skipped_by }, request_id } = ask;
+                let request = SkipStepRequest { step_id, reason, skipped_by, request_id };
                 let answer = show.client()?.skip_step(request).await?;
                 show.step(answer.step, answer.already_in_state)
             }
-            Self::Cancel(Move { step_id, note, show }) => {
-                let (reason, cancelled_by) = (note.reason, note.by);
-                let request = CancelStepRequest { step_id, reason, cancelled_by };
+            Self::Cancel(Move { step_id, ask, show }) => {
+                let Ask { note: Note { reason, by: cancelled_by }, request_id } = ask;
+                let request = CancelStepRequest { step_id, reason, cancelled_by, request_id };
                 let answer = show.client()?.cancel_step(request).await?;
                 show.step(answer.step, answer.already_in_state)
             }

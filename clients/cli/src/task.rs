@@ -116,7 +116,7 @@ pub(crate) struct Cancel {
     #[arg(long)]
     r#override: bool,
     #[command(flatten)]
-    note: Note,
+    ask: Ask,
     #[command(flatten)]
     show: Show,
 }
@@ -129,7 +129,7 @@ pub(crate) struct Retry {
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=1000))]
     attempts: Option<i32>,
     #[command(flatten)]
-    note: Note,
+    ask: Ask,
     #[command(flatten)]
     show: Show,
 }
@@ -161,9 +161,20 @@ pub(crate) struct Resolve {
     /// Its id.
     task_id: String,
     #[command(flatten)]
-    note: Note,
+    ask: Ask,
     #[command(flatten)]
     show: Show,
+}
+
+/// The request for a move.
+#[derive(Args)]
+pub(crate) struct Ask {
+    #[command(flatten)]
+    pub(crate) note: Note,
+    /// An id of one's own for the request, which goes into the events: repeating a retry with it within
+    /// 48 hours retries nothing. 1 to 128 characters without spaces; retries make one unless given.
+    #[arg(long, default_value = "", value_name = "ID")]
+    pub(crate) request_id: String,
 }
 
 /// What goes into the events of a move.
@@ -266,8 +277,9 @@ impl Cancel {
         let client = self.show.connect.client()?;
         let request = CancelTaskRequest {
             task_id: self.task_id,
-            reason: self.note.reason,
-            cancelled_by: self.note.by,
+            reason: self.ask.note.reason,
+            cancelled_by: self.ask.note.by,
+            request_id: self.ask.request_id,
             r#override: self.r#override,
         };
         let answer = client.cancel_task(request).await?;
@@ -284,8 +296,9 @@ impl Retry {
         let client = self.show.connect.client()?;
         let request = RetryTaskRequest {
             task_id: self.task_id,
-            reason: self.note.reason,
-            retried_by: self.note.by,
+            reason: self.ask.note.reason,
+            retried_by: self.ask.note.by,
+            request_id: self.ask.request_id,
             attempts: self.attempts.unwrap_or_default(),
         };
         let answer = client.retry_task(request).await?;
@@ -304,8 +317,9 @@ impl Resolve {
         let client = self.show.connect.client()?;
         let request = ResolveTaskRequest {
             task_id: self.task_id,
-            reason: self.note.reason,
-            resolved_by: self.note.by,
+            reason: self.ask.note.reason,
+            resolved_by: self.ask.note.by,
+            request_id: self.ask.request_id,
         };
         let answer = client.resolve_task(request).await?;
         if answer.already_in_state {
@@ -321,8 +335,9 @@ impl Resolve {
         let client = self.show.connect.client()?;
         let request = PauseTaskRequest {
             task_id: self.task_id,
-            reason: self.note.reason,
-            paused_by: self.note.by,
+            reason: self.ask.note.reason,
+            paused_by: self.ask.note.by,
+            request_id: self.ask.request_id,
         };
         let answer = client.pause_task(request).await?;
         if answer.already_in_state {
@@ -336,8 +351,9 @@ impl Resolve {
         let client = self.show.connect.client()?;
         let request = ResumeTaskRequest {
             task_id: self.task_id,
-            reason: self.note.reason,
-            resumed_by: self.note.by,
+            reason: self.ask.note.reason,
+            resumed_by: self.ask.note.by,
+            request_id: self.ask.request_id,
         };
         let answer = client.resume_task(request).await?;
         if answer.already_in_state {

@@ -173,11 +173,13 @@ impl Client {
         .await
     }
 
-    /// Tries the steps in error of a task in error again.
+    /// Tries the steps in error of a task in error again. Without a `request_id` it gets one here, so that
+    /// a repeat does not try them once more.
     pub async fn retry_task(
         &self,
-        request: v1::RetryTaskRequest,
+        mut request: v1::RetryTaskRequest,
     ) -> Result<v1::RetryTaskResponse, Error> {
+        fill_id(&mut request.request_id);
         self.tasks(&self.limits, &request, |mut service, request| async move {
             service.retry_task(request).await
         })
@@ -250,11 +252,12 @@ impl Client {
         .await
     }
 
-    /// Changes what is said of a task: why it is, and its labels.
+    /// Changes what is said of a task: why it is, and its labels. Without a `request_id` it gets one here.
     pub async fn update_task(
         &self,
-        request: v1::UpdateTaskRequest,
+        mut request: v1::UpdateTaskRequest,
     ) -> Result<v1::UpdateTaskResponse, Error> {
+        fill_id(&mut request.request_id);
         self.tasks(&self.limits, &request, |mut service, request| async move {
             service.update_task(request).await
         })
@@ -272,11 +275,12 @@ impl Client {
         .await
     }
 
-    /// Changes how many attempts a step may make in all.
+    /// Changes how many attempts a step may make in all. Without a `request_id` it gets one here.
     pub async fn update_step(
         &self,
-        request: v1::UpdateStepRequest,
+        mut request: v1::UpdateStepRequest,
     ) -> Result<v1::UpdateStepResponse, Error> {
+        fill_id(&mut request.request_id);
         self.steps(
             &request,
             |mut service, request| async move { service.update_step(request).await },
@@ -405,11 +409,12 @@ impl Client {
         .await
     }
 
-    /// Tries a step in error again.
+    /// Tries a step in error again. Without a `request_id` it gets one here.
     pub async fn retry_step(
         &self,
-        request: v1::RetryStepRequest,
+        mut request: v1::RetryStepRequest,
     ) -> Result<v1::RetryStepResponse, Error> {
+        fill_id(&mut request.request_id);
         self.steps(
             &request,
             |mut service, request| async move { service.retry_step(request).await },

@@ -76,7 +76,8 @@ impl Executors {
         let session = parse_executor_id(&executor_id).ok_or_else(|| {
             Refusal::field("executor_id", "must be an id as ListExecutors has it, such as `1-2a`")
         })?;
-        let Note { by, reason, .. } = Note::read(reason, "requested_by", requested_by)?;
+        let Note { by, reason, .. } =
+            Note::read(reason, "requested_by", requested_by, String::new())?;
         let told = self.0.stop_executor(session, &reason).await?;
         let already_in_state = told.ok_or_else(|| {
             let message = format!("no executor {executor_id} is connected");

@@ -11,7 +11,7 @@ use stepwell_proto::{
         SkipStepResponse, State, Step, UpdateStepRequest, UpdateStepResponse,
     },
 };
-use stepwell_store::{Move, Note, Offering, Store, more_attempts};
+use stepwell_store::{Move, Moved, Note, Offering, Once, Store, more_attempts};
 use uuid::Uuid;
 
 use crate::readiness::obstacles;
@@ -59,9 +59,19 @@ impl Operations {
         request: RetryStepRequest,
     ) -> Result<RetryStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
-        let note = Note::read(request.reason, "retried_by", request.retried_by)?;
-        let to = Move::Retry { attempts: more_attempts(request.attempts)? };
-        let (step, already_in_state) = self.move_step(id, &to, &note).await?;
+        let once = Once::of(&request.request_id, &request);
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "retried_by", request.retried_by, request_id)?;
+        let attempts = more_attempts(request.attempts)?;
+        let to = Move::Retry { attempts };
+        let (step, already_in_state) = match once {
+            None => self.move_step(id, &to, &note).await?,
+            Some(once) => {
+                let (task, number) = (id.task, id.number);
+                let moved = self.store.retry_step_once(&once, task, number, attempts, &note);
+                self.moved(id, &to, moved.await?).await?
+            }
+        };
         Ok(RetryStepResponse { step: Some(step), already_in_state })
     }
 
@@ -70,7 +80,8 @@ impl Operations {
         request: ResolveStepRequest,
     ) -> Result<ResolveStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
-        let note = Note::read(request.reason, "resolved_by", request.resolved_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "resolved_by", request.resolved_by, request_id)?;
         let result = Some(request.result).filter(|result| !result.is_empty());
         if let Some(result) = &result {
             json::check(result, self.result_bytes_max)
@@ -82,7 +93,8 @@ impl Operations {
 
     pub(crate) async fn skip(&self, request: SkipStepRequest) -> Result<SkipStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
-        let note = Note::read(request.reason, "skipped_by", request.skipped_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "skipped_by", request.skipped_by, request_id)?;
         let template = self.store.step_template(id.task, id.number).await?;
         let template = template.ok_or_else(|| id.not_found())?;
         if !template.skippable {
@@ -100,11 +112,17 @@ impl Operations {
         request: UpdateStepRequest,
     ) -> Result<UpdateStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
-        let note = Note::read(request.reason, "updated_by", request.updated_by)?;
+        let once = Once::of(&request.request_id, &request);
         let max_attempts = more_attempts(request.max_attempts).ok().flatten();
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "updated_by", request.updated_by, request_id)?;
         let wrong = |what: &str| Refusal::field("max_attempts", what);
         let max_attempts = max_attempts.ok_or_else(|| wrong("must be from 1 to 1000"))?;
-        let updated = self.store.update_step(id.task, id.number, max_attempts, &note).await?;
+        let (store, task, number) = (&self.store, id.task, id.number);
+        let updated = match once {
+            None => store.update_step(task, number, max_attempts, &note).await?,
+            Some(once) => store.update_step_once(&once, task, number, max_attempts, &note).await?,
+        };
         let updated = updated.ok_or_else(|| id.not_found())?;
         if !updated.done {
             if !matches!(updated.task, State::Pending | State::InProgress | State::Error) {
@@ -124,7 +142,8 @@ impl Operations {
         request: CancelStepRequest,
     ) -> Result<CancelStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
-        let note = Note::read(request.reason, "cancelled_by", request.cancelled_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "cancelled_by", request.cancelled_by, request_id)?;
         let (step, already_in_state) = self.move_step(id, &Move::Cancel, &note).await?;
         Ok(CancelStepResponse { step: Some(step), already_in_state })
     }
@@ -132,6 +151,16 @@ impl Operations {
     /// The step as it is then, and whether there was nothing to do.
     async fn move_step(&self, id: Id, to: &Move, note: &Note) -> Result<(Step, bool), Refusal> {
         let moved = self.store.move_step(id.task, id.number, to, note).await?;
+        self.moved(id, to, moved).await
+    }
+
+    /// The same of a step that was moved so.
+    async fn moved(
+        &self,
+        id: Id,
+        to: &Move,
+        moved: Option<Moved>,
+    ) -> Result<(Step, bool), Refusal> {
         let moved = moved.ok_or_else(|| id.not_found())?;
         // Under way already counts as tried again.
         let already = moved.was == to.to()

@@ -53,6 +53,41 @@ pub struct Chunk {
     pub matched: i32,
     /// Those of them that were moved.
     pub moved: i32,
+    /// What is done to them; none: it did not run.
+    pub action: Option<BulkKind>,
+    /// It was the last one.
+    pub done: bool,
+}
+
+/// What a bulk operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BulkKind {
+    /// It cancels.
+    Cancel,
+    /// It retries.
+    Retry,
+    /// It resolves.
+    Resolve,
+}
+
+impl BulkKind {
+    /// Of an action.
+    pub fn of(action: &Action) -> Self {
+        match action {
+            Action::Cancel(_) => Self::Cancel,
+            Action::Retry(_) => Self::Retry,
+            Action::Resolve(_) => Self::Resolve,
+        }
+    }
+
+    fn read(number: i16) -> Result<Self, Error> {
+        match number {
+            1 => Ok(Self::Cancel),
+            2 => Ok(Self::Retry),
+            3 => Ok(Self::Resolve),
+            other => Err(Error::Inconsistent(format!("there is no action {other}"))),
+        }
+    }
 }
 
 /// What stopping an operation did.
@@ -81,11 +116,12 @@ struct Row {
 
 impl Row {
     fn into_operation(self) -> Result<v1::BulkOperation, Error> {
-        let action = match self.action {
-            1 => Action::Cancel(v1::BulkCancel { r#override: self.overriding }),
-            2 => Action::Retry(v1::BulkRetry { attempts: self.attempts.unwrap_or(0) }),
-            3 => Action::Resolve(v1::BulkResolve {}),
-            other => return Err(Error::Inconsistent(format!("there is no action {other}"))),
+        let action = match BulkKind::read(self.action)? {
+            BulkKind::Cancel => Action::Cancel(v1::BulkCancel { r#override: self.overriding }),
+            BulkKind::Retry => {
+                Action::Retry(v1::BulkRetry { attempts: self.attempts.unwrap_or(0) })
+            }
+            BulkKind::Resolve => Action::Resolve(v1::BulkResolve {}),
         };
         let state = BulkState::try_from(i32::from(self.state))
             .map_err(|_| Error::Inconsistent(format!("there is no bulk state {}", self.state)))?;
@@ -156,7 +192,8 @@ impl Store {
         let call = async {
             let call = sqlx::query!(
                 r#"select b_ran as "ran!", b_matched as "matched!", b_moved as "moved!",
-                          ready_n as "ready!", told_n as "told!"
+                          ready_n as "ready!", told_n as "told!", b_action as action,
+                          b_done as "done!"
                      from stepwell.run_bulk($1, $2)"#,
                 id,
                 chunk,
@@ -166,7 +203,8 @@ impl Store {
         let rows = |moved: i32| usize::try_from(moved).unwrap_or(0);
         let row = span::verb("db.run_bulk", rows(chunk), |row| rows(row.moved), call).await?;
         self.bell().ring_moves(row.moved > 0, row.ready > 0, row.told > 0);
-        Ok(Chunk { ran: row.ran, matched: row.matched, moved: row.moved })
+        let action = row.action.map(BulkKind::read).transpose()?;
+        Ok(Chunk { ran: row.ran, matched: row.matched, moved: row.moved, action, done: row.done })
     }
 
     /// An operation; none: there is no such operation.

@@ -16,6 +16,7 @@ mod metrics;
 mod migrate;
 mod node;
 mod note;
+mod once;
 mod patient;
 mod pause;
 mod span;
@@ -48,6 +49,7 @@ pub use filter::Filter;
 pub use migrate::{SchemaState, migrate};
 pub use node::*;
 pub use note::{Note, more_attempts};
+pub use once::Once;
 pub use pause::Covered;
 pub use step::*;
 pub use survey::*;
@@ -184,9 +186,12 @@ impl Store {
         })
     }
 
-    /// Keeps the log's partitions ahead of its head; to be called every few seconds.
+    /// Keeps the log's partitions ahead of its head, and those of requests about today; to be called every
+    /// few seconds.
     pub async fn extend_log(&self) -> Result<(), Error> {
-        sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(self.reads()).await?;
+        sqlx::query!("select stepwell.extend_event(), stepwell.extend_request()")
+            .fetch_one(self.reads())
+            .await?;
         Ok(())
     }
 

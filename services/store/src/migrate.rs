@@ -25,6 +25,7 @@ const VERBS: &[(&str, &str)] = &[
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
+    ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
 ];
 
@@ -62,7 +63,7 @@ fn needed() -> i64 {
     MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0)
 }
 
-/// Applies the migrations that are missing, then the verbs, then makes room in the log. Safe to
+/// Applies the migrations that are missing, then the verbs, then makes room in the log and for requests. Safe to
 /// repeat, and for several processes at once. Answers the version it is at.
 pub async fn migrate(database_url: &str) -> Result<i64, Error> {
     let mut connection =
@@ -78,7 +79,9 @@ pub async fn migrate(database_url: &str) -> Result<i64, Error> {
         sqlx::raw_sql(*text).execute(&mut *verbs).await?;
     }
     verbs.commit().await?;
-    sqlx::query_scalar!("select stepwell.extend_event()").fetch_one(&mut connection).await?;
+    sqlx::query!("select stepwell.extend_event(), stepwell.extend_request()")
+        .fetch_one(&mut connection)
+        .await?;
     Ok(needed())
 }
 

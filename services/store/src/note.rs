@@ -14,6 +14,9 @@ pub struct Note {
     /// The bulk operation that makes the move; empty: it is made by itself.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub operation_id: String,
+    /// The caller's id of the request that asks; empty: it has none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub request_id: String,
     /// The step was not to run at all.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
@@ -41,6 +44,7 @@ pub struct Note {
 const RESULT_BYTES_MAX: usize = 8 << 10;
 const REASON_BYTES_MAX: usize = 1024;
 const BY_BYTES_MAX: usize = 256;
+const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Of a step that may be tried again by hand, at once.
 const ATTEMPTS_MAX: i32 = 1000;
 
@@ -50,8 +54,13 @@ impl Note {
         Self { by: by.into(), reason: reason.into(), ..Self::default() }
     }
 
-    /// What a request says: the reason, and in the field `path` who asks.
-    pub fn read(reason: String, path: &str, by: String) -> Result<Self, Refusal> {
+    /// What a request says: the reason, in the field `path` who asks, and its id.
+    pub fn read(
+        reason: String,
+        path: &str,
+        by: String,
+        request_id: String,
+    ) -> Result<Self, Refusal> {
         let mut faults = Vec::new();
         for (path, text, max) in [("reason", &reason, REASON_BYTES_MAX), (path, &by, BY_BYTES_MAX)]
         {
@@ -59,8 +68,18 @@ impl Note {
                 faults.push((path.to_owned(), format!("at most {max} bytes, without NUL")));
             }
         }
+        if request_id.len() > REQUEST_ID_BYTES_MAX
+            || !request_id.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            let what =
+                format!("at most {REQUEST_ID_BYTES_MAX} printable ASCII characters, no spaces");
+            faults.push(("request_id".to_owned(), what));
+        }
+        if !faults.is_empty() {
+            return Err(Refusal::fields(faults));
+        }
         let by = if by.is_empty() { "unknown".to_owned() } else { by };
-        if faults.is_empty() { Ok(Self::new(by, reason)) } else { Err(Refusal::fields(faults)) }
+        Ok(Self { request_id, ..Self::new(by, reason) })
     }
 
     /// The same of a step that gets a result.

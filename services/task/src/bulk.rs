@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,13 +19,15 @@ use stepwell_proto::{
 };
 use stepwell_serve::{Shutdown, Ticker};
 use stepwell_store::{
-    BULK_CHUNK_MAX, BULK_RUNNING_MAX, Error, Filter, NewBulk, Note, Started, Store, more_attempts,
+    BULK_CHUNK_MAX, BULK_RUNNING_MAX, BulkKind, Error, Filter, NewBulk, Note, Started, Store,
+    more_attempts,
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::{
     filter,
+    metrics::{Bulk as Metrics, BulkEnding},
     plan::uid,
     rule::{self, Fault},
 };
@@ -60,6 +63,7 @@ pub(crate) async fn list_tasks(
 pub(crate) async fn start(
     store: &Store,
     previews: &Semaphore,
+    metrics: &Metrics,
     request: StartBulkOperationRequest,
 ) -> Result<StartBulkOperationResponse, Refusal> {
     let dry_run = request.dry_run;
@@ -79,7 +83,10 @@ pub(crate) async fn start(
         return Ok(StartBulkOperationResponse { outcome, already_existed: false });
     }
     let already_existed = match store.start_bulk(&bulk).await? {
-        Started::New => false,
+        Started::New => {
+            metrics.started(BulkKind::of(&bulk.action));
+            false
+        }
         Started::Existing => true,
         Started::Reused => {
             let what = format!("the id {} was used before for another operation", bulk.id);
@@ -118,7 +125,8 @@ fn read(request: StartBulkOperationRequest) -> Result<NewBulk, Vec<Fault>> {
         }
         Some(Action::Cancel(_) | Action::Resolve(_)) => {}
     }
-    let note = Note::read(request.reason, "requested_by", request.requested_by);
+    // An operation has an id of its own.
+    let note = Note::read(request.reason, "requested_by", request.requested_by, String::new());
     let note = note.unwrap_or_else(|refusal| {
         faults.extend(refusal.violations);
         Note::default()
@@ -172,6 +180,7 @@ pub(crate) async fn list(
 /// Stops an operation.
 pub(crate) async fn cancel(
     store: &Store,
+    metrics: &Metrics,
     request: CancelBulkOperationRequest,
 ) -> Result<CancelBulkOperationResponse, Refusal> {
     let id = operation_id(&request.operation_id)?;
@@ -183,6 +192,10 @@ pub(crate) async fn cancel(
         );
     }
     let already_in_state = !stopped.was_running;
+    let action = stopped.operation.action.and_then(|action| action.action);
+    if let Some(action) = action.filter(|_| stopped.was_running) {
+        metrics.ended(BulkKind::of(&action), BulkEnding::Cancelled);
+    }
     Ok(CancelBulkOperationResponse { operation: Some(stopped.operation), already_in_state })
 }
 
@@ -228,6 +241,7 @@ pub(crate) fn token(list: u64, next: Option<i64>) -> String {
 pub(crate) struct Runner {
     store: Store,
     shutdown: Shutdown,
+    metrics: Arc<Metrics>,
     sizes: Sizes,
     forgotten: Option<Instant>,
 }
@@ -259,8 +273,8 @@ impl Sizes {
 }
 
 impl Runner {
-    pub(crate) fn new(store: Store, shutdown: Shutdown) -> Self {
-        Self { store, shutdown, sizes: Sizes::default(), forgotten: None }
+    pub(crate) fn new(store: Store, shutdown: Shutdown, metrics: Arc<Metrics>) -> Self {
+        Self { store, shutdown, metrics, sizes: Sizes::default(), forgotten: None }
     }
 
     /// Runs until shutdown begins.
@@ -297,6 +311,12 @@ impl Runner {
                 Ok(chunk) if chunk.ran => {
                     ran = true;
                     self.sizes.done(id);
+                    if let Some(kind) = chunk.action {
+                        self.metrics.moved(kind, chunk.moved);
+                        if chunk.done {
+                            self.metrics.ended(kind, BulkEnding::Done);
+                        }
+                    }
                     tokio::time::sleep(began.elapsed().min(REST_MAX)).await;
                 }
                 Ok(_) => {}

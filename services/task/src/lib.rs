@@ -110,7 +110,8 @@ pub async fn run(
         store.bell().listen(Topic::Bulk),
         Duration::from_millis(1500)..Duration::from_millis(2500),
     );
-    let runner = bulk::Runner::new(store.clone(), service.shutdown().clone());
+    let bulk = Arc::new(metrics::Bulk::new(&service.meter()));
+    let runner = bulk::Runner::new(store.clone(), service.shutdown().clone(), Arc::clone(&bulk));
     service.spawn_loop("bulk", runner.run(ticker));
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
@@ -131,6 +132,7 @@ pub async fn run(
         waiters,
         shutdown: service.shutdown().clone(),
         previews: Semaphore::new(bulk::PREVIEWS_MAX),
+        bulk,
         context_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
     };
     let server = TaskServiceServer::new(tasks)

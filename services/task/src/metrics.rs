@@ -1,4 +1,4 @@
-//! What is measured of creating tasks and of waiting for them.
+//! What is measured of creating tasks, of waiting for them, and of bulk operations.
 
 use std::{
     sync::{Arc, Weak},
@@ -9,7 +9,7 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-use stepwell_store::Created;
+use stepwell_store::{BulkKind, Created};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
@@ -131,6 +131,85 @@ pub(crate) fn watch_line<T: Send + 'static>(
             seen.observe(u64::try_from(taken).unwrap_or(u64::MAX), &[]);
         })
         .build();
+}
+
+/// The counters of bulk operations.
+pub(crate) struct Bulk {
+    started: Counter<u64>,
+    ended: Counter<u64>,
+    moved: Counter<u64>,
+}
+
+/// How a bulk operation ended.
+#[derive(Clone, Copy)]
+pub(crate) enum BulkEnding {
+    Done,
+    Cancelled,
+}
+
+impl Bulk {
+    pub(crate) fn new(meter: &Meter) -> Self {
+        let counter =
+            |name, description| meter.u64_counter(name).with_description(description).build();
+        let bulk = Self {
+            started: counter(
+                "stepwell_bulk_started_total",
+                "Bulk operations that this process started, by action",
+            ),
+            ended: counter(
+                "stepwell_bulk_ended_total",
+                "Bulk operations that ended in this process, by action: all tasks had their turn, \
+                 or it was cancelled",
+            ),
+            moved: counter(
+                "stepwell_bulk_moved_total",
+                "Tasks that this process moved for bulk operations, by action",
+            ),
+        };
+        for kind in [BulkKind::Cancel, BulkKind::Retry, BulkKind::Resolve] {
+            bulk.started.add(0, &[action(kind)]);
+            bulk.moved.add(0, &[action(kind)]);
+            for ending in [BulkEnding::Done, BulkEnding::Cancelled] {
+                bulk.ended.add(0, &[action(kind), ending.label()]);
+            }
+        }
+        bulk
+    }
+
+    pub(crate) fn started(&self, kind: BulkKind) {
+        self.started.add(1, &[action(kind)]);
+    }
+
+    pub(crate) fn ended(&self, kind: BulkKind, ending: BulkEnding) {
+        self.ended.add(1, &[action(kind), ending.label()]);
+    }
+
+    pub(crate) fn moved(&self, kind: BulkKind, tasks: i32) {
+        self.moved.add(u64::try_from(tasks).unwrap_or(0), &[action(kind)]);
+    }
+}
+
+impl BulkEnding {
+    fn label(self) -> KeyValue {
+        KeyValue::new(
+            "ending",
+            match self {
+                Self::Done => "done",
+                Self::Cancelled => "cancelled",
+            },
+        )
+    }
+}
+
+fn action(kind: BulkKind) -> KeyValue {
+    KeyValue::new(
+        "action",
+        match kind {
+            BulkKind::Cancel => "cancel",
+            BulkKind::Retry => "retry",
+            BulkKind::Resolve => "resolve",
+        },
+    )
 }
 
 /// Who waits for tasks to end.

@@ -25,7 +25,7 @@ use stepwell_proto::{
     },
 };
 use stepwell_serve::Shutdown;
-use stepwell_store::{Created, NewTask, Note, Store, Wanted, more_attempts};
+use stepwell_store::{Created, NewTask, Note, Once, Store, Wanted, more_attempts};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -33,7 +33,7 @@ use uuid::Uuid;
 use crate::{
     bulk,
     create::{Answer, Creator},
-    definition, pause,
+    definition, metrics, pause,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
@@ -58,6 +58,7 @@ pub(crate) struct Tasks {
     pub(crate) shutdown: Shutdown,
     /// Room for previews.
     pub(crate) previews: Semaphore,
+    pub(crate) bulk: Arc<metrics::Bulk>,
     pub(crate) context_bytes_max: usize,
 }
 
@@ -200,7 +201,8 @@ impl Tasks {
 
     async fn cancel(&self, request: CancelTaskRequest) -> Result<CancelTaskResponse, Refusal> {
         let uid = task_id(&request.task_id)?;
-        let note = Note::read(request.reason, "cancelled_by", request.cancelled_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "cancelled_by", request.cancelled_by, request_id)?;
         let cancelled = self.store.cancel_tasks(&[uid], request.r#override, &note).await?;
         let was = cancelled.was.into_iter().next().flatten().ok_or_else(|| task_not_found(uid))?;
         let mut allowed = catalog::origins(Entity::Task, State::Cancelled);
@@ -216,11 +218,15 @@ impl Tasks {
 
     async fn retry(&self, request: RetryTaskRequest) -> Result<RetryTaskResponse, Refusal> {
         let uid = task_id(&request.task_id)?;
-        let note = Note::read(request.reason, "retried_by", request.retried_by)?;
+        let once = Once::of(&request.request_id, &request);
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "retried_by", request.retried_by, request_id)?;
         let attempts = more_attempts(request.attempts)?;
-        let retried = self.store.retry_tasks(&[uid], attempts, &note).await?;
+        let retried = match once {
+            None => self.store.retry_tasks(&[uid], attempts, &note).await?.first().copied(),
+            Some(once) => Some(self.store.retry_task_once(&once, uid, attempts, &note).await?),
+        };
         let (was, retried_steps) = retried
-            .first()
             .and_then(|retried| Some((retried.was?, retried.steps)))
             .ok_or_else(|| task_not_found(uid))?;
         let already_in_state = matches!(was, State::Pending | State::InProgress);
@@ -242,7 +248,8 @@ impl Tasks {
 
     async fn resolve(&self, request: ResolveTaskRequest) -> Result<ResolveTaskResponse, Refusal> {
         let uid = task_id(&request.task_id)?;
-        let note = Note::read(request.reason, "resolved_by", request.resolved_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "resolved_by", request.resolved_by, request_id)?;
         let was = self.store.resolve_tasks(&[uid], &note).await?;
         let was = was.into_iter().next().flatten().ok_or_else(|| task_not_found(uid))?;
         let already_in_state = was == State::ResolvedManually;
@@ -255,10 +262,14 @@ impl Tasks {
 
     async fn update(&self, request: UpdateTaskRequest) -> Result<UpdateTaskResponse, Refusal> {
         let uid = task_id(&request.task_id)?;
-        let (reason, by) = (request.reason.clone(), request.updated_by.clone());
-        let mut note = Note::read(reason, "updated_by", by)?;
+        let once = Once::of(&request.request_id, &request);
+        let (reason, request_id) = (request.reason.clone(), request.request_id.clone());
+        let mut note = Note::read(reason, "updated_by", request.updated_by.clone(), request_id)?;
         words(&mut note, request)?;
-        self.store.update_task(uid, &note).await?.ok_or_else(|| task_not_found(uid))?;
+        self.store
+            .update_task(uid, &note, once.as_ref())
+            .await?
+            .ok_or_else(|| task_not_found(uid))?;
         Ok(UpdateTaskResponse { task: Some(self.task(uid).await?) })
     }
 
@@ -404,7 +415,8 @@ impl task_service_server::TaskService for Tasks {
     ) -> Result<Response<PauseTaskResponse>, Status> {
         let request = request.into_inner();
         let uid = task_id(&request.task_id)?;
-        let note = Note::read(request.reason, "paused_by", request.paused_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "paused_by", request.paused_by, request_id)?;
         let (task, already_in_state) = self.pause(uid, true, &note).await?;
         Ok(Response::new(PauseTaskResponse { task, already_in_state }))
     }
@@ -415,7 +427,8 @@ impl task_service_server::TaskService for Tasks {
     ) -> Result<Response<ResumeTaskResponse>, Status> {
         let request = request.into_inner();
         let uid = task_id(&request.task_id)?;
-        let note = Note::read(request.reason, "resumed_by", request.resumed_by)?;
+        let (reason, request_id) = (request.reason, request.request_id);
+        let note = Note::read(reason, "resumed_by", request.resumed_by, request_id)?;
         let (task, already_in_state) = self.pause(uid, false, &note).await?;
         Ok(Response::new(ResumeTaskResponse { task, already_in_state }))
     }
@@ -510,7 +523,8 @@ impl task_service_server::TaskService for Tasks {
         &self,
         request: Request<StartBulkOperationRequest>,
     ) -> Result<Response<StartBulkOperationResponse>, Status> {
-        Ok(Response::new(bulk::start(&self.store, &self.previews, request.into_inner()).await?))
+        let request = request.into_inner();
+        Ok(Response::new(bulk::start(&self.store, &self.previews, &self.bulk, request).await?))
     }
 
     async fn get_bulk_operation(
@@ -532,6 +546,6 @@ impl task_service_server::TaskService for Tasks {
         &self,
         request: Request<CancelBulkOperationRequest>,
     ) -> Result<Response<CancelBulkOperationResponse>, Status> {
-        Ok(Response::new(bulk::cancel(&self.store, request.into_inner()).await?))
+        Ok(Response::new(bulk::cancel(&self.store, &self.bulk, request.into_inner()).await?))
     }
 }

@@ -53,7 +53,7 @@ impl Ground {
                 (None, guard, folder, addresses, run.database_url.clone())
             }
             None => {
-                let suite = start_suite(run).await?;
+                let suite = start_suite(run.executable.as_ref(), &run.set, &run.postgres).await?;
                 let stepwell_suite::Addresses { task, step, event } = suite.addresses();
                 let (guard, folder) = (suite.guard().clone(), suite.folder().to_owned());
                 let url = suite.database_url().to_owned();
@@ -213,15 +213,21 @@ impl Ground {
     }
 }
 
-async fn start_suite(run: &Run) -> Result<Suite, Fault> {
-    let executable = match &run.executable {
+/// Postgres with what the bench sets and with these settings, and the three services of this program, or of
+/// the one given, with these variables.
+pub(super) async fn start_suite(
+    executable: Option<&PathBuf>,
+    set: &[(String, String)],
+    postgres: &[(String, String)],
+) -> Result<Suite, Fault> {
+    let executable = match executable {
         Some(given) => given.clone(),
         None => std::env::current_exe()?,
     };
     let mut options = SuiteOptions::new(executable);
     let ours = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    options.postgres.settings = ours.into_iter().chain(run.postgres.iter().cloned()).collect();
-    options.env.clone_from(&run.set);
+    options.postgres.settings = ours.into_iter().chain(postgres.iter().cloned()).collect();
+    options.env = set.to_vec();
     eprintln!("starting Postgres and the three services");
     Ok(Suite::start(options).await?)
 }

@@ -73,16 +73,26 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
             ran_for: ran_for(),
         }),
         24 => {
-            let Note { by: cancelled_by, reason, operation_id, .. } = note();
-            Detail::TaskCancelled(TaskCancelled { reason, cancelled_by, operation_id })
+            let Note { by: cancelled_by, reason, operation_id, request_id, .. } = note();
+            Detail::TaskCancelled(TaskCancelled { reason, cancelled_by, operation_id, request_id })
         }
         25 => {
-            let Note { by: retried_by, reason, operation_id, .. } = note();
-            Detail::TaskRetryRequested(TaskRetryRequested { reason, retried_by, operation_id })
+            let Note { by: retried_by, reason, operation_id, request_id, .. } = note();
+            Detail::TaskRetryRequested(TaskRetryRequested {
+                reason,
+                retried_by,
+                operation_id,
+                request_id,
+            })
         }
         26 => {
-            let Note { by: resolved_by, reason, operation_id, .. } = note();
-            Detail::TaskResolvedManually(TaskResolvedManually { reason, resolved_by, operation_id })
+            let Note { by: resolved_by, reason, operation_id, request_id, .. } = note();
+            Detail::TaskResolvedManually(TaskResolvedManually {
+                reason,
+                resolved_by,
+                operation_id,
+                request_id,
+            })
         }
         27 => {
             let note = note();
@@ -93,15 +103,16 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 tags_changed: note.tags.is_some(),
                 tags: note.tags.unwrap_or_default(),
                 priority: note.priority.unwrap_or_default().into(),
+                request_id: note.request_id,
             })
         }
         28 => {
-            let Note { by: paused_by, reason, .. } = note();
-            Detail::TaskPaused(TaskPaused { reason, paused_by })
+            let Note { by: paused_by, reason, request_id, .. } = note();
+            Detail::TaskPaused(TaskPaused { reason, paused_by, request_id })
         }
         29 => {
-            let Note { by: resumed_by, reason, .. } = note();
-            Detail::TaskResumed(TaskResumed { reason, resumed_by })
+            let Note { by: resumed_by, reason, request_id, .. } = note();
+            Detail::TaskResumed(TaskResumed { reason, resumed_by, request_id })
         }
         40 => Detail::StepExecutionRequested(StepExecutionRequested {
             executor_id: row.session.map(executor_id).unwrap_or_default(),
@@ -129,19 +140,20 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
             })
         }
         43 => {
-            let Note { by: retried_by, reason, operation_id, .. } = note();
+            let Note { by: retried_by, reason, operation_id, request_id, .. } = note();
             Detail::StepRetryRequested(StepRetryRequested {
                 previous_attempts: row.attempt.unwrap_or(0),
                 not_before: row.mark.map(timestamp),
                 reason,
                 retried_by,
                 operation_id,
+                request_id,
             })
         }
         44 => Detail::StepLeaseReturned(StepLeaseReturned { reason: text() }),
         45 => {
-            let Note { by: cancelled_by, reason, operation_id, .. } = note();
-            Detail::StepCancelled(StepCancelled { reason, cancelled_by, operation_id })
+            let Note { by: cancelled_by, reason, operation_id, request_id, .. } = note();
+            Detail::StepCancelled(StepCancelled { reason, cancelled_by, operation_id, request_id })
         }
         46 => {
             let note = note();
@@ -152,6 +164,7 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 result_omitted: note.result_omitted,
                 released: names(),
                 skipped: note.skipped,
+                request_id: note.request_id,
             })
         }
         47 => {
@@ -160,6 +173,7 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 reason: note.reason,
                 updated_by: note.by,
                 max_attempts: note.max_attempts.unwrap_or_default(),
+                request_id: note.request_id,
             })
         }
         _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),

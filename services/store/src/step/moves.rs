@@ -3,7 +3,7 @@
 use sqlx::types::Uuid;
 use stepwell_proto::v1::State;
 
-use crate::{Error, Note, Store, Topic, span, task::state};
+use crate::{Error, Note, Once, Store, Topic, span, task::state};
 
 /// What is to be done to a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +112,37 @@ impl Store {
         let (Some(was), Some(task)) = (was, task) else { return Ok(None) };
         Ok(Some(Moved { was: state(was)?, task: state(task)?, moved, blocked }))
     }
+
+    /// Tries one step again, once.
+    pub async fn retry_step_once(
+        &self,
+        once: &Once,
+        uid: Uuid,
+        number: i32,
+        attempts: Option<i32>,
+        note: &Note,
+    ) -> Result<Option<Moved>, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select r_same as same, s_was as was, s_task as task, s_moved as "moved!",
+                          s_blocked as "blocked!", ready_n as "ready!"
+                     from stepwell.retry_step_once($1, $2, $3, $4, $5, $6)"#,
+                once.id,
+                &once.hash,
+                uid,
+                number,
+                note.to_text(),
+                attempts,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.retry_step_once", 1, |_| 1, call).await?;
+        once.check(row.same)?;
+        self.bell().ring_moves(row.same.is_none() && row.moved, row.ready > 0, false);
+        let (Some(was), Some(task)) = (row.was, row.task) else { return Ok(None) };
+        let (moved, blocked) = (row.moved, row.blocked);
+        Ok(Some(Moved { was: state(was)?, task: state(task)?, moved, blocked }))
+    }
 }
 
 /// What became of a step that was to be changed.
@@ -151,6 +182,41 @@ impl Store {
         };
         let row = span::verb("db.update_step", 1, |_| 1, call).await?;
         if row.done {
+            self.bell().ring(Topic::Event);
+        }
+        let (Some(is), Some(task), Some(attempt)) = (row.was, row.task, row.attempt) else {
+            return Ok(None);
+        };
+        Ok(Some(Updated { is: state(is)?, task: state(task)?, attempt, done: row.done }))
+    }
+
+    /// The same, once.
+    pub async fn update_step_once(
+        &self,
+        once: &Once,
+        uid: Uuid,
+        number: i32,
+        max_attempts: i32,
+        note: &Note,
+    ) -> Result<Option<Updated>, Error> {
+        let text = Note { max_attempts: Some(max_attempts), ..note.clone() }.to_text();
+        let call = async {
+            let call = sqlx::query!(
+                r#"select r_same as same, s_was as was, s_task as task, s_attempt as attempt,
+                          s_done as "done!"
+                     from stepwell.update_step_once($1, $2, $3, $4, $5, $6)"#,
+                once.id,
+                &once.hash,
+                uid,
+                number,
+                max_attempts,
+                text,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.update_step_once", 1, |_| 1, call).await?;
+        once.check(row.same)?;
+        if row.same.is_none() && row.done {
             self.bell().ring(Topic::Event);
         }
         let (Some(is), Some(task), Some(attempt)) = (row.was, row.task, row.attempt) else {

@@ -4,7 +4,7 @@ use sqlx::types::Uuid;
 use stepwell_proto::v1::State;
 
 use super::state;
-use crate::{Error, Note, Store, Topic, span};
+use crate::{Error, Note, Once, Store, Topic, span};
 
 /// What cancelling tasks did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,33 @@ impl Store {
         Ok(was.zip(row.steps).map(|(was, steps)| Retried { was, steps }).collect())
     }
 
+    /// The same for one task, once.
+    pub async fn retry_task_once(
+        &self,
+        once: &Once,
+        uid: Uuid,
+        attempts: Option<i32>,
+        note: &Note,
+    ) -> Result<Retried, Error> {
+        let call = async {
+            let call = sqlx::query!(
+                r#"select r_same as same, t_was as was, t_steps as steps, ready_n as "ready!"
+                     from stepwell.retry_task_once($1, $2, $3, $4, $5)"#,
+                once.id,
+                &once.hash,
+                uid,
+                note.to_text(),
+                attempts,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.retry_task_once", 1, |_| 1, call).await?;
+        once.check(row.same)?;
+        let steps = row.steps.unwrap_or(0);
+        self.bell().ring_moves(row.same.is_none() && steps > 0, row.ready > 0, false);
+        Ok(Retried { was: row.was.map(state).transpose()?, steps })
+    }
+
     /// Pauses tasks that are open or in error, or lets paused ones go on.
     pub async fn pause_tasks(
         &self,
@@ -112,13 +139,21 @@ impl Store {
         Ok(was.map(|(was, paused)| Paused { was, paused: paused.unwrap_or_default() }).collect())
     }
 
-    /// Changes what is said of a task: what of the note is new for it. Answers the state it is in; none:
-    /// there is no such task.
-    pub async fn update_task(&self, uid: Uuid, note: &Note) -> Result<Option<State>, Error> {
+    /// Changes what is said of a task: what of the note is new for it; once, if it is to be. Answers the state
+    /// it is in; none: there is no such task.
+    pub async fn update_task(
+        &self,
+        uid: Uuid,
+        note: &Note,
+        once: Option<&Once>,
+    ) -> Result<Option<State>, Error> {
+        let (id, hash) = once.map(|once| (once.id.as_str(), once.hash.as_slice())).unzip();
         let call = async {
             let call = sqlx::query!(
-                r#"select t_was as was, queues_n as "queues!", ready_n as "ready!"
-                     from stepwell.update_task($1, $2, $3, $4, $5)"#,
+                r#"select r_same as same, t_was as was, queues_n as "queues!", ready_n as "ready!"
+                     from stepwell.update_task_once($1, $2, $3, $4, $5, $6, $7)"#,
+                id,
+                hash,
                 uid,
                 note.task_reason,
                 note.tags.as_deref(),
@@ -128,10 +163,13 @@ impl Store {
             Ok(call.fetch_one(self.reads()).await?)
         };
         let row = span::verb("db.update_task", 1, |_| 1, call).await?;
+        if let Some(once) = once {
+            once.check(row.same)?;
+        }
         if row.queues > 0 {
             self.bell().ring(Topic::Definition);
         }
-        self.bell().ring_moves(row.was.is_some(), row.ready > 0, false);
+        self.bell().ring_moves(row.same.is_none() && row.was.is_some(), row.ready > 0, false);
         row.was.map(state).transpose()
     }
 
