@@ -21,3 +21,4 @@ mod rules;
 mod schema;
 mod traces;
 mod unary;
+mod update;

@@ -15,4 +15,5 @@ mod races;
 mod square;
 mod survey;
 mod truth;
+mod update;
 mod wide;

@@ -11,7 +11,7 @@ use stepwell_proto::{
         SkipStepResponse, State, Step, UpdateStepRequest, UpdateStepResponse,
     },
 };
-use stepwell_store::{Move, Note, Offering, Store, more_attempts};
+use stepwell_store::{Move, Note, Offering, Store, Update, more_attempts};
 use uuid::Uuid;
 
 use crate::readiness::obstacles;
@@ -101,10 +101,19 @@ impl Operations {
     ) -> Result<UpdateStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
         let note = Note::read(request.reason, "updated_by", request.updated_by)?;
-        let max_attempts = more_attempts(request.max_attempts).ok().flatten();
         let wrong = |what: &str| Refusal::field("max_attempts", what);
-        let max_attempts = max_attempts.ok_or_else(|| wrong("must be from 1 to 1000"))?;
-        let updated = self.store.update_step(id.task, id.number, max_attempts, &note).await?;
+        let max_attempts = more_attempts(request.max_attempts);
+        let max_attempts = max_attempts.map_err(|_| wrong("must be from 1 to 1000"))?;
+        let config = request.config;
+        if let Some(config) = config.as_deref().filter(|config| !config.is_empty()) {
+            json::check_object(config, json::CONFIG_BYTES_MAX)
+                .map_err(|fault| Refusal::field("config", fault.to_string()))?;
+        }
+        if max_attempts.is_none() && config.is_none() {
+            return Err(wrong("must be from 1 to 1000, unless config is given"));
+        }
+        let update = Update { max_attempts, config };
+        let updated = self.store.update_step(id.task, id.number, &update, &note).await?;
         let updated = updated.ok_or_else(|| id.not_found())?;
         if !updated.done {
             if !matches!(updated.task, State::Pending | State::InProgress | State::Error) {

@@ -159,6 +159,8 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 reason: note.reason,
                 updated_by: note.by,
                 max_attempts: note.max_attempts.unwrap_or_default(),
+                config: note.config,
+                config_omitted: note.config_omitted,
             })
         }
         _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),
