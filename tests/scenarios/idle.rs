@@ -13,6 +13,8 @@ const WATCHED: Duration = Duration::from_secs(30);
 async fn idle_services_send_two_statements_a_second_at_most_whatever_cannot_go_on_and_count_each() {
     let world = World::set_up(|options| {
         options.database_url = None;
+        // What is told of steps that nobody serves is told before the look at the log.
+        options.env = vec![("STEPWELL_UNSERVED_AFTER".into(), "1".into())];
         let settings = [("log_statement", "all"), ("log_line_prefix", "<%a> ")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
         options.postgres = PostgresOptions {
@@ -69,7 +71,7 @@ async fn blocked(world: &World) -> Vec<v1::Task> {
     let mut tasks = Vec::new();
     for (name, steps, last) in [
         ("failed", "[{name: fails}, {name: a, depends_on: [fails]}]", "task.failed"),
-        ("unserved", "[{name: a}, {name: nobody, depends_on: [a]}]", "step.completed"),
+        ("unserved", "[{name: a}, {name: nobody, depends_on: [a]}]", "step.unserved"),
         ("later", "[{name: later}, {name: a, depends_on: [later]}]", "step.retry_requested"),
         (
             "paused",

@@ -21,4 +21,5 @@ mod rules;
 mod schema;
 mod traces;
 mod unary;
+mod unserved;
 mod update;

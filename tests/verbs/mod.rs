@@ -15,5 +15,6 @@ mod races;
 mod square;
 mod survey;
 mod truth;
+mod unserved;
 mod update;
 mod wide;

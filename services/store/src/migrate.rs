@@ -24,6 +24,7 @@ const VERBS: &[(&str, &str)] = &[
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
+    ("87_unserved", include_str!("../../../migrations/verbs/87_unserved.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

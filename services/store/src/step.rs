@@ -3,6 +3,7 @@
 mod moves;
 mod previous;
 mod readiness;
+mod unserved;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,6 +18,7 @@ use crate::{Error, Store, StoredDefinition, Writer, span};
 
 pub use moves::{Move, Moved, Update, Updated};
 pub use readiness::Surroundings;
+pub use unserved::{Place, Told, Waiting};
 
 /// Concurrency keys that one call looks at.
 const KEYS_PER_CALL: i32 = 500;
