@@ -68,10 +68,11 @@ async fn idle_services_send_two_statements_a_second_at_most_whatever_cannot_go_o
 
 /// Tasks that cannot go on, each for a reason of its own, once they have come to where they stay.
 async fn blocked(world: &World) -> Vec<v1::Task> {
+    let mut told = world.feed(Start::Latest).await;
     let mut tasks = Vec::new();
     for (name, steps, last) in [
         ("failed", "[{name: fails}, {name: a, depends_on: [fails]}]", "task.failed"),
-        ("unserved", "[{name: a}, {name: nobody, depends_on: [a]}]", "step.unserved"),
+        ("unserved", "[{name: a}, {name: nobody, depends_on: [a]}]", "step.completed"),
         ("later", "[{name: later}, {name: a, depends_on: [later]}]", "step.retry_requested"),
         (
             "paused",
@@ -91,6 +92,7 @@ async fn blocked(world: &World) -> Vec<v1::Task> {
     let step_id = stepwell_proto::id::step_id(&tasks[3], 0);
     let resolve = v1::ResolveStepRequest { step_id, ..Default::default() };
     world.client.resolve_step(resolve).await.unwrap();
+    until(&mut told, |event| event.name == "step.unserved").await;
     let mut blocked = Vec::new();
     for task_id in &tasks {
         blocked.push(world.task(task_id).await);

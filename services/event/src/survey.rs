@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Instant};
 
 use stepwell_serve::{SECONDS, Shutdown, Ticker};
-use stepwell_store::{Error, Ready, Store, Topic};
+use stepwell_store::{Error, READY_COUNTED_MAX, Ready, Store, Topic};
 
 use crate::metrics::Metrics;
 
@@ -16,17 +16,14 @@ pub(crate) struct Surveying {
     shutdown: Shutdown,
     /// The log is counted up to here; none: nothing was looked at yet. Counting begins at the head.
     counted: Option<i64>,
-    /// What was ready when the bell was rung, and how far the log had come; none: nothing was.
-    rung: Option<Seen>,
+    /// How many steps of each handler were ready at the last look.
+    ready: Vec<(String, String, i64)>,
     failing: bool,
 }
 
-/// The head of the log, and how many steps of each handler are ready.
-type Seen = (i64, Vec<(String, String, i64)>);
-
 impl Surveying {
     pub(crate) fn new(store: Store, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
-        Self { store, metrics, shutdown, counted: None, rung: None, failing: false }
+        Self { store, metrics, shutdown, counted: None, ready: Vec::new(), failing: false }
     }
 
     /// Runs until shutdown begins. A survey that failed is not hurried after.
@@ -46,24 +43,24 @@ impl Surveying {
         }
     }
 
-    /// Rings for who tells of steps that nobody serves, as long as anything changes: what is ready waits on
-    /// by the listener's own clock.
-    fn ring(&mut self, head: i64, ready: &[Ready]) {
+    /// Rings for who tells of steps that nobody serves, when there may be new ones: nobody but who serves a
+    /// queue takes rows from it. Those that are there wait on by the listener's own clock.
+    fn ring(&mut self, ready: &[Ready]) {
         let of = |r: &Ready| (r.namespace.clone(), r.handler.clone(), r.steps);
-        let mut ready: Vec<_> = ready.iter().map(of).collect();
-        ready.sort_unstable();
-        let seen = (!ready.is_empty()).then_some((head, ready));
-        if seen.is_some() && seen != self.rung {
+        let mut counts: Vec<_> = ready.iter().map(of).collect();
+        counts.sort_unstable();
+        let uncounted = ready.iter().any(|r| r.steps >= READY_COUNTED_MAX);
+        if !counts.is_empty() && (uncounted || counts != self.ready) {
             self.store.bell().ring(Topic::Unserved);
         }
-        self.rung = seen;
+        self.ready = counts;
     }
 
     async fn look(&mut self) -> Result<(), Error> {
         let began = Instant::now();
         let survey = self.store.survey().await?;
         let head = survey.head;
-        self.ring(head, &survey.ready);
+        self.ring(&survey.ready);
         self.metrics.surveyed(survey, began, Instant::now());
         let mut place = self.counted.map_or(head, |counted| counted.min(head));
         while place < head && !self.shutdown.begun() {
