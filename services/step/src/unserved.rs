@@ -183,7 +183,7 @@ mod tests {
         let (mut watch, begun) = (watch(), Instant::now());
         let mut at = |seconds, age| {
             let now = begun + Duration::from_secs(seconds);
-            let verdict = watch.judge(&[waiting(1, age, &[">=2", "1.1"])], 0, i32::MAX, now);
+            let verdict = watch.judge(&[waiting(1, age, &[">=2", "~1.1"])], 0, i32::MAX, now);
             let next = verdict.next.map(|next| next.duration_since(begun).as_secs());
             (!verdict.tell.is_empty(), next)
         };
