@@ -239,7 +239,7 @@ impl Client {
         .await
     }
 
-    /// Changes how many attempts a step may make in all.
+    /// Changes how many attempts a step may make in all, or its config.
     pub async fn update_step(
         &self,
         request: v1::UpdateStepRequest,
