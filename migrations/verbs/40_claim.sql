@@ -12,13 +12,13 @@ $$;
 -- Slots   q_queue[i] has q_n[i] of them, for the sessions from p_session[q_at[i]] on.
 -- Locks   the pauses (shared), queue rows, tasks, the append; checks its node after it (SW001).
 -- Answers the leases, and how many steps became ready in exchange for rows of limited tasks that no longer
---         held; `place` is where in its queue each stood. And of their tasks what a handler needs,
---         if the context is short: the rest is read aside.
+--         held; `place` is where in its queue each stood. l_own are the steps of them that have a config of
+--         their own. And of their tasks what a handler needs, if the context is short: the rest is read aside.
 create or replace function stepwell.claim(
     q_queue int[], q_from bigint[], q_n int[], q_at int[], p_session bigint[], p_node int,
     p_at timestamptz default null,
     out l_key bigint[], out l_token bigint[], out l_attempt int[], out l_max_attempts int[], out l_queue int[],
-    out l_session bigint[], out l_place bigint[], out ready_n int,
+    out l_session bigint[], out l_place bigint[], out l_own bigint[], out ready_n int,
     out t_id bigint[], out t_uid uuid[], out t_context text[], out t_trace bytea[])
   language plpgsql volatile set search_path = stepwell as $$
 declare
@@ -90,7 +90,7 @@ begin
       from (select *, row_number() over (partition by queue order by id, key)::int rank from able) a
            join unnest(q_queue, q_at) q(queue, at) on q.queue = a.queue
      where k.ctid = a.place
-    returning k.key, k.queue, k.attempt, k.token, k.session, k.max_attempts, a.id),
+    returning k.key, k.queue, k.attempt, k.token, k.session, k.max_attempts, k.config is not null own, a.id),
   begun as (
     update task t set state = 2, started_at = coalesce(t.started_at, v_at)
       from (select (select ctid from task where id = i.task and state = 1) place
@@ -103,9 +103,9 @@ begin
         union all
         select (key >> 14, key & 16383, 40, 1, 2, attempt, session, null, null, null)::ev from u) x) e,
       (select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
-              array_agg(session), array_agg(id)
+              array_agg(session), array_agg(id), array_agg(key) filter (where own)
          from (select * from u order by id, key) l) l
-    into v_ev, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_place;
+    into v_ev, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_place, l_own;
   ready_n := coalesce(cardinality(v_wait), 0);
   if v_ev is null then
     perform append(null, v_wait, p_at);

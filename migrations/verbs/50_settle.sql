@@ -13,14 +13,15 @@
 --         decides for them.
 -- Locks   the pauses (shared), tasks, the append; checks p_node after it (SW001).
 -- Answers a_status for each item (1 accepted, now or before; 0 the lease is lost), the number of steps
---         that became ready without a slot, and the leases of those that got one.
+--         that became ready without a slot, and the leases of those that got one; l_own are the steps of them
+--         that have a config of their own.
 create or replace function stepwell.settle(
     p_key bigint[], p_token bigint[], p_kind smallint[], p_wait bigint[], p_text text[],
     p_slot int[], p_session bigint[], p_node int,
     p_of_node int default null, p_of_session bigint[] default null, p_at timestamptz default null,
     out a_status smallint[], out ready_n int,
     out l_key bigint[], out l_token bigint[], out l_attempt int[], out l_max_attempts int[], out l_queue int[],
-    out l_session bigint[])
+    out l_session bigint[], out l_own bigint[])
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_sweep  bool := p_of_node is not null or p_of_session is not null;
@@ -80,7 +81,7 @@ begin
                             then t.session else k.session end
       from (select l.*, (select ctid from step where key = l.key) place from less l) t
      where k.ctid = t.place
-    returning k.key, t.parent, k.queue, k.attempt, k.session, k.token, k.max_attempts,
+    returning k.key, t.parent, k.queue, k.attempt, k.session, k.token, k.max_attempts, k.config is not null own,
               k.waiting_on = 0 and k.state in (1, 2) free),       -- it waited, so it was pending
   o as (
     update task t set live_n = t.live_n + d.live, failed_n = t.failed_n + d.failed,
@@ -122,9 +123,9 @@ begin
         union all
         select (queue, key, attempt, null)::waiter from f where free and token is null) x) w,
       (select array_agg(key), array_agg(token), array_agg(attempt), array_agg(max_attempts), array_agg(queue),
-              array_agg(session)
+              array_agg(session), array_agg(key) filter (where own)
          from f where token is not null) l
-    into v_done, v_ev, v_end, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session;
+    into v_done, v_ev, v_end, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_own;
 
   if v_end is not null then v_ev := v_ev || end_tasks(v_end); end if;
   if v_ruled is not null and v_done is not null then

@@ -141,12 +141,12 @@ begin
   end if;
 end $$;
 
--- Changes how many attempts a step may make once, see update_step.
+-- Changes a step once, see update_step; without a request, each time.
 --
 -- Locks   the request, the task, the append.
 -- Answers as retry_task_once, and as update_step.
 create or replace function stepwell.update_step_once(
-    p_request text, p_hash bytea, p_uid uuid, p_no int, p_max_attempts int, p_note text,
+    p_request text, p_hash bytea, p_uid uuid, p_no int, p_max_attempts int, p_config text, p_note text,
     p_at timestamptz default null,
     out r_same bool, out s_was smallint, out s_task smallint, out s_attempt int, out s_done bool)
   language plpgsql volatile set search_path = stepwell as $$
@@ -154,16 +154,18 @@ declare
   v_answer json;
 begin
   s_done := false;
-  select * from seen_request(p_request, 4::smallint, p_hash, p_at) into r_same, v_answer;
+  if p_request is not null then
+    select * from seen_request(p_request, 4::smallint, p_hash, p_at) into r_same, v_answer;
+  end if;
   if r_same then
     s_was     := v_answer -> 'was';
     s_task    := v_answer -> 'task';
     s_attempt := v_answer -> 'attempt';
     s_done    := true;
   elsif r_same is null then
-    select u.s_was, u.s_task, u.s_attempt, u.s_done from update_step(p_uid, p_no, p_max_attempts, p_note, p_at) u
+    select u.s_was, u.s_task, u.s_attempt, u.s_done from update_step(p_uid, p_no, p_max_attempts, p_config, p_note, p_at) u
       into s_was, s_task, s_attempt, s_done;
-    if s_done then
+    if s_done and p_request is not null then
       insert into request values (p_request, 4, coalesce(p_at, clock_timestamp()), p_hash,
                                   json_build_object('was', s_was, 'task', s_task, 'attempt', s_attempt));
     end if;

@@ -7,6 +7,8 @@ use std::fmt;
 pub const DEPTH_MAX: u32 = 64;
 /// Payloads are at most this large, unless a service is configured otherwise: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
+/// The config of a step is at most this large: 64 KiB.
+pub const CONFIG_BYTES_MAX: usize = 64 << 10;
 
 /// What is wrong with a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

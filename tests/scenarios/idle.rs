@@ -13,6 +13,8 @@ const WATCHED: Duration = Duration::from_secs(30);
 async fn idle_services_send_two_statements_a_second_at_most_whatever_cannot_go_on_and_count_each() {
     let world = World::set_up(|options| {
         options.database_url = None;
+        // What is told of steps that nobody serves is told before the look at the log.
+        options.env = vec![("STEPWELL_UNSERVED_AFTER".into(), "1".into())];
         let settings = [("log_statement", "all"), ("log_line_prefix", "<%a> ")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
         options.postgres = PostgresOptions {
@@ -66,6 +68,7 @@ async fn idle_services_send_two_statements_a_second_at_most_whatever_cannot_go_o
 
 /// Tasks that cannot go on, each for a reason of its own, once they have come to where they stay.
 async fn blocked(world: &World) -> Vec<v1::Task> {
+    let mut told = world.feed(Start::Latest).await;
     let mut tasks = Vec::new();
     for (name, steps, last) in [
         ("failed", "[{name: fails}, {name: a, depends_on: [fails]}]", "task.failed"),
@@ -89,6 +92,7 @@ async fn blocked(world: &World) -> Vec<v1::Task> {
     let step_id = stepwell_proto::id::step_id(&tasks[3], 0);
     let resolve = v1::ResolveStepRequest { step_id, ..Default::default() };
     world.client.resolve_step(resolve).await.unwrap();
+    until(&mut told, |event| event.name == "step.unserved").await;
     let mut blocked = Vec::new();
     for task_id in &tasks {
         blocked.push(world.task(task_id).await);

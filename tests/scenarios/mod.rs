@@ -22,4 +22,6 @@ mod rules;
 mod schema;
 mod traces;
 mod unary;
+mod unserved;
+mod update;
 mod views;

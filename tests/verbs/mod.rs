@@ -17,5 +17,7 @@ mod requests;
 mod square;
 mod survey;
 mod truth;
+mod unserved;
+mod update;
 mod views;
 mod wide;

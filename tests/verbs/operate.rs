@@ -136,7 +136,7 @@ async fn children_of_a_resolved_step_read_the_result_it_was_given() {
     run.moves(0, Move::Resolve { result: result.clone() }).await;
     assert_eq!(run.states().await, (Pending, vec![ResolvedManually, Pending]));
     let parent = (run.step(1), run.step(0));
-    let inputs = run.rows.store.inputs(&[], &[parent], 1000, 1000).await.unwrap();
+    let inputs = run.rows.store.inputs(&[], &[parent], &[], (1000, 1000)).await.unwrap();
     assert_eq!(inputs.results[&parent], result);
     let released = "select names from stepwell.event where task = $1 and type = 46";
     assert_eq!(run.rows.one::<Vec<i32>>(released, run.key).await, [1]);

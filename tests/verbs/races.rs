@@ -72,7 +72,7 @@ async fn a_child_of_two_parents_settled_at_once_is_released_once_and_sees_both_r
         assert_eq!((a.leases.len(), b.leases.len()), (0, 1));
         let child = b.leases[0].step;
         let pairs = [(child, task << 14), (child, (task << 14) + 1)];
-        let inputs = rows.store.inputs(&[task], &pairs, 100, 100).await.unwrap();
+        let inputs = rows.store.inputs(&[task], &pairs, &[], (100, 100)).await.unwrap();
         assert_eq!(inputs.results[&pairs[0]].as_deref(), Some("1"));
         assert_eq!(inputs.results[&pairs[1]].as_deref(), Some("2"));
         settle(&rows, b.leases[0], "3").await;

@@ -8,7 +8,9 @@ use stepwell_proto::v1::{
     ErrorReason, RetryTaskRequest,
     State::{Cancelled, Complete, Error, InProgress, Pending},
 };
-use stepwell_store::{Ending, Error as StoreError, Moved, Note, Once, Report, Retried, Topic};
+use stepwell_store::{
+    Ending, Error as StoreError, Moved, Note, Once, Report, Retried, Topic, Update,
+};
 use stepwell_tests::{Rows, check};
 use uuid::Uuid;
 
@@ -21,6 +23,10 @@ use super::{
 fn once(id: &str, content: &str) -> Once {
     let request = RetryTaskRequest { reason: content.into(), ..Default::default() };
     Once::of(id, &request).unwrap()
+}
+
+fn attempts(n: i32) -> Update {
+    Update { max_attempts: Some(n), ..Update::default() }
 }
 
 async fn retry(run: &Run, once: &Once) -> Result<Retried, StoreError> {
@@ -117,7 +123,7 @@ async fn other_content_under_the_id_of_a_request_is_refused_and_changes_nothing(
     store.update_task(run.uid, &words, Some(&once("r1", "x"))).await.unwrap().unwrap();
     assert!(
         store
-            .update_step_once(&once("r1", "x"), run.uid, 0, 9, &note())
+            .update_step(run.uid, 0, &attempts(9), &note(), Some(&once("r1", "x")))
             .await
             .unwrap()
             .unwrap()
@@ -128,7 +134,10 @@ async fn other_content_under_the_id_of_a_request_is_refused_and_changes_nothing(
     assert!(is_reused(retry(&run, &other).await, "r1"));
     assert!(is_reused(retry_step(&run, &other).await, "r1"));
     assert!(is_reused(store.update_task(run.uid, &words, Some(&other)).await, "r1"));
-    assert!(is_reused(store.update_step_once(&other, run.uid, 0, 10, &note()).await, "r1"));
+    assert!(is_reused(
+        store.update_step(run.uid, 0, &attempts(10), &note(), Some(&other)).await,
+        "r1"
+    ));
     assert_eq!((run.log(before).await.len(), run.states().await), (0, states));
     run.check().await;
 }
@@ -143,10 +152,20 @@ async fn a_request_that_was_refused_is_not_remembered() {
     assert_eq!(store.retry_task_once(&request, nobody, None, &note()).await.unwrap().was, None);
     assert_eq!(store.retry_step_once(&request, nobody, 0, None, &note()).await.unwrap(), None);
     assert_eq!(store.update_task(nobody, &note(), Some(&request)).await.unwrap(), None);
-    assert_eq!(store.update_step_once(&request, nobody, 0, 5, &note()).await.unwrap(), None);
+    assert_eq!(
+        store.update_step(nobody, 0, &attempts(5), &note(), Some(&request)).await.unwrap(),
+        None
+    );
     let step = retry_step(&run, &request).await.unwrap().unwrap();
     assert_eq!((step.was, step.moved), (Complete, false));
-    assert!(!store.update_step_once(&request, run.uid, 0, 5, &note()).await.unwrap().unwrap().done);
+    assert!(
+        !store
+            .update_step(run.uid, 0, &attempts(5), &note(), Some(&request))
+            .await
+            .unwrap()
+            .unwrap()
+            .done
+    );
     assert_eq!(remembered(&run).await, 0);
     run.rows.cancel(run.uid).await;
     assert_eq!(retry(&run, &request).await.unwrap(), Retried { was: Some(Cancelled), steps: 0 });
@@ -161,15 +180,19 @@ async fn a_repeated_update_does_not_undo_what_another_changed_meanwhile() {
     let store = run.rows.store.clone();
     let words = |reason: &str| Note { task_reason: Some(reason.into()), ..note() };
     let first = store.update_task(run.uid, &words("one"), Some(&once("u1", "x"))).await.unwrap();
-    let step =
-        store.update_step_once(&once("u1", "x"), run.uid, 0, 5, &note()).await.unwrap().unwrap();
+    let step = store
+        .update_step(run.uid, 0, &attempts(5), &note(), Some(&once("u1", "x")))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((first, step.is, step.done), (Some(Error), Error, true));
     store.update_task(run.uid, &words("two"), None).await.unwrap();
-    store.update_step(run.uid, 0, 7, &note()).await.unwrap();
+    store.update_step(run.uid, 0, &attempts(7), &note(), None).await.unwrap();
     let before = run.log(0).await.len();
     let again = store.update_task(run.uid, &words("one"), Some(&once("u1", "x"))).await.unwrap();
     assert_eq!(again, first);
-    let again = store.update_step_once(&once("u1", "x"), run.uid, 0, 5, &note()).await.unwrap();
+    let again =
+        store.update_step(run.uid, 0, &attempts(5), &note(), Some(&once("u1", "x"))).await.unwrap();
     assert_eq!(again, Some(step));
     let task = store.task(run.uid).await.unwrap().unwrap();
     let step = store.step(run.uid, 0).await.unwrap().unwrap();

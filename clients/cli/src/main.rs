@@ -45,7 +45,7 @@ enum Command {
     /// Create, read, list, wait for, cancel, retry and resolve tasks, one by one or in bulk.
     #[command(subcommand)]
     Task(task::Command),
-    /// Read, retry, resolve, skip and cancel single steps.
+    /// Read, retry, resolve, skip, cancel and change single steps.
     #[command(subcommand)]
     Step(step::Command),
     /// Show who is connected, and tell an executor to stop.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use stepwell_client::Client;
 use stepwell_proto::v1::{
     CancelStepRequest, GetStepReadinessRequest, GetStepReadinessResponse, GetStepRequest,
-    ResolveStepRequest, RetryStepRequest, SkipStepRequest, Step,
+    ResolveStepRequest, RetryStepRequest, SkipStepRequest, Step, UpdateStepRequest,
 };
 
 use crate::{
@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Skip(Move),
     /// Cancel one step. Steps that depend on it can never run.
     Cancel(Move),
+    /// Change how often a pending step or one in error may be tried, or what its handler gets then.
+    Update(Update),
 }
 
 #[derive(Args)]
@@ -64,6 +66,22 @@ pub(crate) struct Resolve {
     /// The result: JSON, `@file`, or `-` for standard input.
     #[arg(long, default_value = "")]
     result: String,
+    #[command(flatten)]
+    of: Move,
+}
+
+#[derive(Args)]
+#[group(id = "what", multiple = true, required = true, args = ["max_attempts", "config", "clear_config"])]
+pub(crate) struct Update {
+    /// Attempts it may make in all, those made included.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=1000))]
+    max_attempts: Option<i32>,
+    /// The config in place of the definition's: a JSON object, `@file`, or `-` for standard input.
+    #[arg(long)]
+    config: Option<String>,
+    /// The definition's config again.
+    #[arg(long, conflicts_with = "config")]
+    clear_config: bool,
     #[command(flatten)]
     of: Move,
 }
@@ -116,7 +134,31 @@ impl Command {
                 let answer = show.client()?.cancel_step(request).await?;
                 show.step(answer.step, answer.already_in_state)
             }
+            Self::Update(update) => update.run().await,
         }
+    }
+}
+
+impl Update {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let Self { max_attempts, config, clear_config, of: Move { step_id, ask, show } } = self;
+        let config = match config {
+            Some(config) => Some(task::text(&config)?),
+            None => clear_config.then(String::new),
+        };
+        if config.as_deref() == Some("") && !clear_config {
+            return Err(Fault::usage("--config is empty: an object is wanted, such as {}"));
+        }
+        let max_attempts = max_attempts.unwrap_or_default();
+        let request = UpdateStepRequest {
+            step_id,
+            max_attempts,
+            config,
+            reason: ask.note.reason,
+            updated_by: ask.note.by,
+            request_id: ask.request_id,
+        };
+        show.step(show.client()?.update_step(request).await?.step, false)
     }
 }
 

@@ -151,7 +151,7 @@ pub(crate) struct Update {
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=5))]
     priority: Option<i32>,
     #[command(flatten)]
-    note: Note,
+    ask: Ask,
     #[command(flatten)]
     show: Show,
 }
@@ -373,8 +373,9 @@ impl Update {
             task_reason: self.task_reason,
             tags,
             priority: self.priority.unwrap_or_default(),
-            reason: self.note.reason,
-            updated_by: self.note.by,
+            reason: self.ask.note.reason,
+            updated_by: self.ask.note.by,
+            request_id: self.ask.request_id,
         };
         let answer = client.update_task(request).await?;
         self.show.task(&answer.task.unwrap_or_default())?;

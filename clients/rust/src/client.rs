@@ -275,7 +275,7 @@ impl Client {
         .await
     }
 
-    /// Changes how many attempts a step may make in all. Without a `request_id` it gets one here.
+    /// Changes how many attempts a step may make in all, or its config. Without a `request_id` it gets one here.
     pub async fn update_step(
         &self,
         mut request: v1::UpdateStepRequest,

@@ -55,7 +55,8 @@ pub struct Options {
     #[arg(long, env = "STEPWELL_SUBSCRIPTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub subscriptions_max: u32,
     /// How often the whole is surveyed for `/metrics`: what is ready, what is late, what the log has
-    /// had. Seconds, 1 to 3,600, or 0: never.
+    /// had. Steps that nobody serves are told of after it. Seconds, 1 to 3,600, or 0: never; then they are
+    /// some minutes later.
     #[arg(long, env = "STEPWELL_SURVEY_INTERVAL", default_value_t = 15, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub survey_interval: u64,
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Instant};
 
 use stepwell_serve::{SECONDS, Shutdown, Ticker};
-use stepwell_store::{Error, Store};
+use stepwell_store::{Error, READY_COUNTED_MAX, Ready, Store, Topic};
 
 use crate::metrics::Metrics;
 
@@ -16,12 +16,14 @@ pub(crate) struct Surveying {
     shutdown: Shutdown,
     /// The log is counted up to here; none: nothing was looked at yet. Counting begins at the head.
     counted: Option<i64>,
+    /// How many steps of each handler were ready at the last look.
+    ready: Vec<(String, String, i64)>,
     failing: bool,
 }
 
 impl Surveying {
     pub(crate) fn new(store: Store, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
-        Self { store, metrics, shutdown, counted: None, failing: false }
+        Self { store, metrics, shutdown, counted: None, ready: Vec::new(), failing: false }
     }
 
     /// Runs until shutdown begins. A survey that failed is not hurried after.
@@ -41,10 +43,24 @@ impl Surveying {
         }
     }
 
+    /// Rings for who tells of steps that nobody serves, when there may be new ones: nobody but who serves a
+    /// queue takes rows from it. Those that are there wait on by the listener's own clock.
+    fn ring(&mut self, ready: &[Ready]) {
+        let of = |r: &Ready| (r.namespace.clone(), r.handler.clone(), r.steps);
+        let mut counts: Vec<_> = ready.iter().map(of).collect();
+        counts.sort_unstable();
+        let uncounted = ready.iter().any(|r| r.steps >= READY_COUNTED_MAX);
+        if !counts.is_empty() && (uncounted || counts != self.ready) {
+            self.store.bell().ring(Topic::Unserved);
+        }
+        self.ready = counts;
+    }
+
     async fn look(&mut self) -> Result<(), Error> {
         let began = Instant::now();
         let survey = self.store.survey().await?;
         let head = survey.head;
+        self.ring(&survey.ready);
         self.metrics.surveyed(survey, began, Instant::now());
         let mut place = self.counted.map_or(head, |counted| counted.min(head));
         while place < head && !self.shutdown.begun() {

@@ -205,13 +205,18 @@ impl Dispatch {
         for lease in leases {
             if let Some(Held { queue, max_attempts, .. }) = self.sessions.release(session, lease) {
                 let (step, token, attempt) = (lease.step, lease.token, lease.attempt);
-                let row = LeaseRow { step, token, attempt, max_attempts, queue, session };
+                let own_config = false;
+                let row =
+                    LeaseRow { step, token, attempt, max_attempts, queue, session, own_config };
                 self.hand_back(&row, "the executor went before it was sent");
             }
         }
     }
 
     fn fill_at_hand(&self, filling: &Filling, results: &HashMap<i64, &str>) -> Option<Lease> {
+        if filling.row.own_config {
+            return None;
+        }
         let mut total = 0;
         for parent in filling.parents() {
             let bytes = results.get(&parent)?.len();
@@ -248,10 +253,12 @@ impl Dispatch {
         let tasks = tasks_of(batch.iter().map(|f| f.row.step));
         let pairs: Vec<(i64, i64)> =
             batch.iter().flat_map(|f| f.parents().map(|parent| (f.row.step, parent))).collect();
+        let configured = batch.iter().filter(|f| f.row.own_config).map(|f| f.row.step);
+        let configured: Vec<i64> = configured.collect();
         let mut wait = Duration::from_millis(10);
         let mut failing = false;
         let inputs = loop {
-            let error = match self.inputs(reader, &tasks, &pairs).await {
+            let error = match self.inputs(reader, &tasks, &pairs, &configured).await {
                 Ok(inputs) => break inputs,
                 Err(error) => error,
             };
@@ -275,9 +282,11 @@ impl Dispatch {
         reader: &mut Option<Writer>,
         tasks: &[i64],
         pairs: &[(i64, i64)],
+        configured: &[i64],
     ) -> Result<Inputs, Error> {
         let reader = self.store.connected(reader).await?;
-        reader.inputs(tasks, pairs, RESULT_BYTES_MAX, RESULTS_BYTES_MAX).await
+        let most = (RESULT_BYTES_MAX, RESULTS_BYTES_MAX);
+        reader.inputs(tasks, pairs, configured, most).await
     }
 
     /// Where the attempts before those of the batch are in a trace. Nothing is read for tasks that
@@ -325,7 +334,10 @@ impl Dispatch {
                 continue;
             };
             let result = |parent| inputs.results.get(&(step, parent)).cloned().flatten();
-            let lease = lease(filling, known, previous.get(&step).copied(), result);
+            let mut lease = lease(filling, known, previous.get(&step).copied(), result);
+            if let Some(config) = inputs.configs.get(&step) {
+                lease.config.clone_from(config);
+            }
             outgoing.entry(filling.row.session).or_default().0.push(lease);
         }
         self.push(outgoing);

@@ -5,7 +5,7 @@
 //! `outbox` sends it → the executor runs it → `service` reads the outcome → `verdict` decides on
 //! failures → `settle` commits and answers. `sweep` has the loops beside that way, `walk` what
 //! becomes of the leases of processes that are gone, and `operate` what people do to steps. `presence`
-//! writes down who is connected, and `executors` tells it.
+//! writes down who is connected, and `executors` tells it; `unserved` tells whose steps nobody is there for.
 
 /// Where a test kills the process, as a crash of the machine would: nothing in ordinary builds.
 macro_rules! fault_point {
@@ -36,6 +36,7 @@ mod sessions;
 mod settle;
 mod sweep;
 mod trace;
+mod unserved;
 mod verdict;
 mod walk;
 
@@ -60,6 +61,7 @@ use crate::{
     sessions::Sessions,
     settle::{Settler, Settling, Turn},
     sweep::Sweeps,
+    unserved::Unserved,
     walk::Walks,
 };
 
@@ -97,6 +99,10 @@ pub struct Options {
     /// More executors are refused. 1 to 100,000.
     #[arg(long, env = "STEPWELL_SESSIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub sessions_max: u32,
+    /// A step that has been ready for so long, while nobody was connected who could run it, is told of
+    /// once (`step.unserved`). Seconds, 1 to 86,400.
+    #[arg(long, env = "STEPWELL_UNSERVED_AFTER", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub unserved_after: u64,
 }
 
 /// Runs the service until it is told to stop.
@@ -158,6 +164,10 @@ pub async fn run(
         service.spawn(name, settling.run(stop.clone()));
     }
     spawn_loops(&service, &store, &sessions, &dispatch, &sweeps);
+    let unserved = Unserved::new(store.clone(), Duration::from_secs(options.unserved_after));
+    let few_minutes = Duration::from_secs(300)..Duration::from_secs(400);
+    let ticker = service.ticker(store.bell().listen(Topic::Unserved), few_minutes);
+    service.spawn_loop("unserved", unserved.run(ticker));
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
     let grace = Duration::from_secs(options.session_grace);

@@ -11,7 +11,7 @@ use stepwell_proto::{
         SkipStepResponse, State, Step, UpdateStepRequest, UpdateStepResponse,
     },
 };
-use stepwell_store::{Move, Moved, Note, Offering, Once, Store, more_attempts};
+use stepwell_store::{Move, Moved, Note, Offering, Once, Store, Update, more_attempts};
 use uuid::Uuid;
 
 use crate::readiness::obstacles;
@@ -113,16 +113,22 @@ impl Operations {
     ) -> Result<UpdateStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
         let once = Once::of(&request.request_id, &request);
-        let max_attempts = more_attempts(request.max_attempts).ok().flatten();
         let (reason, request_id) = (request.reason, request.request_id);
         let note = Note::read(reason, "updated_by", request.updated_by, request_id)?;
         let wrong = |what: &str| Refusal::field("max_attempts", what);
-        let max_attempts = max_attempts.ok_or_else(|| wrong("must be from 1 to 1000"))?;
-        let (store, task, number) = (&self.store, id.task, id.number);
-        let updated = match once {
-            None => store.update_step(task, number, max_attempts, &note).await?,
-            Some(once) => store.update_step_once(&once, task, number, max_attempts, &note).await?,
-        };
+        let max_attempts = more_attempts(request.max_attempts);
+        let max_attempts = max_attempts.map_err(|_| wrong("must be from 1 to 1000"))?;
+        let config = request.config;
+        if let Some(config) = config.as_deref().filter(|config| !config.is_empty()) {
+            json::check_object(config, json::CONFIG_BYTES_MAX)
+                .map_err(|fault| Refusal::field("config", fault.to_string()))?;
+        }
+        if max_attempts.is_none() && config.is_none() {
+            return Err(wrong("must be from 1 to 1000, unless config is given"));
+        }
+        let update = Update { max_attempts, config };
+        let store = &self.store;
+        let updated = store.update_step(id.task, id.number, &update, &note, once.as_ref()).await?;
         let updated = updated.ok_or_else(|| id.not_found())?;
         if !updated.done {
             if !matches!(updated.task, State::Pending | State::InProgress | State::Error) {

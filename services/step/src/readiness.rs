@@ -42,12 +42,14 @@ fn no_slot(of: &Surroundings, template: &StepTemplate, executors: &[Executor]) -
 
 fn runs(executor: &Executor, template: &StepTemplate, version: &Version) -> bool {
     let offered = executor.handlers.iter().filter(|offer| offer.name == template.handler);
-    let fits = |range: &str| VersionReq::parse(range).is_ok_and(|range| range.matches(version));
     !executor.draining
-        && offered
-            .into_iter()
-            .any(|o| o.definition_versions.is_empty() || fits(&o.definition_versions))
+        && offered.into_iter().any(|offer| in_range(&offer.definition_versions, version))
         && template.requires.iter().all(|(label, value)| executor.labels.get(label) == Some(value))
+}
+
+/// A version is in a range of an offer; an empty one has every version.
+pub(crate) fn in_range(range: &str, version: &Version) -> bool {
+    range.is_empty() || VersionReq::parse(range).is_ok_and(|range| range.matches(version))
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ impl Steps {
         let first = stepwell_proto::id::step_key(task_of(lease.step), 0);
         let pairs: Vec<(i64, i64)> =
             parents.iter().map(|(no, _)| (lease.step, first + i64::from(*no))).collect();
-        let mut inputs = store.inputs(&[], &pairs, LIST_BYTES_MAX, LIST_BYTES_MAX).await?;
+        let mut inputs = store.inputs(&[], &pairs, &[], (LIST_BYTES_MAX, LIST_BYTES_MAX)).await?;
         let results = parents.into_iter().zip(pairs).map(|((_, step_name), pair)| {
             let result = inputs.results.remove(&pair).flatten();
             StepResult { step_name, omitted: result.is_none(), result: result.unwrap_or_default() }

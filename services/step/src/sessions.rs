@@ -756,7 +756,15 @@ mod tests {
     }
 
     fn lease(step: i64, session: i64) -> LeaseRow {
-        LeaseRow { step, token: step + 1, attempt: 1, max_attempts: 3, queue: 1, session }
+        LeaseRow {
+            step,
+            token: step + 1,
+            attempt: 1,
+            max_attempts: 3,
+            queue: 1,
+            session,
+            own_config: false,
+        }
     }
 
     fn id(step: i64) -> LeaseId {

@@ -388,7 +388,15 @@ mod tests {
         let began = Instant::now();
         let ended = |task, no, ending, after| {
             let (step, token) = (step_key(task, no), 1);
-            let row = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
+            let row = LeaseRow {
+                step,
+                token,
+                attempt: 1,
+                max_attempts: 3,
+                queue: 1,
+                session: 7,
+                own_config: false,
+            };
             let since = began + Duration::from_secs(after);
             Ended { ending, since, is_swept: false, ..Ended::unsent(&row, "") }
         };
@@ -401,7 +409,15 @@ mod tests {
             ended(3, 0, Ending::Complete, 2),
         ];
         let (step, token) = (step_key(2, 3), 1);
-        let child = LeaseRow { step, token, attempt: 1, max_attempts: 3, queue: 1, session: 7 };
+        let child = LeaseRow {
+            step,
+            token,
+            attempt: 1,
+            max_attempts: 3,
+            queue: 1,
+            session: 7,
+            own_config: false,
+        };
         assert_eq!(released_at(&batch, &child), began + Duration::from_secs(5));
     }
 
@@ -411,7 +427,15 @@ mod tests {
         let ended = |step| {
             let (token, attempt, max_attempts) = (1, 1, 3);
             Ended::unsent(
-                &LeaseRow { step, token, attempt, max_attempts, queue: 1, session: 7 },
+                &LeaseRow {
+                    step,
+                    token,
+                    attempt,
+                    max_attempts,
+                    queue: 1,
+                    session: 7,
+                    own_config: false,
+                },
                 "",
             )
         };
@@ -440,6 +464,7 @@ mod tests {
             max_attempts: 3,
             queue: 1,
             session: 7,
+            own_config: false,
         };
         let push = async |n: usize| {
             for _ in 0..n {

@@ -36,6 +36,8 @@ pub enum Topic {
     Key,
     /// A bulk operation was started.
     Bulk,
+    /// Steps are ready that may wait for somebody who is not there.
+    Unserved,
 }
 
 impl Topic {
@@ -48,6 +50,7 @@ impl Topic {
             Self::Timer => "stepwell_timer",
             Self::Key => "stepwell_key",
             Self::Bulk => "stepwell_bulk",
+            Self::Unserved => "stepwell_unserved",
         }
     }
 }

@@ -26,6 +26,7 @@ const VERBS: &[(&str, &str)] = &[
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
     ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
+    ("88_unserved", include_str!("../../../migrations/verbs/88_unserved.sql")),
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
 ];
 

@@ -128,6 +128,7 @@ impl Writer {
                 max_attempts: row.max_attempts?,
                 queue: row.queue?,
                 session: row.session?,
+                own_config: false,
             })
         });
         Ok((leases.collect(), last))

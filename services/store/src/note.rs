@@ -35,13 +35,19 @@ pub struct Note {
     /// Attempts the step may make in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<i32>,
+    /// What the step's handler gets from now on, if it is short; empty: what its definition says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// There is such a config, and it is not short.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub config_omitted: bool,
     /// There is a result, and it is not short.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub result_omitted: bool,
 }
 
-/// A result up to this size travels in events.
-const RESULT_BYTES_MAX: usize = 8 << 10;
+/// A result or a config up to this size travels in events.
+const TRAVELS_BYTES_MAX: usize = 8 << 10;
 const REASON_BYTES_MAX: usize = 1024;
 const BY_BYTES_MAX: usize = 256;
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -84,8 +90,13 @@ impl Note {
 
     /// The same of a step that gets a result.
     pub(crate) fn with_result(mut self, result: Option<&str>) -> Self {
-        self.result = result.filter(|text| text.len() <= RESULT_BYTES_MAX).map(str::to_owned);
-        self.result_omitted = result.is_some() && self.result.is_none();
+        (self.result, self.result_omitted) = travels(result);
+        self
+    }
+
+    /// The same of a step that gets a config.
+    pub(crate) fn with_config(mut self, config: Option<&str>) -> Self {
+        (self.config, self.config_omitted) = travels(config);
         self
     }
 
@@ -98,6 +109,13 @@ impl Note {
     pub(crate) fn from_text(text: Option<&str>) -> Self {
         text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
+}
+
+/// A text if it is short, and whether there is one that is not.
+fn travels(text: Option<&str>) -> (Option<String>, bool) {
+    let short = text.filter(|text| text.len() <= TRAVELS_BYTES_MAX).map(str::to_owned);
+    let omitted = text.is_some() && short.is_none();
+    (short, omitted)
 }
 
 /// The field `attempts` of a request to try again; none: it does not say.

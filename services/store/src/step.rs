@@ -3,6 +3,7 @@
 mod moves;
 mod previous;
 mod readiness;
+mod unserved;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,8 +16,9 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Writer, span};
 
-pub use moves::{Move, Moved, Updated};
+pub use moves::{Move, Moved, Update, Updated};
 pub use readiness::{Parent, Surroundings};
+pub use unserved::{Place, Told, Waiting};
 
 /// Concurrency keys that one call looks at.
 const KEYS_PER_CALL: i32 = 500;
@@ -163,6 +165,8 @@ pub struct LeaseRow {
     pub queue: i32,
     /// The session whose slot it takes.
     pub session: i64,
+    /// Its step has a config of its own, which is to be read.
+    pub own_config: bool,
 }
 
 impl LeaseRow {
@@ -244,6 +248,8 @@ pub struct Inputs {
     pub tasks: HashMap<i64, (Uuid, String, Option<TraceContext>)>,
     /// By step key and parent's key: the result; none when it is too large to travel.
     pub results: HashMap<(i64, i64), Option<String>>,
+    /// By step key: the config it has of its own.
+    pub configs: HashMap<i64, String>,
 }
 
 impl Writer {
@@ -268,7 +274,7 @@ impl Writer {
         let call = sqlx::query!(
             r#"select a_status as "status!", ready_n as "ready!", l_key as step, l_token as token,
                       l_attempt as attempt, l_max_attempts as max_attempts, l_queue as queue,
-                      l_session as session
+                      l_session as session, l_own as own
                  from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
             &steps,
             &tokens,
@@ -292,13 +298,9 @@ impl Writer {
         Ok(Settled {
             accepted: row.status.iter().map(|status| *status == 1).collect(),
             ready: usize::try_from(row.ready).unwrap_or(0),
-            leases: leases(
-                row.step,
-                row.token,
-                row.attempt,
-                row.max_attempts,
-                row.queue,
-                row.session,
+            leases: with_config(
+                leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session),
+                row.own,
             ),
         })
     }
@@ -381,7 +383,7 @@ impl Writer {
         let call = sqlx::query!(
             r#"select l_key as step, l_token as token, l_attempt as attempt,
                       l_max_attempts as max_attempts, l_queue as queue, l_session as session,
-                      l_place as place, ready_n as "ready!", t_id as task, t_uid as uid, t_context as context,
+                      l_place as place, l_own as own, ready_n as "ready!", t_id as task, t_uid as uid, t_context as context,
                       t_trace as "trace: Vec<Option<Vec<u8>>>"
                  from stepwell.claim($1, $2, $3, $4, $5, $6)"#,
             &slots.queue,
@@ -409,6 +411,7 @@ impl Writer {
         let places = row.place.unwrap_or_default();
         let leases =
             leases(row.step, row.token, row.attempt, row.max_attempts, row.queue, row.session);
+        let leases = with_config(leases, row.own);
         let places = leases.iter().zip(places).map(|(lease, place)| (lease.queue, place)).collect();
         let ready = usize::try_from(row.ready).unwrap_or(0);
         Ok(Claimed { leases, places, ready, tasks })
@@ -419,10 +422,10 @@ impl Writer {
         &mut self,
         tasks: &[i64],
         pairs: &[(i64, i64)],
-        each_max: i32,
-        all_max: i32,
+        configured: &[i64],
+        most: (i32, i32),
     ) -> Result<Inputs, Error> {
-        read_inputs(&mut self.connection, tasks, pairs, each_max, all_max).await
+        read_inputs(&mut self.connection, tasks, pairs, configured, most).await
     }
 
     /// Moves leases that executors still hold to other sessions, wherever they were: step, token and
@@ -516,8 +519,17 @@ fn leases(
             max_attempts: max_attempts[i],
             queue: queue[i],
             session: session[i],
+            own_config: false,
         })
         .collect()
+}
+
+/// Marks those whose steps have configs of their own.
+fn with_config(mut leases: Vec<LeaseRow>, own: Option<Vec<i64>>) -> Vec<LeaseRow> {
+    if let Some(own) = own {
+        leases.iter_mut().for_each(|lease| lease.own_config = own.contains(&lease.step));
+    }
+    leases
 }
 
 impl Store {
@@ -585,15 +597,16 @@ impl Store {
 
     /// What steps need to run, in one statement: contexts of tasks, and results of parents, given
     /// as pairs of step and parent. Of each step's parents, in the order given, those results
-    /// travel that have at most `each_max` bytes and keep the sum within `all_max`.
+    /// travel that have at most `each_max` bytes and keep the sum within `all_max`. And the
+    /// configs that the steps `configured` have of their own.
     pub async fn inputs(
         &self,
         tasks: &[i64],
         pairs: &[(i64, i64)],
-        each_max: i32,
-        all_max: i32,
+        configured: &[i64],
+        most: (i32, i32),
     ) -> Result<Inputs, Error> {
-        read_inputs(self.reads(), tasks, pairs, each_max, all_max).await
+        read_inputs(self.reads(), tasks, pairs, configured, most).await
     }
 
     /// The queues that executors of a namespace may serve.
@@ -629,8 +642,8 @@ async fn read_inputs(
     connection: impl PgExecutor<'_>,
     tasks: &[i64],
     pairs: &[(i64, i64)],
-    each_max: i32,
-    all_max: i32,
+    configured: &[i64],
+    (each_max, all_max): (i32, i32),
 ) -> Result<Inputs, Error> {
     let (steps, parents): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
     let rows = sqlx::query!(
@@ -646,12 +659,18 @@ async fn read_inputs(
                   null
              from (select i.step, i.parent, i.no, s.result, octet_length(s.result) n
                      from unnest($2::bigint[], $3::bigint[]) with ordinality i(step, parent, no),
-                          lateral (select result from stepwell.step where key = i.parent offset 0) s) r"#,
+                          lateral (select result from stepwell.step where key = i.parent offset 0) s) r
+           union all
+           select i.key, null, null, s.config, null
+             from unnest($6::bigint[]) i(key),
+                  lateral (select config from stepwell.step where key = i.key offset 0) s
+            where s.config is not null"#,
         tasks,
         &steps,
         &parents,
         each_max,
         i64::from(all_max),
+        configured,
     )
     .fetch_all(connection)
     .await?;
@@ -665,7 +684,9 @@ async fn read_inputs(
                 let trace = row.trace.as_deref().and_then(TraceContext::from_bytes);
                 inputs.tasks.insert(row.key, (uid, row.text.unwrap_or_default(), trace));
             }
-            (None, None) => {}
+            (None, None) => {
+                inputs.configs.insert(row.key, row.text.unwrap_or_default());
+            }
         }
     }
     Ok(inputs)

@@ -30,7 +30,6 @@ pub const EDGES_MAX: usize = 100_000;
 pub const BYTES_MAX: usize = 2 << 20;
 const VERSION_DEFAULT: &str = "0.1.0";
 const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
-const CONFIG_BYTES_MAX: usize = 64 << 10;
 const SCHEMA_BYTES_MAX: usize = 256 << 10;
 const EXCEPT_MAX: usize = 100;
 const REQUIRES_MAX: usize = 32;
@@ -249,7 +248,7 @@ fn check_step(path: &str, step: &StepTemplate, faults: &mut Vec<Fault>) {
     fault("total_timeout", duration_fault(step.total_timeout, DURATION_MIN, LONG_MAX));
     fault("heartbeat_timeout", duration_fault(step.heartbeat_timeout, DURATION_MIN, DURATION_MAX));
     if !step.config.is_empty() {
-        let checked = json::check_object(&step.config, CONFIG_BYTES_MAX);
+        let checked = json::check_object(&step.config, json::CONFIG_BYTES_MAX);
         fault("config", checked.err().map(|fault| fault.to_string()));
     }
     if let Some(retry) = &step.retry {

@@ -445,7 +445,7 @@ impl task_service_server::TaskService for Tasks {
         request: Request<PauseDefinitionsRequest>,
     ) -> Result<Response<PauseDefinitionsResponse>, Status> {
         let request = request.into_inner();
-        let note = Note::read(request.reason, "paused_by", request.paused_by)?;
+        let note = Note::read(request.reason, "paused_by", request.paused_by, String::new())?;
         let (covered_definitions, already_in_state) =
             pause::set(&self.store, request.namespace, request.definition_name, true, &note)
                 .await?;
@@ -457,7 +457,7 @@ impl task_service_server::TaskService for Tasks {
         request: Request<ResumeDefinitionsRequest>,
     ) -> Result<Response<ResumeDefinitionsResponse>, Status> {
         let request = request.into_inner();
-        let note = Note::read(request.reason, "resumed_by", request.resumed_by)?;
+        let note = Note::read(request.reason, "resumed_by", request.resumed_by, String::new())?;
         let (covered_definitions, already_in_state) =
             pause::set(&self.store, request.namespace, request.definition_name, false, &note)
                 .await?;

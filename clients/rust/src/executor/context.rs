@@ -119,8 +119,8 @@ impl StepContext {
         read("the task's context", &self.0.lease.context)
     }
 
-    /// The step's configuration from the definition; `{}` if there is none. One that does not fit
-    /// the type is a permanent error of class `InvalidInput`.
+    /// The step's configuration, from the definition or as UpdateStep changed it; `{}` if there is none. One
+    /// that does not fit the type is a permanent error of class `InvalidInput`.
     #[track_caller]
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
         let config = self.0.lease.config.as_str();

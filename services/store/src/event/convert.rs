@@ -6,9 +6,10 @@ use stepwell_proto::{
     id::step_id,
     v1::{
         Event, State, StepCancelled, StepCompleted, StepExecutionRequested, StepFailed,
-        StepLeaseReturned, StepResolvedManually, StepRetryRequested, StepUpdated, TaskCancelled,
-        TaskCompleted, TaskFailed, TaskInitializeRequested, TaskPaused, TaskResolvedManually,
-        TaskResumed, TaskRetryRequested, TaskStartRequested, TaskUpdated, event::Detail,
+        StepLeaseReturned, StepResolvedManually, StepRetryRequested, StepUnserved, StepUpdated,
+        TaskCancelled, TaskCompleted, TaskFailed, TaskInitializeRequested, TaskPaused,
+        TaskResolvedManually, TaskResumed, TaskRetryRequested, TaskStartRequested, TaskUpdated,
+        event::Detail,
     },
 };
 use stepwell_trace::TraceContext;
@@ -174,8 +175,18 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
                 updated_by: note.by,
                 max_attempts: note.max_attempts.unwrap_or_default(),
                 request_id: note.request_id,
+                config: note.config,
+                config_omitted: note.config_omitted,
             })
         }
+        48 => Detail::StepUnserved(StepUnserved {
+            handler: row
+                .no
+                .and_then(|no| stored.step(no))
+                .map(|s| s.handler.clone())
+                .unwrap_or_default(),
+            ready_time: row.mark.map(timestamp),
+        }),
         _ => return Err(Error::Inconsistent(format!("event type {number} has no row"))),
     })
 }

@@ -145,6 +145,15 @@ impl Store {
     }
 }
 
+/// What is to be changed of a step; none: that stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// Attempts it may make in all.
+    pub max_attempts: Option<i32>,
+    /// What its handler gets in place of its definition's config, JSON text; empty: that again.
+    pub config: Option<String>,
+}
+
 /// What became of a step that was to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Updated {
@@ -159,63 +168,39 @@ pub struct Updated {
 }
 
 impl Store {
-    /// Changes how many attempts a step may make, if it is pending or in error and has not made more. None:
-    /// there is no such step.
+    /// Changes a step, if it is pending or in error and has not made more attempts than it may make then;
+    /// once, if it is to be. None: there is no such step.
     pub async fn update_step(
         &self,
         uid: Uuid,
         number: i32,
-        max_attempts: i32,
+        update: &Update,
         note: &Note,
+        once: Option<&Once>,
     ) -> Result<Option<Updated>, Error> {
-        let text = Note { max_attempts: Some(max_attempts), ..note.clone() }.to_text();
+        let config = update.config.as_deref();
+        let note = Note { max_attempts: update.max_attempts, ..note.clone() };
+        let text = note.with_config(config).to_text();
+        let (id, hash) = once.map(|once| (once.id.as_str(), once.hash.as_slice())).unzip();
         let call = async {
             let call = sqlx::query!(
-                r#"select s_was as was, s_task as task, s_attempt as attempt, s_done as "done!"
-                     from stepwell.update_step($1, $2, $3, $4)"#,
+                r#"select r_same as same, s_was as was, s_task as task, s_attempt as attempt,
+                          s_done as "done!"
+                     from stepwell.update_step_once($1, $2, $3, $4, $5, $6, $7)"#,
+                id,
+                hash,
                 uid,
                 number,
-                max_attempts,
+                update.max_attempts,
+                config,
                 text,
             );
             Ok(call.fetch_one(self.reads()).await?)
         };
         let row = span::verb("db.update_step", 1, |_| 1, call).await?;
-        if row.done {
-            self.bell().ring(Topic::Event);
+        if let Some(once) = once {
+            once.check(row.same)?;
         }
-        let (Some(is), Some(task), Some(attempt)) = (row.was, row.task, row.attempt) else {
-            return Ok(None);
-        };
-        Ok(Some(Updated { is: state(is)?, task: state(task)?, attempt, done: row.done }))
-    }
-
-    /// The same, once.
-    pub async fn update_step_once(
-        &self,
-        once: &Once,
-        uid: Uuid,
-        number: i32,
-        max_attempts: i32,
-        note: &Note,
-    ) -> Result<Option<Updated>, Error> {
-        let text = Note { max_attempts: Some(max_attempts), ..note.clone() }.to_text();
-        let call = async {
-            let call = sqlx::query!(
-                r#"select r_same as same, s_was as was, s_task as task, s_attempt as attempt,
-                          s_done as "done!"
-                     from stepwell.update_step_once($1, $2, $3, $4, $5, $6)"#,
-                once.id,
-                &once.hash,
-                uid,
-                number,
-                max_attempts,
-                text,
-            );
-            Ok(call.fetch_one(self.reads()).await?)
-        };
-        let row = span::verb("db.update_step_once", 1, |_| 1, call).await?;
-        once.check(row.same)?;
         if row.same.is_none() && row.done {
             self.bell().ring(Topic::Event);
         }

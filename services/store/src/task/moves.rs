@@ -135,6 +135,10 @@ impl Store {
         };
         let row = span::verb("db.pause_tasks", uids.len(), |row| row.was.len(), call).await?;
         self.bell().ring_moves(true, row.ready > 0, false);
+        if !paused {
+            // What stood in the queues all the time may be told of now.
+            self.bell().ring(Topic::Unserved);
+        }
         let was = states(row.was)?.into_iter().zip(row.paused);
         Ok(was.map(|(was, paused)| Paused { was, paused: paused.unwrap_or_default() }).collect())
     }

@@ -43,6 +43,8 @@ struct Row {
     has_result: bool,
     last_error: Option<String>,
     error_class: Option<String>,
+    config: Option<String>,
+    has_config: bool,
 }
 
 impl Store {
@@ -105,7 +107,9 @@ impl Store {
                       s.result is not null as "has_result!",
                       case when s.failures <= $5 then s.last_error end as last_error,
                       case when s.failures > $5
-                           then s.last_error::json ->> 'error_class' end as error_class
+                           then s.last_error::json ->> 'error_class' end as error_class,
+                      case when $6 = $7 then s.config end as config,
+                      s.config is not null as "has_config!"
                  from stepwell.task t
                  join (select *, octet_length(result) as size,
                               sum(case when octet_length(result) <= $3 then octet_length(result) end)
@@ -185,6 +189,8 @@ impl Row {
             result_omitted: wanted && self.has_result && self.result.is_none(),
             result: self.result.filter(|_| wanted).unwrap_or_default(),
             last_error,
+            config_omitted: self.has_config && self.config.is_none(),
+            config: self.config,
         })
     }
 }
