@@ -3,15 +3,16 @@
 --
 -- Locks   new queues, the task, the append.
 -- Answers the state it is in (null: there is no such task), how many queues it made (step-services must learn of
---         them), and how many steps became ready in other queues.
+--         them), and how many steps wait in other queues, at once or once they are due.
 create or replace function stepwell.update_task(
     p_uid uuid, p_reason text, p_tags text[], p_priority smallint, p_note text, p_at timestamptz default null,
     out t_was smallint, out queues_n int, out ready_n int)
   language plpgsql volatile set search_path = stepwell as $$
 declare
-  v_task bigint;
-  v_wait waiter[];
-  v_at   timestamptz;
+  v_task  bigint;
+  v_ruled bool;
+  v_wait  waiter[];
+  v_at    timestamptz;
 begin
   queues_n := 0; ready_n := 0;
   if p_priority is not null then
@@ -19,18 +20,20 @@ begin
   end if;
   select id from task where uid = p_uid for no key update into v_task;
   if v_task is null then return; end if;
-  select state from task where id = v_task into t_was;
+  select state, ruled from task where id = v_task into t_was, v_ruled;
   v_at := coalesce(p_at, clock_timestamp());
   if p_priority <> (select priority from task_detail where task = v_task) then
-    -- What stood in the old queues no longer holds there; what is parked stays so.
+    -- What stood in the old queues no longer holds there; what is parked stays so. Whoever releases the timers
+    -- of a task that is not ruled has not locked it, and may be about to put what is due into the old queue: so
+    -- each such step gets a timer of ours as well.
     with u as (
       update step s set queue = queue_at(s.queue, p_priority)
         from (select ctid place from step
                where key between v_task << 14 and (v_task << 14) + 16383 and state in (1, 2, 4) offset 0) o
        where s.ctid = o.place
       returning s.*)
-    select array_agg((queue, key, attempt, null)::waiter order by key) from u
-     where state = 1 and waiting_on = 0 and (not_before is null or not_before <= v_at)
+    select array_agg((queue, key, attempt, case when not_before > v_at then not_before end)::waiter order by key) from u
+     where state = 1 and waiting_on = 0 and (not_before is null or not_before <= v_at or not v_ruled)
        and not exists (select from parked_step p where p.task = v_task and p.key = u.key and p.attempt = u.attempt)
       into v_wait;
     update parked_step p set queue = (select queue from step where key = p.key) where task = v_task;

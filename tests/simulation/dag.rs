@@ -10,8 +10,18 @@ pub type Pick = u16;
 
 /// The most steps of a plan.
 pub const STEPS_MAX: usize = 60;
-/// Queues of a plan: its handlers.
+/// Queues of a plan at one priority: its handlers, or its requirements.
 pub const QUEUES: usize = 2;
+/// Priorities there are.
+pub const PRIORITIES: usize = 5;
+/// The priority of plans without one.
+const USUAL: u8 = 3;
+
+/// The number of a queue of a plan, among those of so many plans: first come all of the usual priority.
+pub fn queue_number(plans: usize, plan: usize, queue: usize, priority: u8) -> usize {
+    let rank = usize::from(priority + PRIORITIES as u8 - USUAL) % PRIORITIES;
+    (rank * plans + plan) * QUEUES + queue
+}
 
 /// How a plan is drawn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,7 +33,16 @@ pub struct Dag {
     /// What rules its tasks.
     #[serde(default)]
     pub rules: Rules,
+    /// The priority of its tasks that name none.
+    #[serde(default)]
+    pub priority: Option<u8>,
+    /// What it is a version of.
+    #[serde(default)]
+    pub name: Name,
 }
+
+/// A definition: its namespace and its number there.
+pub type Name = (u8, u8);
 
 /// What rules the tasks of a plan; times in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +78,10 @@ pub struct Plan {
     pub steps: Vec<Planned>,
     /// What rules its tasks.
     pub rules: Rules,
+    /// The priority of its tasks that name none.
+    pub priority: u8,
+    /// What it is a version of.
+    pub name: Name,
 }
 
 impl Plan {
@@ -117,7 +140,8 @@ impl Dag {
             step.parents.sort_unstable();
             step.children.sort_unstable();
         }
-        Plan { steps, rules: self.rules }
+        let priority = self.priority.unwrap_or(USUAL);
+        Plan { steps, rules: self.rules, priority, name: self.name }
     }
 }
 
@@ -130,11 +154,16 @@ pub fn dags() -> impl Strategy<Value = Dag> {
         6 => prop::collection::vec(drawn.clone(), 7..15),
         1 => prop::collection::vec(drawn, 15..=STEPS_MAX),
     ];
-    (steps, any::<bool>(), rules()).prop_map(|(steps, backwards, rules)| Dag {
-        steps,
-        backwards,
-        rules,
-    })
+    let priority = prop::option::weighted(0.3, priorities());
+    let name = (0..2u8, 0..2u8);
+    (steps, any::<bool>(), rules(), priority, name).prop_map(
+        |(steps, backwards, rules, priority, name)| Dag { steps, backwards, rules, priority, name },
+    )
+}
+
+/// Priorities: few, so that queues are shared.
+pub fn priorities() -> impl Strategy<Value = u8> {
+    prop::sample::select(vec![1, 3, 5])
 }
 
 /// Rules, for half of the plans.

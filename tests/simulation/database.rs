@@ -15,9 +15,10 @@ use stepwell_store::{Options, Store, Writer};
 use uuid::Uuid;
 
 use super::{
-    dag::{Plan, QUEUES},
+    dag::{PRIORITIES, Plan, QUEUES, queue_number},
     model::{
-        Asked, Due, Id, Leased, Moved, Ms, OfStep, OfTask, Once, Retired, Settle, Settled, Sweep,
+        Asked, Changed, Due, Id, Leased, Moved, Ms, New, OfStep, OfTask, Once, Retired, Settle,
+        Settled, Sweep,
     },
 };
 
@@ -45,7 +46,8 @@ pub struct Database {
     definitions: Vec<i32>,
     /// Of the concurrency keys of the definitions.
     rooms: Vec<Option<i32>>,
-    queues: Vec<i32>,
+    /// By number; none: it was not made yet.
+    queues: Vec<Option<i32>>,
     nodes: Vec<i32>,
     /// Of the rows that are ready, ascending: as the model's, in other numbers.
     places: Vec<i64>,
@@ -76,6 +78,10 @@ pub struct Rows {
     pub keys: String,
     /// Those to look at.
     pub wake: String,
+    /// What people have paused.
+    pub pauses: String,
+    /// Whether a pause covers them.
+    pub plans: String,
     pub nodes: String,
     /// In the order of the log, and after the last look.
     pub events: String,
@@ -91,7 +97,8 @@ const ROWS: &str = "
                         (extract(epoch from started_at - b.at) * 1000)::bigint,
                         (extract(epoch from finished_at - b.at) * 1000)::bigint,
                         ruled, paused, held, case when ruled then running_n end,
-                        (extract(epoch from deadline - b.at) * 1000)::bigint)::text, e'\\n' order by id)
+                        (extract(epoch from deadline - b.at) * 1000)::bigint,
+                        (select priority from stepwell.task_detail where task = id))::text, e'\\n' order by id)
        from stepwell.task where id between $2 and $2 + 999),
     (select string_agg(((key >> 14) - b.task, key & 16383, state, waiting_on, attempt, max_attempts,
                         (extract(epoch from not_before - b.at) * 1000)::bigint,
@@ -100,7 +107,8 @@ const ROWS: &str = "
                         result,
                         case when last_error like '{%}' then (last_error::json->>'error_class') || (last_error::json->>'max_attempts')
                              else last_error end,
-                        (extract(epoch from due - b.at) * 1000)::bigint)::text, e'\\n' order by key)
+                        (extract(epoch from due - b.at) * 1000)::bigint,
+                        array_position(b.queue, queue) - 1)::text, e'\\n' order by key)
        from stepwell.step where key between $2 << 14 and ($2 + 999) << 14),
     (select string_agg((array_position(b.queue, queue) - 1, place, (key >> 14) - b.task, key & 16383, attempt)::text,
                        e'\\n' order by array_position(b.queue, queue), place, key)
@@ -125,7 +133,10 @@ const ROWS: &str = "
                        e'\\n' order by key, attempt)
        from stepwell.parked_step where task between $2 and $2 + 999),
     (select string_agg((id - b.task, task - b.task, room, granted)::text, e'\\n' order by id, task) from stepwell.concurrency),
-    (select string_agg(distinct (id - b.task)::text, e'\\n') from stepwell.concurrency_wake)
+    (select string_agg(distinct (id - b.task)::text, e'\\n') from stepwell.concurrency_wake),
+    (select string_agg((right(namespace, 1), nullif(name, ''))::text, e'\\n' order by namespace, name) from stepwell.pause),
+    (select string_agg((array_position($8, id) - 1, paused)::text, e'\\n' order by id)
+       from stepwell.definition where id = any($8))
     from base b,
          (select max(position) last, count(*) n,
                  count(*) filter (where batch = first and at = $6 and uid = ($7::uuid[])[task - $2 + 1]
@@ -173,10 +184,12 @@ impl Database {
                   c as (delete from stepwell.step), d as (delete from stepwell.ready_step),
                   e as (delete from stepwell.timer), f as (delete from stepwell.signal),
                   h as (delete from stepwell.parked_step), i as (delete from stepwell.concurrency),
-                  j as (delete from stepwell.concurrency_wake),
+                  j as (delete from stepwell.concurrency_wake), k as (delete from stepwell.pause),
+                  l as (update stepwell.definition set paused = false where id = any($1) and paused),
                   g as (delete from stepwell.event)
              delete from stepwell.node",
         )
+        .bind(std::mem::take(&mut self.definitions))
         .execute(self.writer.connection())
         .await?;
         self.now = 0;
@@ -184,11 +197,36 @@ impl Database {
         self.unused = self.first_task + KEYS / 2;
         self.uids = (0..tasks).map(|_| Uuid::now_v7()).collect();
         self.nodes.clear();
-        self.definitions.clear();
         self.rooms.clear();
-        self.queues.clear();
+        self.queues = vec![None; plans.len() * QUEUES * PRIORITIES];
         for plan in plans {
             self.define(plan).await?;
+        }
+        self.know_queues().await
+    }
+
+    /// The namespaces of a case are its own.
+    fn namespace(&self, namespace: u8) -> String {
+        format!("{}/{namespace}", self.first_task)
+    }
+
+    /// The queues that were made. Of odd plans they differ by what they require, of others by their handlers.
+    async fn know_queues(&mut self) -> Result<(), sqlx::Error> {
+        let rows = sqlx::query(
+            "select array_position($1, definition) - 1, priority, id,
+                    (row_number() over (partition by definition, priority order by handler, requires) - 1)::int
+               from stepwell.queue where definition = any($1)",
+        )
+        .bind(self.definitions.clone())
+        .fetch_all(self.writer.connection())
+        .await?;
+        for row in rows {
+            let (plan, priority, no): (i32, i16, i32) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
+            let (plan, no) = (count(plan), count(no));
+            let priority = u8::try_from(priority).expect("a handful");
+            let number = queue_number(self.definitions.len(), plan, no, priority);
+            self.queues[number] = Some(row.try_get(2)?);
         }
         Ok(())
     }
@@ -202,21 +240,23 @@ impl Database {
         let row = sqlx::query(
             "with d as (
                insert into stepwell.definition (namespace, name, version, hash, content, roots, max_parallel,
-                                                deadline_ms, ruled, concurrency_room)
-               values ('default', $1, '{1, 0, 0}', '', '', $2, $8, $9, $10, $11) returning id),
+                                                deadline_ms, ruled, concurrency_room, priority)
+               values ($14, $1, array[1, 0, $15], '', '', $2, $8, $9, $10, $11, $16) returning id),
              q as (
-               insert into stepwell.queue (definition, namespace, handler)
-               select d.id, 'default', n::text from d, generate_series(0, $3 - 1) n returning id, handler),
+               insert into stepwell.queue (definition, namespace, handler, requires, priority)
+               select d.id, $14, case $15 % 2 when 0 then n::text else '' end,
+                      case $15 % 2 when 0 then '{}' else n::text end, $16
+                 from d, generate_series(0, $3 - 1) n returning id, handler, requires),
              s as (
                insert into stepwell.step_template (definition, no, queue, waiting_on, max_attempts, children,
                                                    queue_timeout_ms, total_timeout_ms)
                select d.id, s.no - 1, q.id, waiting_on, max_attempts, children::int[], queue_ms, total_ms
                  from d, unnest($4::int[], $5::int[], $6::int[], $7::text[], $12::bigint[], $13::bigint[])
                            with ordinality s(queue, waiting_on, max_attempts, children, queue_ms, total_ms, no)
-                 join q on q.handler = s.queue::text)
-             select (select id from d), (select array_agg(id order by handler) from q)",
+                 join q on s.queue::text in (q.handler, q.requires))
+             select id from d",
         )
-        .bind(Uuid::now_v7().to_string())
+        .bind(plan.name.1.to_string())
         .bind(int(roots))
         .bind(int(QUEUES))
         .bind(queues)
@@ -229,11 +269,13 @@ impl Database {
         .bind(plan.rules.room.map(i32::from))
         .bind(plan.steps.iter().map(|step| step.queue_timeout).collect::<Vec<_>>())
         .bind(plan.steps.iter().map(|step| step.total_timeout).collect::<Vec<_>>())
+        .bind(self.namespace(plan.name.0))
+        .bind(int(self.definitions.len()))
+        .bind(i16::from(plan.priority))
         .fetch_one(self.writer.connection())
         .await?;
         self.definitions.push(row.try_get(0)?);
         self.rooms.push(plan.rules.room.map(i32::from));
-        self.queues.extend(row.try_get::<Vec<i32>, _>(1)?);
         Ok(())
     }
 
@@ -274,6 +316,7 @@ impl Database {
             .bind(self.position)
             .bind(self.time())
             .bind(self.uids.clone())
+            .bind(self.definitions.clone())
             .fetch_one(self.writer.connection())
             .await?;
         let text = |at: usize| row.try_get::<Option<String>, _>(at).map(Option::unwrap_or_default);
@@ -290,6 +333,8 @@ impl Database {
             signals: text(4)?,
             keys: text(11)?,
             wake: text(12)?,
+            pauses: text(13)?,
+            plans: text(14)?,
             nodes: text(5)?,
             events: text(6)?,
             strange: row.try_get(8)?,
@@ -312,12 +357,12 @@ impl Database {
 
     // ── the verbs ───────────────────────────────────────────────────────────────────────────────
 
-    /// Answers the tasks that are new.
+    /// Answers the tasks that are new, and how many queues.
     pub async fn create(
         &mut self,
-        tasks: &[(usize, usize, Vec<usize>)],
+        tasks: &[New],
         exists: impl Fn(usize) -> bool,
-    ) -> Answer<Vec<usize>> {
+    ) -> Answer<(Vec<usize>, usize)> {
         self.called.insert("create_tasks");
         let mut keys = Vec::new();
         for (task, ..) in tasks {
@@ -327,14 +372,15 @@ impl Database {
         let n = tasks.len();
         let uids: Vec<Uuid> = tasks.iter().map(|(task, ..)| self.uid(*task)).collect();
         let definitions: Vec<i32> =
-            tasks.iter().map(|(_, plan, _)| self.definitions[*plan]).collect();
+            tasks.iter().map(|(_, plan, ..)| self.definitions[*plan]).collect();
         let skipped: Vec<Option<String>> =
-            tasks.iter().map(|(.., no)| (!no.is_empty()).then(|| array(no))).collect();
-        let rooms: Vec<Option<i32>> = tasks.iter().map(|(_, plan, _)| self.rooms[*plan]).collect();
+            tasks.iter().map(|(.., no, _)| (!no.is_empty()).then(|| array(no))).collect();
+        let rooms: Vec<Option<i32>> = tasks.iter().map(|(_, plan, ..)| self.rooms[*plan]).collect();
         let shared = tasks.iter().zip(&rooms);
-        let shared = shared.map(|((_, plan, _), room)| room.map(|_| self.first_task + long(*plan)));
+        let shared =
+            shared.map(|((_, plan, ..), room)| room.map(|_| self.first_task + long(*plan)));
         let shared: Vec<Option<i64>> = shared.collect();
-        let row = sqlx::query("select n_key from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
+        let row = sqlx::query("select n_key, queues_n from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
             .bind(&keys)
             .bind(uids)
             .bind(definitions)
@@ -348,14 +394,20 @@ impl Database {
             .bind(skipped)
             .bind(shared)
             .bind(rooms)
-            .bind(vec![None::<i16>; n])
+            .bind(tasks.iter().map(|(.., priority)| priority.map(i16::from)).collect::<Vec<_>>())
             .bind(self.time())
             .fetch_one(self.writer.connection())
             .await;
-        answer(row, |row| {
+        let answer = answer(row, |row| {
             let new: Option<Vec<i64>> = row.try_get(0)?;
-            Ok(new.unwrap_or_default().iter().map(|key| self.id(key << 14).task).collect())
-        })
+            let new = new.unwrap_or_default();
+            let new = new.iter().map(|key| self.id(key << 14).task).collect();
+            Ok((new, number(&row, "queues_n")?))
+        });
+        if matches!(&answer, Ok(Ok((_, 1..)))) {
+            self.know_queues().await?;
+        }
+        answer
     }
 
     /// `slots`: of each queue from a place on. Places are counted among those of the last look.
@@ -371,7 +423,12 @@ impl Database {
             sessions.extend(of);
         }
         let row = sqlx::query("select * from stepwell.claim($1, $2, $3, $4, $5, $6, $7)")
-            .bind(slots.iter().map(|(queue, ..)| self.queues[*queue]).collect::<Vec<_>>())
+            .bind(
+                slots
+                    .iter()
+                    .map(|(queue, ..)| self.queues[*queue].expect("it was made"))
+                    .collect::<Vec<_>>(),
+            )
             .bind(
                 slots
                     .iter()
@@ -448,8 +505,9 @@ impl Database {
         let (keys, tokens, sessions) = (longs("l_key")?, longs("l_token")?, longs("l_session")?);
         let (attempts, most) = (ints("l_attempt")?, ints("l_max_attempts")?);
         let queues = ints("l_queue")?;
-        let queue =
-            |of: &i32| self.queues.iter().position(|queue| queue == of).expect("of the case");
+        let queue = |of: &i32| {
+            self.queues.iter().position(|known| *known == Some(*of)).expect("of the case")
+        };
         let leases = (0..keys.len()).map(|i| Leased {
             id: self.id(keys[i]),
             token: tokens[i],
@@ -650,6 +708,68 @@ impl Database {
         })
     }
 
+    /// Answers the state it was in, how many queues are new, and how many steps wait in other queues now.
+    pub async fn change(
+        &mut self,
+        task: usize,
+        priority: Option<u8>,
+    ) -> Answer<(Option<State>, usize, usize)> {
+        self.called.insert("update_task");
+        let row = sqlx::query(
+            "select array[t_was] t_was, queues_n, ready_n
+               from stepwell.update_task($1, 'why', null, $2, '{}', $3)",
+        )
+        .bind(self.uid(task))
+        .bind(priority.map(i16::from))
+        .bind(self.time())
+        .fetch_one(self.writer.connection())
+        .await;
+        let answer = answer(row, |row| {
+            let was = states(&row, "t_was")?[0];
+            Ok((was, number(&row, "queues_n")?, number(&row, "ready_n")?))
+        });
+        if matches!(&answer, Ok(Ok((_, 1.., _)))) {
+            self.know_queues().await?;
+        }
+        answer
+    }
+
+    /// A step may make so many attempts.
+    pub async fn change_step(&mut self, id: Id, most: i32) -> Answer<Changed> {
+        self.called.insert("update_step");
+        let row = sqlx::query(
+            "select array[s_was, s_task] was, s_attempt, s_done
+               from stepwell.update_step($1, $2, $3, null, '{}', $4)",
+        )
+        .bind(self.uid(id.task))
+        .bind(int(id.no))
+        .bind(most)
+        .bind(self.time())
+        .fetch_one(self.writer.connection())
+        .await;
+        answer(row, |row| {
+            let was = states(&row, "was")?;
+            Ok((was[0], was[1], row.try_get("s_attempt")?, row.try_get("s_done")?))
+        })
+    }
+
+    /// Answers how many plans it covers, and whether it was paused.
+    pub async fn pause_plans(
+        &mut self,
+        (namespace, name): (u8, Option<u8>),
+        paused: bool,
+    ) -> Answer<(usize, bool)> {
+        self.called.insert("pause_definitions");
+        let row = sqlx::query("select * from stepwell.pause_definitions($1, $2, $3, '{}', $4)")
+            .bind(self.namespace(namespace))
+            .bind(name.map_or_else(String::new, |name| name.to_string()))
+            .bind(paused)
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| Ok((number(&row, "covered_n")?, row.try_get("was_paused")?)))
+    }
+
     /// Answers how many tasks go on, how many steps became ready, and whether there is more to look at.
     pub async fn grant(&mut self) -> Answer<(usize, usize, bool)> {
         self.called.insert("grant_keys");
@@ -771,7 +891,11 @@ fn answer<T>(
 }
 
 fn number(row: &PgRow, name: &str) -> Result<usize, sqlx::Error> {
-    Ok(usize::try_from(row.try_get::<i32, _>(name)?).expect("a count"))
+    Ok(count(row.try_get(name)?))
+}
+
+fn count(number: i32) -> usize {
+    usize::try_from(number).expect("a count")
 }
 
 fn states(row: &PgRow, name: &str) -> Result<Vec<Option<State>>, sqlx::Error> {

@@ -30,7 +30,8 @@ pub fn expected(model: &Model) -> Rows {
                 of.paused,
                 of.held,
                 model.is_ruled(task).then(|| model.in_state(task, State::InProgress)),
-                of.deadline
+                of.deadline,
+                of.priority
             ])
         })),
         steps: lines(model.steps().into_iter().map(|id| step(model, id))),
@@ -63,6 +64,8 @@ pub fn expected(model: &Model) -> Rows {
             lines(model.claimants.iter().map(line))
         },
         wake: lines(model.wake.iter().map(ToString::to_string)),
+        pauses: lines(model.pauses.iter().map(|(namespace, name)| line![*namespace, *name])),
+        plans: lines((0..model.plans.len()).map(|plan| line![plan, model.is_stopped(plan)])),
         events: {
             let mut events: Vec<&Event> = model.events.iter().collect();
             events.sort_by_key(|event| (event.task, event.no));
@@ -103,13 +106,13 @@ pub fn differences(model: &Model, mut found: Rows) -> Result<(), String> {
     let parts = [
         (
             "task, state, live, failed, cancelled, started, finished, ruled, paused, held, running, \
-             deadline",
+             deadline, priority",
             expected.tasks,
             found.tasks,
         ),
         (
             "task, step, state, waiting on, attempt, most, not before, leased at, token, node, \
-             session, last token, last kind, result, last error, due",
+             session, last token, last kind, result, last error, due, queue",
             expected.steps,
             found.steps,
         ),
@@ -119,6 +122,8 @@ pub fn differences(model: &Model, mut found: Rows) -> Result<(), String> {
         ("signal: node, session, task, step, token, attempt", expected.signals, found.signals),
         ("key: key, task, room, granted", expected.keys, found.keys),
         ("key to look at", expected.wake, found.wake),
+        ("pause: namespace, definition", expected.pauses, found.pauses),
+        ("plan, paused", expected.plans, found.plans),
         ("node, lease until, retired, taken by", expected.nodes, found.nodes),
         (
             "event: task, step, type, from, to, attempt, session, mark, names",
@@ -158,7 +163,8 @@ fn step(model: &Model, id: Id) -> String {
         step.last.map(|last| last.1 as i32),
         step.result,
         step.last_error,
-        step.due
+        step.due,
+        step.queue
     ]
 }
 
@@ -211,7 +217,7 @@ macro_rules! texts {
         }
     })+ };
 }
-texts!(i32, i64, u32, usize, String);
+texts!(u8, i32, i64, u32, usize, String);
 
 impl Text for bool {
     fn text(&self) -> String {

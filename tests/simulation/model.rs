@@ -11,10 +11,10 @@ use std::{
 
 use stepwell_proto::{
     catalog::{self, EventMessage, EventType},
-    v1::{Entity, State, TaskPaused, TaskResumed},
+    v1::{Entity, State, StepUpdated, TaskPaused, TaskResumed, TaskUpdated},
 };
 
-use super::dag::{Plan, QUEUES};
+use super::dag::{Name, Plan, QUEUES, queue_number};
 
 /// Milliseconds since the case began.
 pub type Ms = i64;
@@ -33,6 +33,7 @@ pub struct Id {
 #[derive(Clone, Debug)]
 pub struct Task {
     pub plan: usize,
+    pub priority: u8,
     pub state: State,
     pub started_at: Option<Ms>,
     pub finished_at: Option<Ms>,
@@ -48,6 +49,8 @@ pub struct Step {
     pub state: State,
     pub attempt: i32,
     pub max_attempts: i32,
+    /// Where it waits, or waited last.
+    pub queue: usize,
     pub not_before: Option<Ms>,
     pub leased_at: Option<Ms>,
     pub lease: Option<Lease>,
@@ -251,6 +254,44 @@ pub struct Due {
     pub told: usize,
 }
 
+/// What changing a step answers: the state it and its task were in, the attempts it has made, and whether it
+/// was changed.
+pub type Changed = (Option<State>, Option<State>, Option<i32>, bool);
+
+/// A task to create: which, its plan, the steps to bypass, its priority.
+pub type New = (usize, usize, Vec<usize>, Option<u8>);
+
+/// What must have been met in all cases together.
+pub const SIGHTS: [&str; 12] = [
+    A_PRIORITY_OF_ITS_OWN,
+    A_READY_STEP_CHANGES_OVER,
+    A_PARKED_STEP_CHANGES_OVER,
+    A_BACK_OFF_CHANGES_OVER,
+    A_RULED_BACK_OFF_CHANGES_OVER,
+    AN_ERROR_CHANGES_OVER,
+    A_ROW_IN_THE_WRONG_QUEUE,
+    A_RULED_ROW_IN_THE_WRONG_QUEUE,
+    A_ROW_OF_A_PAUSED_PLAN,
+    A_ROW_OF_A_PAUSED_NAMESPACE,
+    A_CHILD_OF_A_PAUSED_PLAN,
+    A_PAUSE_WITHIN_ANOTHER,
+];
+const A_PRIORITY_OF_ITS_OWN: &str = "a task has another priority than its plan";
+const A_READY_STEP_CHANGES_OVER: &str = "a step is offered in the queue of another priority";
+const A_PARKED_STEP_CHANGES_OVER: &str = "a step is parked when its priority changes";
+const A_BACK_OFF_CHANGES_OVER: &str = "a step backs off when its priority changes";
+const A_RULED_BACK_OFF_CHANGES_OVER: &str =
+    "a step of a ruled task backs off when its priority changes";
+const AN_ERROR_CHANGES_OVER: &str = "a step is in error when its priority changes";
+const A_ROW_IN_THE_WRONG_QUEUE: &str = "a row does not hold, only because it is in the wrong queue";
+const A_RULED_ROW_IN_THE_WRONG_QUEUE: &str =
+    "an offer of a ruled task does not hold, only for that";
+const A_ROW_OF_A_PAUSED_PLAN: &str = "a claim passes over what is paused";
+const A_ROW_OF_A_PAUSED_NAMESPACE: &str =
+    "a claim passes over what its namespace's pause alone covers";
+const A_CHILD_OF_A_PAUSED_PLAN: &str = "a child gets no slot, only because its plan is paused";
+const A_PAUSE_WITHIN_ANOTHER: &str = "a pause ends and its plan is paused still";
+
 /// As many as there are.
 const ALL: usize = usize::MAX / 2;
 
@@ -268,6 +309,12 @@ pub struct Model {
     pub claimants: Vec<Claimant>,
     /// Keys to look at.
     pub wake: BTreeSet<usize>,
+    /// Queues that were made.
+    pub queues: BTreeSet<usize>,
+    /// What is paused: a definition, or (with no number) all of a namespace.
+    pub pauses: BTreeSet<(u8, Option<u8>)>,
+    /// What was met, of `SIGHTS`.
+    pub met: BTreeSet<&'static str>,
     pub now: Ms,
     asked_of_tasks: Kept<OfTask>,
     asked_of_steps: Kept<OfStep>,
@@ -280,7 +327,14 @@ pub struct Model {
 
 impl Model {
     pub fn new(plans: Vec<Plan>, tasks: usize) -> Self {
+        let queues = plans.iter().enumerate().flat_map(|(no, plan)| {
+            let number = |queue| queue_number(plans.len(), no, queue, plan.priority);
+            (0..QUEUES).map(number).collect::<Vec<_>>()
+        });
         Self {
+            queues: queues.collect(),
+            pauses: BTreeSet::new(),
+            met: BTreeSet::new(),
             plans: Rc::new(plans),
             tasks: vec![None; tasks],
             ready: Vec::new(),
@@ -341,9 +395,19 @@ impl Model {
         &self.plans[self.task(id.task).plan].steps[id.no]
     }
 
-    /// Numbered over all plans.
+    /// Where a step waits, or waited last.
     pub fn queue(&self, id: Id) -> usize {
-        self.task(id.task).plan * QUEUES + self.plan(id).queue
+        self.step(id).queue
+    }
+
+    fn plan_of_queue(&self, queue: usize) -> usize {
+        queue / QUEUES % self.plans.len()
+    }
+
+    /// True when a pause covers the plan.
+    pub fn is_stopped(&self, plan: usize) -> bool {
+        let (namespace, name) = self.plans[plan].name;
+        [None, Some(name)].into_iter().any(|name| self.pauses.contains(&(namespace, name)))
     }
 
     fn is_done(&self, id: Id) -> bool {
@@ -613,7 +677,7 @@ impl Model {
         let parks = |task: usize| self.parked.iter().any(|parked| parked.id.task == task);
         let gated = tasks.iter().copied().filter(|task| self.is_narrow(*task) || parks(*task));
         let gated: BTreeSet<usize> = gated.collect();
-        let place = |model: &Self, id: Id| (id.task, model.plan(id).queue);
+        let place = |model: &Self, id: Id| (id.task, model.queue(id));
         let came: Vec<_> = wait.iter().map(|waiter| place(self, waiter.id)).collect();
         let (stay, mut out): (Vec<_>, Vec<_>) = wait
             .into_iter()
@@ -622,7 +686,7 @@ impl Model {
             .extend(stay.into_iter().map(|Waiter { id, attempt, .. }| Parked { id, attempt }));
         self.parked.sort();
         for task in gated {
-            for queue in 0..QUEUES {
+            for queue in self.queues.clone() {
                 let came = came.iter().filter(|of| **of == (task, queue)).count();
                 let mut left = self.room(task).min(more(task) + came);
                 let (mut stay, mut parked) = (Vec::new(), std::mem::take(&mut self.parked));
@@ -697,16 +761,30 @@ impl Model {
 
     // ── the verbs ───────────────────────────────────────────────────────────────────────────────
 
-    /// Answers the tasks that are new.
-    pub fn create(&mut self, tasks: &[(usize, usize, Vec<usize>)]) -> Vec<usize> {
+    /// The queues of a plan at a priority are there. Answers how many were not.
+    fn add_queues(&mut self, plan: usize, priority: u8) -> usize {
+        let queues = (0..QUEUES).map(|no| queue_number(self.plans.len(), plan, no, priority));
+        queues.filter(|queue| self.queues.insert(*queue)).count()
+    }
+
+    /// Answers the tasks that are new, and how many queues.
+    pub fn create(&mut self, tasks: &[New]) -> (Vec<usize>, usize) {
         let mut new = Vec::new();
+        let mut queues = 0;
         let mut bypassed = Vec::new();
-        for (task, plan, skipped) in tasks {
+        for (task, plan, skipped, priority) in tasks {
+            queues += priority.map_or(0, |priority| self.add_queues(*plan, priority));
             if self.tasks[*task].is_some() {
                 continue;
             }
             let plans = Rc::clone(&self.plans);
+            let usual = plans[*plan].priority;
+            let priority = priority.unwrap_or(usual);
+            if priority != usual {
+                self.met.insert(A_PRIORITY_OF_ITS_OWN);
+            }
             let steps = plans[*plan].steps.iter().map(|planned| Step {
+                queue: queue_number(plans.len(), *plan, planned.queue, priority),
                 state: State::Pending,
                 attempt: 0,
                 max_attempts: planned.max_attempts,
@@ -723,6 +801,7 @@ impl Model {
             let (paused, held, steps) = (false, false, steps.collect());
             self.tasks[*task] = Some(Task {
                 plan: *plan,
+                priority,
                 state,
                 started_at,
                 finished_at,
@@ -755,7 +834,7 @@ impl Model {
         self.start_clocks(&ruled, &wait, &[]);
         self.waiting = self.gate(&ruled, |_| 0, wait);
         self.append();
-        new
+        (new, queues)
     }
 
     fn resolve_step(&mut self, id: Id, result: Option<&str>) {
@@ -780,6 +859,17 @@ impl Model {
         let nth = |place| places.partition_point(|before| *before < place);
         let mut rows: Vec<Row> = Vec::new();
         for (queue, from, sessions) in slots {
+            let plan = self.plan_of_queue(*queue);
+            if self.is_stopped(plan) {
+                if self.ready.iter().any(|row| row.queue == *queue) {
+                    self.met.insert(A_ROW_OF_A_PAUSED_PLAN);
+                    let (namespace, name) = self.plans[plan].name;
+                    if !self.pauses.contains(&(namespace, Some(name))) {
+                        self.met.insert(A_ROW_OF_A_PAUSED_NAMESPACE);
+                    }
+                }
+                continue;
+            }
             let mut left = sessions.len();
             self.ready.retain(|row| {
                 let taken = left > 0 && row.queue == *queue && nth(row.place) >= *from;
@@ -795,8 +885,16 @@ impl Model {
         let mut able: Vec<Row> = Vec::new();
         let mut stale = BTreeSet::new();
         for row in rows {
-            if !self.is_open(row.id.task) || !self.holds(row.id, row.attempt) {
-                stale.insert((row.id, row.attempt));
+            let holds = self.is_open(row.id.task) && self.holds(row.id, row.attempt);
+            if !holds || self.queue(row.id) != row.queue {
+                if holds {
+                    self.met.insert(if ruled.contains(&row.id.task) {
+                        A_RULED_ROW_IN_THE_WRONG_QUEUE
+                    } else {
+                        A_ROW_IN_THE_WRONG_QUEUE
+                    });
+                }
+                stale.insert((row.queue, row.id, row.attempt));
             } else if able.iter().all(|other| other.id != row.id) {
                 // Two rows of one step are legitimate.
                 able.push(row);
@@ -815,7 +913,7 @@ impl Model {
             });
         }
         self.parked.sort();
-        let stale = |task| stale.iter().filter(|(id, _)| id.task == task).count();
+        let stale = |task| stale.iter().filter(|(_, id, _)| id.task == task).count();
         self.waiting = self.gate(&ruled, stale, Vec::new());
         let mut leases = Vec::new();
         for (queue, _, sessions) in slots {
@@ -851,6 +949,7 @@ impl Model {
     ) -> Result<Settled, Retired> {
         let kind_of = |item: &Settle| if sweep.is_some() { Kind::Swept } else { item.kind };
         let (mut done, mut offers, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut withheld = BTreeSet::new();
         let mut wait = Vec::new();
         let ruled = self.ruled(batch.iter().map(|item| item.id));
         for item in batch {
@@ -875,11 +974,15 @@ impl Model {
                     done.push(item.id);
                     let children = self.plan(item.id).children.clone();
                     let offered = children.into_iter().zip(&item.slots);
-                    let offered = offered.filter(|_| !self.is_narrow(item.id.task));
-                    offers.extend(
-                        offered
-                            .filter_map(|(no, session)| Some((Id { no, ..item.id }, (*session)?))),
-                    );
+                    let offered = offered
+                        .filter_map(|(no, session)| Some((Id { no, ..item.id }, (*session)?)));
+                    if self.is_narrow(item.id.task) {
+                        // `claim` decides for them.
+                    } else if self.is_stopped(self.task(item.id.task).plan) {
+                        withheld.extend(offered.map(|(id, _)| id));
+                    } else {
+                        offers.extend(offered);
+                    }
                     State::Complete
                 }
                 Kind::Fail => {
@@ -909,7 +1012,12 @@ impl Model {
                 Some(session) => {
                     leases.push(self.lease(child, node.expect("slots are a node's"), session));
                 }
-                None => wait.push(self.waiter(child, None)),
+                None => {
+                    if withheld.contains(&child) {
+                        self.met.insert(A_CHILD_OF_A_PAUSED_PLAN);
+                    }
+                    wait.push(self.waiter(child, None));
+                }
             }
         }
         self.conclude();
@@ -1214,6 +1322,88 @@ impl Model {
             self.waiting = self.gate(&changed, |_| ALL, Vec::new());
         }
         (was, were, self.append())
+    }
+
+    /// Answers the state it was in, how many queues are new, and how many steps wait in other queues now: at
+    /// once, or later.
+    pub fn change(&mut self, task: usize, priority: Option<u8>) -> (Option<State>, usize, usize) {
+        let Some(of) = &self.tasks[task] else { return (None, 0, 0) };
+        let (plan, state, was, n) = (of.plan, of.state, of.priority, of.steps.len());
+        let queues = priority.map_or(0, |priority| self.add_queues(plan, priority));
+        if let Some(priority) = priority.filter(|priority| *priority != was) {
+            self.task_mut(task).priority = priority;
+            for no in 0..n {
+                self.change_over(Id { task, no }, priority);
+            }
+        }
+        self.push(task, None, TaskUpdated::NUMBER, Some(state), state, None);
+        (Some(state), queues, self.append())
+    }
+
+    /// A step that is not done waits beside its queue, at another priority.
+    fn change_over(&mut self, id: Id, priority: u8) {
+        let Step { state, attempt, not_before, .. } = *self.step(id);
+        if !matches!(state, State::Pending | State::InProgress | State::Error) {
+            return;
+        }
+        let (plan, queue) = (self.task(id.task).plan, self.plan(id).queue);
+        self.step_mut(id).queue = queue_number(self.plans.len(), plan, queue, priority);
+        if state == State::Error {
+            self.met.insert(AN_ERROR_CHANGES_OVER);
+        }
+        if !self.is_ready(id) {
+            return;
+        }
+        let waiter = self.waiter(id, not_before);
+        let (sight, waits) = match waiter.due {
+            _ if self.parked.contains(&Parked { id, attempt }) => {
+                (A_PARKED_STEP_CHANGES_OVER, false)
+            }
+            None => (A_READY_STEP_CHANGES_OVER, true),
+            Some(_) if self.is_ruled(id.task) => (A_RULED_BACK_OFF_CHANGES_OVER, false),
+            Some(_) => (A_BACK_OFF_CHANGES_OVER, true),
+        };
+        self.met.insert(sight);
+        self.waiting.extend(waits.then_some(waiter));
+    }
+
+    /// A step may make so many attempts.
+    pub fn change_step(&mut self, id: Id, most: i32) -> Changed {
+        let Some(of) = &self.tasks[id.task] else { return (None, None, None, false) };
+        let task = of.state;
+        let Some(step) = of.steps.get(id.no) else { return (None, Some(task), None, false) };
+        let (state, attempt) = (step.state, step.attempt);
+        let done = matches!(state, State::Pending | State::Error)
+            && matches!(task, State::Pending | State::InProgress | State::Error)
+            && attempt <= most;
+        if done {
+            self.step_mut(id).max_attempts = most;
+            let (no, number) = (Some(id.no), StepUpdated::NUMBER);
+            self.push(id.task, no, number, Some(state), state, Some(attempt));
+            self.append();
+        }
+        (Some(state), Some(task), Some(attempt), done)
+    }
+
+    /// Pauses a definition, or all of a namespace, or takes that back. Answers how many plans it covers, and
+    /// whether it was paused.
+    pub fn pause_plans(
+        &mut self,
+        (namespace, name): (u8, Option<u8>),
+        paused: bool,
+    ) -> (usize, bool) {
+        let is_covered = |of: &Name| of.0 == namespace && name.is_none_or(|name| of.1 == name);
+        let covered: Vec<usize> =
+            (0..self.plans.len()).filter(|plan| is_covered(&self.plans[*plan].name)).collect();
+        let was = self.pauses.contains(&(namespace, name));
+        if paused && !covered.is_empty() {
+            self.pauses.insert((namespace, name));
+        }
+        if !paused && self.pauses.remove(&(namespace, name)) {
+            let still = covered.iter().any(|plan| self.is_stopped(*plan));
+            self.met.extend(still.then_some(A_PAUSE_WITHIN_ANOTHER));
+        }
+        (covered.len(), was)
     }
 
     /// Gives the keys that are to be looked at to the oldest that wait. Answers how many tasks go on, how

@@ -7,7 +7,7 @@
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::dag::{Dag, Pick, dags};
+use super::dag::{Dag, Pick, dags, priorities};
 
 /// One case: plans, the tasks that may be made of them, and what happens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,9 +26,17 @@ pub struct Case {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Operation {
     /// Tasks are created by one call, each with steps to bypass; those that are there are asked for again.
-    Create(Vec<(Pick, Vec<Pick>)>),
-    /// A node leases to so many free slots of each queue, perhaps from a place on that it remembers.
-    Claim { node: Pick, slots: Vec<u8>, from: Option<Pick> },
+    Create(Vec<Created>),
+    /// A node leases to so many free slots of queues that follow each other, perhaps from a place on that it
+    /// remembers.
+    Claim {
+        node: Pick,
+        slots: Vec<u8>,
+        from: Option<Pick>,
+        /// The first of the queues, out of all there are.
+        #[serde(default)]
+        first: Pick,
+    },
     /// Executors report, in one batch, to a node that has slots for what becomes ready.
     Report { node: Pick, reports: Vec<Report> },
     /// A node ends what it thinks a session holds: the executor is gone, or out of time.
@@ -53,6 +61,12 @@ pub enum Operation {
     Resolve { tasks: Vec<Pick> },
     /// Tasks are paused, or go on.
     Pause { tasks: Vec<Pick>, paused: bool },
+    /// What is said of a task is changed, and perhaps its priority.
+    Priority { task: Pick, priority: Option<u8> },
+    /// A step may make so many attempts.
+    Attempts { step: Aim, most: u8 },
+    /// What a plan is a version of is paused, or goes on; or all of its namespace.
+    PausePlan { plan: Pick, all: bool, paused: bool },
     /// Concurrency keys are given to who waits for them.
     Grant,
     /// A node starts.
@@ -68,6 +82,10 @@ pub enum Operation {
     /// A node walks the leases of a retired one; `forget`ting it after.
     Walk { node: Pick, ending: Ending, forget: bool },
 }
+
+/// A task that is created: which, the steps to bypass, its priority.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Created(pub Pick, pub Vec<Pick>, #[serde(default)] pub Option<u8>);
 
 /// One report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -134,7 +152,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
     let tasks = prop::collection::vec(any::<Pick>(), 1..4);
     let bypassed = prop_oneof![3 => Just(0..1usize), 1 => Just(1..4)]
         .prop_flat_map(|n| prop::collection::vec(any::<Pick>(), n));
-    let first = prop::collection::vec((any::<Pick>(), bypassed), 1..4);
+    let first = prop::collection::vec(created(bypassed), 1..4);
     let operations = prop::collection::vec(operations(), 2..60);
     let after = prop::collection::vec(people(), 0..4);
     (dags, tasks, first, operations, after).prop_map(
@@ -145,13 +163,20 @@ pub fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
+fn created(bypassed: impl Strategy<Value = Vec<Pick>>) -> impl Strategy<Value = Created> {
+    (any::<Pick>(), bypassed, prop::option::weighted(0.3, priorities()))
+        .prop_map(|(task, bypassed, priority)| Created(task, bypassed, priority))
+}
+
 fn operations() -> impl Strategy<Value = Operation> {
     let pick = any::<Pick>;
-    let created = (pick(), prop::collection::vec(pick(), 0..3));
+    let created = created(prop::collection::vec(pick(), 0..3));
+    let slots = prop::collection::vec(0..5u8, 1..7);
+    let first = prop_oneof![1 => Just(0), 1 => pick()];
     prop_oneof![
         4 => prop::collection::vec(created, 1..3).prop_map(Operation::Create),
-        20 => (pick(), prop::collection::vec(0..5u8, 1..5), prop::option::weighted(0.2, pick()))
-            .prop_map(|(node, slots, from)| Operation::Claim { node, slots, from }),
+        20 => (pick(), slots, prop::option::weighted(0.2, pick()), first)
+            .prop_map(|(node, slots, from, first)| Operation::Claim { node, slots, from, first }),
         30 => (pick(), prop::collection::vec(reports(), 1..7))
             .prop_map(|(node, reports)| Operation::Report { node, reports }),
         4 => (pick(), prop::collection::vec(endings(), 1..3))
@@ -161,7 +186,7 @@ fn operations() -> impl Strategy<Value = Operation> {
         5 => (0..4000u16).prop_map(Operation::Advance),
         6 => Just(Operation::AdvanceToTimer),
         10 => (1..20u8).prop_map(Operation::Release),
-        42 => people(),
+        46 => people(),
         6 => Just(Operation::Grant),
         2 => Just(Operation::Start),
         2 => pick().prop_map(|node| Operation::Extend { node }),
@@ -190,6 +215,11 @@ fn people() -> impl Strategy<Value = Operation> {
             }),
         2 => picks().prop_map(|tasks| Operation::Resolve { tasks }),
         5 => (picks(), any::<bool>()).prop_map(|(tasks, paused)| Operation::Pause { tasks, paused }),
+        4 => (any::<Pick>(), prop::option::weighted(0.9, priorities()))
+            .prop_map(|(task, priority)| Operation::Priority { task, priority }),
+        2 => (aims(), 0..6u8).prop_map(|(step, most)| Operation::Attempts { step, most }),
+        3 => (any::<Pick>(), prop::bool::weighted(0.3), prop::bool::weighted(0.45))
+            .prop_map(|(plan, all, paused)| Operation::PausePlan { plan, all, paused }),
     ]
 }
 

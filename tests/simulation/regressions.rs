@@ -450,6 +450,166 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "whatever is not done changes over to the queues of another priority, and what is done stays",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [3], "queue": 0, "max_attempts": 3}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [4], "from": null, "first": 0}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}, {"held": {"pick": 1, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}, {"held": {"pick": 2, "late": false, "foreign": false}, "ending": {"Fail": 1000}, "slots": 0, "again": null}]}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Priority": {"task": 0, "priority": null}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                "AdvanceToTimer",
+                {"Release": 9},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 2}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                {"Create": [[0, [], 5]]},
+                {"Priority": {"task": 0, "priority": 5}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Claim": {"node": 0, "slots": [9, 0, 9, 0, 9], "from": null, "first": 0}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "the same, of a task that is ruled",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [3], "queue": 0, "max_attempts": 3}], "backwards": false, "rules": {"deadline": 60000}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Claim": {"node": 0, "slots": [4], "from": null, "first": 0}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}, {"held": {"pick": 1, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}, {"held": {"pick": 2, "late": false, "foreign": false}, "ending": {"Fail": 1000}, "slots": 0, "again": null}]}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Priority": {"task": 0, "priority": null}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                "AdvanceToTimer",
+                {"Release": 9},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 2}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                {"Create": [[0, [], 5]]},
+                {"Priority": {"task": 0, "priority": 5}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                {"Retry": {"tasks": [0], "more": null}},
+                {"Claim": {"node": 0, "slots": [9, 0, 9, 0, 9], "from": null, "first": 0}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task waits in the queues of its own priority, else of its plan's, and they are made once",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [0], "queue": 1, "max_attempts": 3}], "backwards": false, "priority": 5},
+                {"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 1, "max_attempts": 3}], "backwards": false}],
+            "tasks": [0, 0, 1, 1],
+            "operations": [
+                {"Create": [[0, []], [1, [], 1], [2, [], 1]]},
+                {"Create": [[0, [], 1], [3, [1], 1], [1, [], 3]]},
+                {"Claim": {"node": 0, "slots": [9, 9, 9, 9], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [9, 9, 9, 9], "from": null, "first": 4}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "what a limited task has parked changes over unoffered, and its offers of before let out others",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 0, "max_attempts": 3}], "backwards": false, "rules": {"max_parallel": 1}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Claim": {"node": 0, "slots": [0, 0, 1], "from": null, "first": 0}},
+                {"Priority": {"task": 0, "priority": 3}},
+                {"Claim": {"node": 0, "slots": [0, 0, 9], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [9], "from": null, "first": 0}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a step is offered by a new priority though an attempt of it before is parked",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [], "queue": 1, "max_attempts": 3}], "backwards": false, "rules": {"max_parallel": 1}}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Priority": {"task": 0, "priority": 3}},
+                {"Priority": {"task": 0, "priority": 1}},
+                {"Priority": {"task": 0, "priority": 3}},
+                {"Claim": {"node": 0, "slots": [1], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [0, 1], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [0, 1], "from": null, "first": 0}},
+                {"Claim": {"node": 0, "slots": [0, 1], "from": null, "first": 0}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 0, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [0, 1], "from": null, "first": 0}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": 10}, "slots": 0, "again": null}]}},
+                {"Advance": 10},
+                {"Priority": {"task": 0, "priority": 1}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a pause of a definition, or of its namespace, covers that alone, and each is taken back for itself",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [0], "queue": 0, "max_attempts": 3}], "backwards": false},
+                {"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [0], "queue": 0, "max_attempts": 3}], "backwards": false, "name": [0, 1]},
+                {"steps": [{"parents": [], "queue": 0, "max_attempts": 3}, {"parents": [0], "queue": 0, "max_attempts": 3}], "backwards": false, "name": [1, 0]}],
+            "tasks": [0, 1, 2],
+            "operations": [
+                {"Create": [[0, []], [1, []], [2, []]]},
+                {"Claim": {"node": 0, "slots": [1, 0, 1, 0, 1], "from": null, "first": 0}},
+                {"PausePlan": {"plan": 0, "all": false, "paused": true}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": "Complete", "slots": 255, "again": null}, {"held": {"pick": 1, "late": false, "foreign": false}, "ending": "Complete", "slots": 255, "again": null}, {"held": {"pick": 2, "late": false, "foreign": false}, "ending": "Complete", "slots": 255, "again": null}]}},
+                {"Claim": {"node": 0, "slots": [9, 9], "from": null, "first": 0}},
+                {"PausePlan": {"plan": 0, "all": true, "paused": true}},
+                {"PausePlan": {"plan": 1, "all": false, "paused": true}},
+                {"PausePlan": {"plan": 0, "all": false, "paused": false}},
+                {"Claim": {"node": 0, "slots": [9, 9, 9, 9], "from": null, "first": 0}},
+                {"PausePlan": {"plan": 0, "all": true, "paused": false}},
+                {"Claim": {"node": 0, "slots": [9, 9, 9, 9], "from": null, "first": 0}},
+                {"PausePlan": {"plan": 1, "all": false, "paused": false}},
+                {"PausePlan": {"plan": 1, "all": false, "paused": false}},
+                {"PausePlan": {"plan": 3, "all": false, "paused": true}},
+                {"PausePlan": {"plan": 3, "all": true, "paused": true}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "how many attempts a step may make changes only while it waits or is in error, and never below those it made",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Attempts": {"step": {"pick": 0, "blind": true}, "most": 2}},
+                {"Claim": {"node": 0, "slots": [1], "from": null, "first": 0}},
+                {"Attempts": {"step": {"pick": 0, "blind": true}, "most": 9}},
+                {"Report": {"node": 0, "reports": [{"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}]}},
+                {"Attempts": {"step": {"pick": 0, "blind": true}, "most": 0}},
+                {"Attempts": {"step": {"pick": 0, "blind": true}, "most": 5}},
+                {"Resolve": {"tasks": [0]}},
+                {"Attempts": {"step": {"pick": 0, "blind": true}, "most": 9}}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

@@ -12,11 +12,13 @@ use stepwell_proto::{
 };
 
 use super::{
-    dag::{Pick, QUEUES},
+    dag::{Name, Pick},
     database::{Answer, Database},
     look,
-    model::{Asked, Clock, Id, Kind, Leased, Model, Ms, Retired, Settle, Settled, Sweep, Timer},
-    operation::{Aim, Case, Ending, Held, Move, Operation, Report},
+    model::{
+        Asked, Clock, Id, Kind, Leased, Model, Ms, New, Retired, Settle, Settled, Sweep, Timer,
+    },
+    operation::{Aim, Case, Created, Ending, Held, Move, Operation, Report},
     view,
 };
 
@@ -26,6 +28,8 @@ const LEASE: Ms = 5_000;
 const GRACE: Ms = 5_000;
 /// Sessions of a node.
 const SESSIONS: usize = 3;
+/// The name of a definition that there is not.
+const NOBODY: Name = (9, 9);
 /// Nobody needs more rounds to finish a case.
 const ROUNDS_MAX: usize = 500;
 
@@ -44,6 +48,8 @@ pub struct Coverage {
     /// By type of event and states before and after.
     pub edges: BTreeMap<(u32, Option<State>, State), usize>,
     pub verbs: BTreeSet<&'static str>,
+    /// Of `model::SIGHTS`, in how many cases each was met.
+    pub met: BTreeMap<&'static str, usize>,
 }
 
 impl Coverage {
@@ -58,6 +64,9 @@ impl Coverage {
             *self.edges.entry(edge).or_default() += n;
         }
         self.verbs.extend(other.verbs);
+        for (sight, n) in other.met {
+            *self.met.entry(sight).or_default() += n;
+        }
     }
 }
 
@@ -120,6 +129,9 @@ pub async fn run(
     if thorough {
         run.database.check().await;
     }
+    for sight in run.model.met {
+        *run.coverage.met.entry(sight).or_default() += 1;
+    }
     run.coverage.cases += 1;
     Ok(())
 }
@@ -136,10 +148,12 @@ impl Run<'_> {
     async fn perform(&mut self, operation: &Operation) -> Result<(), String> {
         match operation {
             Operation::Create(tasks) => self.create(tasks).await,
-            Operation::Claim { node, slots, from } => {
-                let queues = self.model.plans.len() * QUEUES;
-                let slots = slots.iter().map(|n| usize::from(*n)).enumerate();
-                let slots: Vec<_> = slots.filter(|(queue, n)| *n > 0 && *queue < queues).collect();
+            Operation::Claim { node, slots, from, first } => {
+                let queues: Vec<usize> = self.model.queues.iter().copied().collect();
+                let queues =
+                    queues.iter().cycle().skip(of(*first, queues.len())).take(queues.len());
+                let slots = queues.copied().zip(slots.iter().map(|n| usize::from(*n)));
+                let slots: Vec<_> = slots.filter(|(_, n)| *n > 0).collect();
                 self.claim(self.node(*node), &slots, *from).await
             }
             Operation::Report { node, reports } => self.report(self.node(*node), reports).await,
@@ -180,6 +194,27 @@ impl Run<'_> {
                 self.look().await
             }
             Operation::Pause { tasks, paused } => self.pause(&self.tasks(tasks), *paused).await,
+            Operation::Priority { task, priority } => {
+                let task = of(*task, self.model.tasks.len());
+                let answer = self.database.change(task, *priority).await;
+                self.agree(answer, |model| Ok(model.change(task, *priority)))?;
+                self.look().await
+            }
+            Operation::Attempts { step, most } => {
+                let Some(id) =
+                    self.aimed(*step, &[State::Pending, State::InProgress, State::Error])
+                else {
+                    return Ok(());
+                };
+                let answer = self.database.change_step(id, i32::from(*most)).await;
+                self.agree(answer, |model| Ok(model.change_step(id, i32::from(*most))))?;
+                self.look().await
+            }
+            Operation::PausePlan { plan, all, paused } => {
+                let plan = self.model.plans.get(of(*plan, self.model.plans.len() + 1));
+                let (namespace, name) = plan.map_or(NOBODY, |plan| plan.name);
+                self.pause_plans((namespace, (!all).then_some(name)), *paused).await
+            }
             Operation::Grant => self.grant().await,
             Operation::Start => {
                 self.database.start(LEASE).await.map_err(|error| error.to_string())?;
@@ -220,6 +255,18 @@ impl Run<'_> {
         picks.iter().map(|pick| of(*pick, self.model.tasks.len())).collect()
     }
 
+    /// A step in one of these states, or, blindly, any.
+    fn aimed(&self, aim: Aim, from: &[State]) -> Option<Id> {
+        if !aim.blind {
+            let steps = self.model.steps().into_iter();
+            let able = steps.filter(|id| from.contains(&self.model.step(*id).state));
+            return pick(aim.pick, &able.collect::<Vec<_>>());
+        }
+        let task = of(aim.pick, self.model.tasks.len());
+        let steps = self.model.tasks[task].as_ref().map_or(0, |task| task.steps.len());
+        Some(Id { task, no: of(aim.pick / 7, steps + 1) })
+    }
+
     fn held(&self, held: Held) -> Option<(Id, i64)> {
         let (id, token) = if held.late {
             let given: Vec<_> = self.given.iter().map(|given| (given.id, given.token)).collect();
@@ -244,9 +291,9 @@ impl Run<'_> {
 
     // ── each operation ──────────────────────────────────────────────────────────────────────────
 
-    async fn create(&mut self, tasks: &[(Pick, Vec<Pick>)]) -> Result<(), String> {
-        let mut batch: Vec<(usize, usize, Vec<usize>)> = Vec::new();
-        for (task, bypassed) in tasks {
+    async fn create(&mut self, tasks: &[Created]) -> Result<(), String> {
+        let mut batch: Vec<New> = Vec::new();
+        for Created(task, bypassed, priority) in tasks {
             let task = of(*task, self.plans.len());
             if batch.iter().any(|(other, ..)| *other == task) {
                 continue;
@@ -254,14 +301,14 @@ impl Run<'_> {
             let plan = self.plans[task];
             let steps = self.model.plans[plan].steps.len();
             let bypassed: BTreeSet<usize> = bypassed.iter().map(|no| of(*no, steps)).collect();
-            batch.push((task, plan, bypassed.into_iter().collect()));
+            batch.push((task, plan, bypassed.into_iter().collect(), *priority));
         }
         let exists: Vec<bool> = self.model.tasks.iter().map(Option::is_some).collect();
         let answer = self.database.create(&batch, |task| exists[task]).await;
         self.agree(answer, |model| {
-            let mut new = model.create(&batch);
+            let (mut new, queues) = model.create(&batch);
             new.sort_unstable();
-            Ok(new)
+            Ok((new, queues))
         })?;
         self.look().await
     }
@@ -393,6 +440,12 @@ impl Run<'_> {
         self.look().await
     }
 
+    async fn pause_plans(&mut self, which: (u8, Option<u8>), paused: bool) -> Result<(), String> {
+        let answer = self.database.pause_plans(which, paused).await;
+        self.agree(answer, |model| Ok(model.pause_plans(which, paused)))?;
+        self.look().await
+    }
+
     async fn grant(&mut self) -> Result<(), String> {
         let answer = self.database.grant().await;
         let given = self.agree(answer, |model| Ok(model.grant()))?;
@@ -413,18 +466,7 @@ impl Run<'_> {
             Move::Skip | Move::TimeOut => vec![State::Pending],
             _ => edge.from.to_vec(),
         };
-        let able =
-            self.model.steps().into_iter().filter(|id| from.contains(&self.model.step(*id).state));
-        let able: Vec<Id> = able.collect();
-        let aimed = aims.iter().filter_map(|aim| {
-            if !aim.blind {
-                return pick(aim.pick, &able);
-            }
-            let task = of(aim.pick, self.model.tasks.len());
-            let steps = self.model.tasks[task].as_ref().map_or(0, |task| task.steps.len());
-            Some(Id { task, no: of(aim.pick / 7, steps + 1) })
-        });
-        let ids: Vec<Id> = aimed.collect();
+        let ids: Vec<Id> = aims.iter().filter_map(|aim| self.aimed(*aim, &from)).collect();
         if ids.is_empty() {
             return Ok(());
         }
@@ -515,6 +557,9 @@ impl Run<'_> {
             if open.is_empty() {
                 return Ok(());
             }
+            for which in self.model.pauses.clone() {
+                self.pause_plans(which, false).await?;
+            }
             let paused = open.into_iter().filter(|task| self.model.task(*task).paused);
             let paused: Vec<usize> = paused.collect();
             if !paused.is_empty() {
@@ -535,10 +580,9 @@ impl Run<'_> {
                 self.release(self.model.timers.len()).await?;
             }
             if !self.model.ready.is_empty() {
-                let queues = 0..self.model.plans.len() * QUEUES;
                 let rows = self.model.ready.len();
-                self.claim(node, &queues.map(|queue| (queue, rows)).collect::<Vec<_>>(), None)
-                    .await?;
+                let slots = self.model.queues.iter().map(|queue| (*queue, rows));
+                self.claim(node, &slots.collect::<Vec<_>>(), None).await?;
             }
             let leases = self.model.leases();
             if leases.is_empty() {

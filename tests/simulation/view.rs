@@ -29,7 +29,7 @@ fn line(model: &Model, task: usize) -> String {
     let mut words = vec![
         task.to_string(),
         (of.state as i32).to_string(),
-        yes(of.paused),
+        yes(is_paused(model, task)),
         yes(is_held(model, task)),
     ];
     words.extend(room(model, task).map(|room| room.to_string()));
@@ -60,6 +60,11 @@ fn yes(is: bool) -> String {
     if is { "t" } else { "f" }.to_owned()
 }
 
+fn is_paused(model: &Model, task: usize) -> bool {
+    let of = model.task(task);
+    of.paused || model.is_stopped(of.plan)
+}
+
 fn is_held(model: &Model, task: usize) -> bool {
     model.task(task).held && model.is_open(task)
 }
@@ -67,7 +72,7 @@ fn is_held(model: &Model, task: usize) -> bool {
 /// How many steps may be started; none: any number.
 fn room(model: &Model, task: usize) -> Option<usize> {
     let most = usize::from(model.plans[model.task(task).plan].rules.max_parallel);
-    if model.task(task).paused || is_held(model, task) || !model.is_open(task) {
+    if is_paused(model, task) || is_held(model, task) || !model.is_open(task) {
         return Some(0);
     }
     (most > 0).then(|| most.saturating_sub(model.in_state(task, State::InProgress)))
@@ -114,7 +119,7 @@ fn status(model: &Model, task: usize, standings: &[&str]) -> &'static str {
         State::Error => "blocked_by_failures",
         _ if any(&["ready"]) => "has_ready_steps",
         _ if model.in_state(task, State::InProgress) > 0 => "processing",
-        _ if of.paused => "paused",
+        _ if is_paused(model, task) => "paused",
         _ if of.held => "waiting_for_key",
         // Nothing else leaves a task open.
         _ => "backing_off",

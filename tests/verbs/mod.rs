@@ -12,6 +12,7 @@ mod nodes;
 mod operate;
 mod plans;
 mod priority;
+mod priority_races;
 mod races;
 mod requests;
 mod square;

@@ -13,7 +13,11 @@ fn note() -> Note {
     Note::new("me", "why")
 }
 
-async fn create(rows: &Rows, definition: &Arc<StoredDefinition>, priority: Option<i16>) -> NewTask {
+pub(super) async fn create(
+    rows: &Rows,
+    definition: &Arc<StoredDefinition>,
+    priority: Option<i16>,
+) -> NewTask {
     let mut task = [NewTask { priority, ..new_task(definition) }];
     rows.writer().await.create_tasks(&rows.store, &mut task).await.unwrap();
     let [task] = task;
@@ -21,7 +25,11 @@ async fn create(rows: &Rows, definition: &Arc<StoredDefinition>, priority: Optio
 }
 
 /// The queue beside the first step's of a definition, at a priority.
-async fn queue_at(rows: &Rows, definition: &StoredDefinition, priority: i16) -> Option<i32> {
+pub(super) async fn queue_at(
+    rows: &Rows,
+    definition: &StoredDefinition,
+    priority: i16,
+) -> Option<i32> {
     let queues = rows.store.queues("default").await.unwrap();
     let found = queues
         .iter()
@@ -31,7 +39,7 @@ async fn queue_at(rows: &Rows, definition: &StoredDefinition, priority: i16) -> 
     found.first().copied()
 }
 
-async fn raise(rows: &Rows, uid: Uuid, priority: i16) -> Option<State> {
+pub(super) async fn raise(rows: &Rows, uid: Uuid, priority: i16) -> Option<State> {
     let note = Note { priority: Some(priority), ..note() };
     rows.store.update_task(uid, &note, None).await.unwrap()
 }
@@ -154,7 +162,7 @@ async fn what_a_task_has_no_room_for_stays_parked_when_its_priority_changes() {
     assert_eq!(stored.state(), State::Complete);
 }
 
-async fn pause(rows: &Rows, name: &str, paused: bool) -> Covered {
+pub(super) async fn pause(rows: &Rows, name: &str, paused: bool) -> Covered {
     rows.store.pause_definitions("default", name, paused, &note()).await.unwrap()
 }
 

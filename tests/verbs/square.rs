@@ -8,12 +8,18 @@ use stepwell_proto::v1::State::{
     self, Cancelled, Complete, Error, InProgress, Pending, ResolvedManually,
 };
 use stepwell_store::{
-    ChildSlots, Ending, LeaseRow, Move, Note, Report, StoredDefinition, Sweep, Writer,
+    ChildSlots, Ending, LeaseRow, Move, NewTask, Note, Report, StoredDefinition, Sweep, Writer,
 };
-use stepwell_tests::{Rows, SESSION, check, child_slots, prost_duration, report};
+use stepwell_tests::{Rows, SESSION, check, child_slots, new_task, prost_duration, report};
 use uuid::Uuid;
 
-use super::races::{hold, race};
+use super::{
+    priority::queue_at,
+    races::{hold, race},
+};
+
+/// The priority of what hurries.
+const FIRST: i16 = 1;
 
 /// What can be done to the step `a` of `a; b: a`, or to its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +43,8 @@ enum Act {
     ResolveTask,
     Skip,
     Pause,
+    /// Its task goes first from now on.
+    Hurry,
     // By the clock.
     BackOffEnds,
     QueueTimeout,
@@ -98,6 +106,7 @@ struct Model {
     a: State,
     b: State,
     paused: bool,
+    hurries: bool,
     backs_off: bool,
     /// It was adopted: neither its first session nor its first node hold it.
     is_adopted: bool,
@@ -126,6 +135,7 @@ impl Model {
             a,
             b: Pending,
             paused: false,
+            hurries: false,
             backs_off: scene == Scene::BackingOff,
             is_adopted: false,
             ended: has_failed.then_some("fails"),
@@ -217,7 +227,8 @@ impl Model {
         let holds = !self.is_adopted;
         match act {
             Claim => {
-                let got = self.a == Pending && self.is_open() && !self.paused;
+                // It looks into the queue of the usual priority.
+                let got = self.a == Pending && self.is_open() && !self.paused && !self.hurries;
                 if got {
                     (self.a, self.task) = (InProgress, InProgress);
                 }
@@ -269,6 +280,10 @@ impl Model {
                 self.paused |= did;
                 told(was, did)
             }
+            Hurry => {
+                self.hurries = true;
+                told(was, true)
+            }
             BackOffEnds => {
                 self.backs_off = false;
                 moved(0)
@@ -317,7 +332,7 @@ impl<'a> Stage<'a> {
         writer: &mut Writer,
     ) -> Self {
         let definition = Arc::clone(definition);
-        let mut task = [stepwell_tests::new_task(&definition)];
+        let mut task = [new_task(&definition)];
         writer.create_tasks(&rows.store, &mut task).await.unwrap();
         let (uid, key) = (task[0].uid, task[0].key.unwrap());
         let mut stage = Self { rows, adopter, definition, uid, key, lease: None };
@@ -410,6 +425,10 @@ impl<'a> Stage<'a> {
                 let able = matches!(paused.was, Some(Pending | InProgress | Error));
                 told(paused.was, able && !paused.paused)
             }
+            Hurry => {
+                let note = Note { priority: Some(FIRST), ..note };
+                told(store.update_task(self.uid, &note, None).await.unwrap(), true)
+            }
             // One timer each: the earlier one first.
             BackOffEnds | QueueTimeout | TotalTimeout | Deadline => {
                 let due = writer.release_due(1).await.unwrap();
@@ -426,6 +445,17 @@ fn meet(first: Act, second: Act) -> bool {
     first != second || (first.clock().is_none() && first != Claim)
 }
 
+/// The queue of what hurries, empty.
+async fn first_queue(rows: &Rows, definition: &Arc<StoredDefinition>, writer: &mut Writer) -> i32 {
+    let task = NewTask { priority: Some(FIRST), ..new_task(definition) };
+    let uid = task.uid;
+    writer.create_tasks(&rows.store, &mut [task]).await.unwrap();
+    rows.cancel(uid).await;
+    let queue = queue_at(rows, definition, FIRST).await.unwrap();
+    assert!(rows.claim(writer, queue, 9).await.is_empty());
+    queue
+}
+
 /// All pairs of acts in a scene.
 async fn square(scene: Scene, acts: &[Act]) {
     let rows = Rows::new().await;
@@ -440,6 +470,7 @@ async fn square(scene: Scene, acts: &[Act]) {
             definition.steps[0].total_timeout = hour();
         };
         let definition = rows.define_with("a; b: a", change).await;
+        let first_queue = first_queue(&rows, &definition, &mut one).await;
         // Only tasks that are ruled have clocks, and only they and those that are paused are counted apart.
         let concerns = |act: Act| if ruled { act.clock().is_some() || act == Pause } else { true };
         let pairs = acts.iter().flat_map(|&first| acts.iter().map(move |&second| (first, second)));
@@ -470,10 +501,12 @@ async fn square(scene: Scene, acts: &[Act]) {
             let void = "select count(*) from stepwell.signal where key >> 14 = $1";
             let void: i64 = rows.one(void, stage.key).await;
             assert_eq!(void, i64::try_from(model.void).unwrap(), "{story}");
-            // It leaves nothing in the queue to the next pair.
-            let next = rows.claim(&mut one, stage.definition.queues[0], 9).await;
+            // It leaves nothing in the queues to the next pair.
+            let usual = rows.claim(&mut one, stage.definition.queues[0], 9).await;
+            let first = rows.claim(&mut one, first_queue, 9).await;
+            let (next, none) = if model.hurries { (first, usual) } else { (usual, first) };
             let next: BTreeSet<i64> = next.iter().map(|lease| lease.step & 16383).collect();
-            assert_eq!(next, model.ready(), "{story}");
+            assert_eq!((next, none.len()), (model.ready(), 0), "{story}");
         }
         check(&mut connection).await;
     }
@@ -497,6 +530,7 @@ async fn of_any_two_that_meet_at_a_running_step_one_ends_its_lease_and_both_are_
         ResolveTask,
         Skip,
         Pause,
+        Hurry,
         TotalTimeout,
         Deadline,
     ];
@@ -515,6 +549,7 @@ async fn of_any_two_that_meet_at_a_ready_step_the_second_finds_what_the_first_le
         ResolveTask,
         Skip,
         Pause,
+        Hurry,
         QueueTimeout,
         TotalTimeout,
         Deadline,
@@ -535,6 +570,7 @@ async fn of_any_two_that_meet_at_a_step_in_back_off_the_second_finds_what_the_fi
         ResolveStep,
         Skip,
         Pause,
+        Hurry,
         TotalTimeout,
         Deadline,
     ];
@@ -556,6 +592,7 @@ async fn of_any_two_that_meet_at_a_step_in_error_the_second_finds_what_the_first
         ResolveTask,
         Skip,
         Pause,
+        Hurry,
         TotalTimeout,
         Deadline,
     ];
