@@ -7,10 +7,11 @@ mod catalog;
 #[path = "build/write.rs"]
 mod write;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "stepwell/v1/task_service.proto",
     "stepwell/v1/step_service.proto",
     "stepwell/v1/event_service.proto",
+    "stepwell/v1/subscription_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -24,6 +24,7 @@ fn every_test_that_a_document_names_is_there() {
         "docs/faults.md",
         "docs/limits.md",
         "docs/reading.md",
+        "docs/subscriptions.md",
         "ARCHITECTURE.md",
         "tests/verbs/life.rs",
     ] {

@@ -20,6 +20,7 @@ mod priority;
 mod retries;
 mod rules;
 mod schema;
+mod subscriptions;
 mod traces;
 mod unary;
 mod unserved;

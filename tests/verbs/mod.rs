@@ -16,6 +16,7 @@ mod priority_races;
 mod races;
 mod requests;
 mod square;
+mod subscriptions;
 mod survey;
 mod truth;
 mod unserved;

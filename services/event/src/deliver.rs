@@ -144,7 +144,11 @@ impl Delivery {
 
     async fn checkpoint(&self) -> Result<(), Gone> {
         let kind = Some(Kind::Checkpoint(Checkpoint {}));
-        let response = SubscribeResponse { cursor: self.cursor(self.place), kind };
+        let response = SubscribeResponse {
+            cursor: self.cursor(self.place),
+            kind,
+            ..SubscribeResponse::default()
+        };
         self.out.send(Ok(response)).await.map_err(|_| Gone)
     }
 
@@ -160,7 +164,8 @@ impl Delivery {
             events.iter_mut().for_each(trace::deliver);
             let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
             let kind = Some(Kind::Events(EventBatch { events }));
-            self.out.send(Ok(SubscribeResponse { cursor, kind })).await.map_err(|_| Gone)?;
+            let response = SubscribeResponse { cursor, kind, ..SubscribeResponse::default() };
+            self.out.send(Ok(response)).await.map_err(|_| Gone)?;
         }
         self.place = last;
         self.seat.at(last);
@@ -184,7 +189,7 @@ fn gather(ring: &Ring, first: Arc<Page>) -> Vec<Arc<Page>> {
 }
 
 /// The events of a page after a place that the filter wants, each with its commit.
-fn wanted(page: &Page, place: i64, filter: &Filter) -> Vec<(i64, Event)> {
+pub(crate) fn wanted(page: &Page, place: i64, filter: &Filter) -> Vec<(i64, Event)> {
     let mut wanted = Vec::new();
     for recorded in page.events.iter().filter(|r| r.event.position > place) {
         if !filter.wants_about(&recorded.event) {

@@ -2,13 +2,14 @@
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
 //! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream. Beside it, `survey` now and then looks at the whole, for `metrics`.
+//! stream. A durable `subscription` has its place in the database. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod deliver;
 mod filter;
 mod metrics;
 mod ring;
 mod service;
+mod subscription;
 mod survey;
 mod tail;
 mod trace;
@@ -17,9 +18,12 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
-use stepwell_proto::v1::event_service_server::EventServiceServer;
+use stepwell_proto::v1::{
+    event_service_server::EventServiceServer,
+    subscription_service_server::SubscriptionServiceServer,
+};
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
-use stepwell_store::{Store, Topic};
+use stepwell_store::{READER_LEASE, Store, Topic};
 use tokio::{net::TcpListener, sync::Notify};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
@@ -27,6 +31,7 @@ use crate::{
     metrics::{Metrics, Seats},
     ring::Ring,
     service::Feed,
+    subscription::{Keeper, Subscriptions},
     survey::Surveying,
     tail::Tail,
 };
@@ -103,6 +108,7 @@ pub async fn run(
             }
         });
     }
+    let acked = store.bell().listen(Topic::Subscription);
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
     let every = |bell, from, to| {
@@ -117,6 +123,12 @@ pub async fn run(
         reader: None,
     };
     service.spawn_loop("tail", tail.run(every(look, 800, 1200)));
+    let keeper = Arc::new(Keeper::default());
+    let third = u64::try_from(READER_LEASE.as_millis()).unwrap_or(u64::MAX) / 3;
+    service.spawn_loop(
+        "keeper",
+        Arc::clone(&keeper).run(store.clone(), every(acked, third - 300, third)),
+    );
     if options.survey_interval > 0 {
         let surveying =
             Surveying::new(store.clone(), Arc::clone(&metrics), service.shutdown().clone());
@@ -147,6 +159,11 @@ pub async fn run(
         let health = health.clone();
         Box::pin(async move { health.ping().await.map_err(|error| error.to_string()) })
     });
+    let subscriptions = SubscriptionServiceServer::new(Subscriptions { store: store.clone() })
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let feed = Feed {
         store,
         ring,
@@ -157,11 +174,14 @@ pub async fn run(
         open: Arc::default(),
         metrics,
         seats,
+        keeper,
     };
     let server = EventServiceServer::new(feed)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    Ok(service.serve(listener, Routes::new(server), &["stepwell.v1.EventService"]).await)
+    let routes = Routes::new(server).add_service(subscriptions);
+    let names = ["stepwell.v1.EventService", "stepwell.v1.SubscriptionService"];
+    Ok(service.serve(listener, routes, &names).await)
 }

@@ -28,6 +28,7 @@ use crate::{
     filter::Filter,
     metrics::{Metrics, Seats},
     ring::Ring,
+    subscription::{self, Keeper, Reading},
 };
 
 /// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
@@ -45,37 +46,66 @@ pub(crate) struct Feed {
     pub(crate) open: Arc<AtomicUsize>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) seats: Arc<Seats>,
+    pub(crate) keeper: Arc<Keeper>,
 }
 
 impl Feed {
+    /// A stream of a durable subscription.
+    async fn read(
+        &self,
+        request: SubscribeRequest,
+        out: mpsc::Sender<Result<SubscribeResponse, Status>>,
+    ) -> Result<Reading, Refusal> {
+        let start = subscription::start(&self.store, request).await?;
+        Ok(Reading {
+            store: self.store.clone(),
+            ring: Arc::clone(&self.ring),
+            shutdown: self.shutdown.clone(),
+            begun: Arc::clone(&self.begun),
+            keeper: Arc::clone(&self.keeper),
+            age: self.age,
+            out,
+            metrics: Arc::clone(&self.metrics),
+            seats: Arc::clone(&self.seats),
+            subscription: start.subscription,
+            reader: start.reader,
+            wanted: start.partitions,
+            most: start.most,
+        })
+    }
+
     async fn start(&self, request: SubscribeRequest) -> Result<(Filter, i64, i64), Refusal> {
         let filter = Filter::read(request.filter.unwrap_or_default())?;
         let epoch = self.store.log_epoch().await?;
         let head = self.store.head().await?;
         let place = match request.start {
-            None | Some(Start::Latest(_)) => head,
+            // A durable subscription has its place in the database, and does not come here.
+            None | Some(Start::Latest(_) | Start::Subscription(_)) => head,
             Some(Start::Earliest(_)) if filter.tasks().is_empty() => 0,
             // Nothing about these tasks is older than their first event.
             Some(Start::Earliest(_)) => {
                 self.store.before_first(filter.tasks()).await?.unwrap_or(head)
             }
-            Some(Start::AfterCursor(text)) => {
-                let cursor = Cursor::decode(&text).ok_or_else(|| {
-                    let what = "not a cursor that was received";
-                    Refusal::new(ErrorReason::CursorMalformed, format!("after_cursor: {what}"))
-                        .with_violations(vec![("after_cursor".into(), what.into())])
-                })?;
-                if cursor.epoch != epoch || cursor.position > head {
-                    return Err(Refusal::new(
-                        ErrorReason::CursorAhead,
-                        "the cursor belongs to another log; the database was restored or replaced",
-                    ));
-                }
-                cursor.position
-            }
+            Some(Start::AfterCursor(text)) => place_of(&text, epoch, head)?,
         };
         Ok((filter, epoch, place))
     }
+}
+
+/// The place that a cursor of this log says.
+pub(crate) fn place_of(text: &str, epoch: i64, head: i64) -> Result<i64, Refusal> {
+    let cursor = Cursor::decode(text).ok_or_else(|| {
+        let what = "not a cursor that was received";
+        Refusal::new(ErrorReason::CursorMalformed, format!("after_cursor: {what}"))
+            .with_violations(vec![("after_cursor".into(), what.into())])
+    })?;
+    if cursor.epoch != epoch || cursor.position > head {
+        return Err(Refusal::new(
+            ErrorReason::CursorAhead,
+            "the cursor belongs to another log; the database was restored or replaced",
+        ));
+    }
+    Ok(cursor.position)
 }
 
 /// One open subscription; counts as long as it lives.
@@ -113,8 +143,23 @@ impl event_service_server::EventService for Feed {
                 .into());
         }
         let open = Open::take(&self.open, self.subscriptions_max)?;
-        let (filter, epoch, place) = self.start(request.into_inner()).await?;
         let (out, responses) = mpsc::channel(RESPONSES_WAITING_MAX);
+        let request = request.into_inner();
+        if let Some(Start::Subscription(_)) = request.start {
+            let reading = self.read(request, out).await?;
+            let span = tracing::info_span!(
+                "subscription",
+                service = "event",
+                name = reading.subscription.name
+            );
+            let read = async move {
+                let _open = open;
+                reading.run().await;
+            };
+            tokio::spawn(read.instrument(span));
+            return Ok(Response::new(Box::pin(ReceiverStream::new(responses))));
+        }
+        let (filter, epoch, place) = self.start(request).await?;
         let delivery = Delivery {
             store: self.store.clone(),
             ring: Arc::clone(&self.ring),

@@ -100,7 +100,11 @@ pub(crate) async fn read_page(
 }
 
 /// Rows of whole commits as a page; none: there are none.
-async fn page(store: &Store, after: i64, rows: &[EventRow]) -> Result<Option<Page>, Error> {
+pub(crate) async fn page(
+    store: &Store,
+    after: i64,
+    rows: &[EventRow],
+) -> Result<Option<Page>, Error> {
     let Some(last) = rows.last().map(|row| row.position) else { return Ok(None) };
     let mut ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
     ids.sort_unstable();

@@ -38,6 +38,8 @@ pub enum Topic {
     Bulk,
     /// Steps are ready that may wait for somebody who is not there.
     Unserved,
+    /// A durable subscription was changed, or events of one were acked or are to be delivered again.
+    Subscription,
 }
 
 impl Topic {
@@ -51,6 +53,7 @@ impl Topic {
             Self::Key => "stepwell_key",
             Self::Bulk => "stepwell_bulk",
             Self::Unserved => "stepwell_unserved",
+            Self::Subscription => "stepwell_subscription",
         }
     }
 }

@@ -84,11 +84,12 @@ mod tests {
 
     fn events(cursor: &str, events: &[Event]) -> SubscribeResponse {
         let kind = Some(Kind::Events(EventBatch { events: events.to_vec() }));
-        SubscribeResponse { cursor: cursor.into(), kind }
+        SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }
     }
 
     fn checkpoint(cursor: &str) -> SubscribeResponse {
-        SubscribeResponse { cursor: cursor.into(), kind: Some(Kind::Checkpoint(Checkpoint {})) }
+        let kind = Some(Kind::Checkpoint(Checkpoint {}));
+        SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }
     }
 
     /// A commit of ten events, two of each position.

@@ -357,13 +357,13 @@ pub struct Feed {
 impl Feed {
     pub async fn checkpoint(&self, cursor: &str) {
         let kind = Some(subscribe_response::Kind::Checkpoint(Checkpoint {}));
-        self.send(SubscribeResponse { cursor: cursor.into(), kind }).await;
+        self.send(SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }).await;
     }
 
     pub async fn events(&self, cursor: &str, events: &[Event]) {
         let batch = EventBatch { events: events.to_vec() };
         let kind = Some(subscribe_response::Kind::Events(batch));
-        self.send(SubscribeResponse { cursor: cursor.into(), kind }).await;
+        self.send(SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }).await;
     }
 
     async fn send(&self, response: SubscribeResponse) {

@@ -1,0 +1,515 @@
+//! One stream of a durable subscription: it takes partitions that nobody reads, delivers their events, and
+//! those that failed again, and notices what is not acknowledged in time.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use prost::Message;
+use stepwell_proto::{
+    refusal::Refusal,
+    v1::{
+        Checkpoint, ErrorReason, Event, EventBatch, HeldPartition, PartitionDelivery,
+        SubscribeResponse, subscribe_response::Kind,
+    },
+};
+use stepwell_serve::{Age, Shutdown};
+use stepwell_store::{Error, Nack, Nacked, Store, StoredSubscription, Taker};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{
+    keeper::{Keeper, Stream},
+    partition::{ALONE_MAX, Partition, partition_of},
+    request::not_found,
+};
+use crate::{
+    deliver::wanted,
+    filter::Filter,
+    metrics::{Metrics, Seats},
+    ring::{Found, Page, Ring},
+    tail, trace,
+};
+
+const FRAME_EVENTS_MAX: usize = 256;
+const FRAME_BYTES_MAX: usize = 256 << 10;
+/// Rows of one read of a partition that is behind.
+const CATCH_UP_ROWS: i64 = 500;
+/// Without an event for so long, a checkpoint tells that the feed is alive.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(15);
+/// Between two attempts to take what has got free.
+const BETWEEN_TAKES: Duration = Duration::from_millis(200);
+/// How long a partition rests when there is no room to keep what follows parked events.
+const REST_WHEN_FULL: Duration = Duration::from_secs(1);
+/// How long a reader has at the end to make room for being told so.
+const LAST_WORD: Duration = Duration::from_secs(1);
+const WAIT_FIRST: Duration = Duration::from_millis(50);
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// The stream.
+pub(crate) struct Reading {
+    pub(crate) store: Store,
+    pub(crate) ring: Arc<Ring>,
+    pub(crate) shutdown: Shutdown,
+    /// Rung once it looks at the ring: a sleeping tail wakes.
+    pub(crate) begun: Arc<Notify>,
+    pub(crate) keeper: Arc<Keeper>,
+    /// When it is old.
+    pub(crate) age: Age,
+    pub(crate) out: mpsc::Sender<Result<SubscribeResponse, Status>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) seats: Arc<Seats>,
+    pub(crate) subscription: StoredSubscription,
+    pub(crate) reader: String,
+    /// Only these; empty: any.
+    pub(crate) wanted: Vec<i32>,
+    /// So many at once.
+    pub(crate) most: usize,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The reader has gone.
+    Gone,
+    /// The reader is told why.
+    Refused(Refusal),
+    /// The database does not answer; tried again.
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Reading {
+    /// Delivers until the reader goes, the stream is old or shutdown begins; then others may read.
+    pub(crate) async fn run(self) {
+        let (shutdown, out) = (self.shutdown.clone(), self.out.clone());
+        let (store, subscription) = (self.store.clone(), self.subscription.id);
+        let (name, reader) = (self.subscription.name.clone(), self.reader.clone());
+        let (stream, seated) = self.keeper.join(subscription, name, reader);
+        let holder = stream.holder;
+        let old = tokio::time::sleep(self.age.of_a_stream());
+        let ended = tokio::select! {
+            refusal = self.deliver(stream) => refusal,
+            // It goes on where its events were acknowledged, maybe elsewhere.
+            () = old => None,
+            () = shutdown.wait() => Some(
+                Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+                    .retry_after(Duration::from_millis(100)),
+            ),
+        };
+        drop(seated);
+        if let Err(error) = store.release_partitions(subscription, holder).await {
+            // They are free when their lease is over.
+            tracing::debug!(error = &error as &dyn std::error::Error, "partitions not released");
+        }
+        if let Some(refusal) = ended {
+            // A reader whose queue is full is waited for a little; it comes again in any case.
+            let _ = tokio::time::timeout(LAST_WORD, out.send(Err(refusal.into()))).await;
+        }
+    }
+
+    /// Delivers until the reader goes, or there is a reason to tell it.
+    async fn deliver(self, stream: Arc<Stream>) -> Option<Refusal> {
+        let filter = match Filter::read(self.subscription.filter.clone()) {
+            Ok(filter) => filter,
+            Err(refusal) => return Some(refusal),
+        };
+        let seat = self.seats.take(0);
+        let taker = Taker {
+            subscription: self.subscription.id,
+            reader: self.reader.clone(),
+            holder: stream.holder,
+            wanted: self.wanted.clone(),
+        };
+        let mut stage = Stage {
+            now_held: None,
+            said: Instant::now(),
+            take_at: Some(Instant::now()),
+            taken_once: false,
+            changes: None,
+            wait: WAIT_FIRST,
+            failing: false,
+            filter,
+            taker,
+            stream,
+            of: self,
+        };
+        loop {
+            match stage.turn().await {
+                Ok(()) => {
+                    if std::mem::take(&mut stage.failing) {
+                        tracing::info!("works again");
+                    }
+                    stage.wait = WAIT_FIRST;
+                    let lowest = stage.stream.partitions().iter().map(|of| of.read).min();
+                    seat.at(lowest.unwrap_or_default());
+                }
+                Err(End::Gone) => return None,
+                Err(End::Refused(refusal)) => return Some(refusal),
+                Err(End::Failed(error)) => {
+                    if !std::mem::replace(&mut stage.failing, true) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(error, "a partition cannot be read; trying again");
+                    }
+                    tokio::time::sleep(stage.wait).await;
+                    stage.wait = (stage.wait * 2).min(WAIT_MAX);
+                }
+            }
+        }
+    }
+}
+
+/// A stream at work.
+struct Stage {
+    of: Reading,
+    stream: Arc<Stream>,
+    filter: Filter,
+    taker: Taker,
+    /// When it asks for partitions again; none: when somebody rings.
+    take_at: Option<Instant>,
+    taken_once: bool,
+    /// What the reader was told it reads.
+    now_held: Option<Vec<HeldPartition>>,
+    said: Instant,
+    /// While it reads something, the ring is followed.
+    changes: Option<watch::Receiver<i64>>,
+    wait: Duration,
+    failing: bool,
+}
+
+impl Stage {
+    /// Takes what is free, delivers what there is, and waits for more.
+    async fn turn(&mut self) -> Result<(), End> {
+        if let Some(refusal) = self.stream.ended() {
+            return Err(End::Refused(refusal));
+        }
+        self.take().await?;
+        self.tell_held().await?;
+        if let Some(changes) = &mut self.changes {
+            changes.mark_unchanged();
+        }
+        let numbers: Vec<i32> = self.stream.partitions().iter().map(|of| of.no).collect();
+        let mut wake = self.said + CHECKPOINT_AFTER;
+        let mut any = false;
+        for no in numbers {
+            any |= self.notice_overdue(no).await?;
+            any |= self.deliver_alone(no).await?;
+            any |= self.deliver_next(no, &mut wake).await?;
+        }
+        if any {
+            return Ok(());
+        }
+        let deadline = self.of.subscription.ack_deadline;
+        let now = Instant::now();
+        for partition in self.stream.partitions().iter() {
+            let times = [partition.overdue_at(deadline), partition.again_at];
+            wake = times.into_iter().flatten().fold(wake, Instant::min);
+            wake = if partition.rest_until > now { wake.min(partition.rest_until) } else { wake };
+        }
+        wake = self.take_at.map_or(wake, |at| wake.min(at));
+        let has_room = self.stream.partitions().len() < self.of.most;
+        tokio::select! {
+            () = self.stream.looked.notified() => {
+                if has_room {
+                    let soon = Instant::now() + BETWEEN_TAKES;
+                    self.take_at = Some(self.take_at.unwrap_or(soon));
+                }
+            }
+            () = changed(&mut self.changes) => {}
+            () = tokio::time::sleep_until(wake) => {}
+            () = self.of.out.closed() => return Err(End::Gone),
+        }
+        if self.said.elapsed() >= CHECKPOINT_AFTER {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes partitions that are free, if it may have more.
+    async fn take(&mut self) -> Result<(), End> {
+        let held = self.stream.partitions().len();
+        if self.take_at.is_none_or(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        if held >= self.of.most {
+            self.take_at = None;
+            return Ok(());
+        }
+        let room = i32::try_from(self.of.most - held).unwrap_or(i32::MAX);
+        let taken = self.of.store.take_partitions(&self.taker, room, !self.taken_once).await?;
+        let gone = || End::Refused(not_found(&self.of.subscription.name));
+        let taken = taken.ok_or_else(gone)?;
+        self.taken_once = true;
+        self.take_at = None;
+        if taken.is_empty() {
+            return Ok(());
+        }
+        // It may have been changed while nobody read it.
+        let found = self.of.store.subscription(&self.of.subscription.name).await?;
+        self.of.subscription =
+            found.filter(|found| found.id == self.taker.subscription).ok_or_else(gone)?;
+        self.filter = Filter::read(self.of.subscription.filter.clone()).map_err(End::Refused)?;
+        let now = Instant::now();
+        let mut partitions = self.stream.partitions();
+        for standing in &taken {
+            partitions.retain(|of| of.no != standing.no);
+            partitions.push(Partition::new(standing, now));
+        }
+        partitions.sort_by_key(|of| of.no);
+        Ok(())
+    }
+
+    /// Says what is read, if that is not what was said.
+    async fn tell_held(&mut self) -> Result<(), End> {
+        let held: Vec<HeldPartition> = {
+            let partitions = self.stream.partitions();
+            let held = |of: &Partition| HeldPartition { partition: of.no, epoch: of.epoch };
+            partitions.iter().map(held).collect()
+        };
+        if held.is_empty() {
+            self.changes = None;
+        } else if self.changes.is_none() {
+            self.changes = Some(self.of.ring.changes());
+            self.of.begun.notify_one();
+        }
+        if self.now_held.as_ref() != Some(&held) {
+            self.now_held = Some(held);
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    async fn checkpoint(&mut self) -> Result<(), End> {
+        self.send(SubscribeResponse {
+            kind: Some(Kind::Checkpoint(Checkpoint {})),
+            held: self.now_held.clone().unwrap_or_default(),
+            ..SubscribeResponse::default()
+        })
+        .await
+    }
+
+    async fn send(&mut self, response: SubscribeResponse) -> Result<(), End> {
+        self.of.out.send(Ok(response)).await.map_err(|_| End::Gone)?;
+        self.said = Instant::now();
+        Ok(())
+    }
+
+    /// Something of one of its partitions; none: it does not read it any more.
+    fn with<T>(&self, no: i32, ask: impl FnOnce(&mut Partition) -> T) -> Option<T> {
+        self.stream.partitions().iter_mut().find(|of| of.no == no).map(ask)
+    }
+
+    /// An event that was not acknowledged in time has failed.
+    async fn notice_overdue(&self, no: i32) -> Result<bool, End> {
+        let (deadline, now) = (self.of.subscription.ack_deadline, Instant::now());
+        let found = self.with(no, |of| (of.overdue(deadline, now), of.epoch));
+        let Some((Some((position, attempt)), epoch)) = found else { return Ok(false) };
+        let reason = format!("not acknowledged within {deadline:?}");
+        let nack = Nack {
+            name: &self.of.subscription.name,
+            no,
+            epoch,
+            position,
+            attempt,
+            reason: &reason,
+            wait: None,
+        };
+        let nacked = self.of.store.nack_event(&nack).await?;
+        self.with(no, |of| {
+            if of.epoch == epoch {
+                // If order matters it comes again under the next epoch, with all that was not acknowledged.
+                of.dealt_with(position, matches!(nacked, Nacked::Done { .. }), Instant::now());
+            }
+        });
+        Ok(true)
+    }
+
+    /// Delivers what failed before and is due.
+    async fn deliver_alone(&mut self, no: i32) -> Result<bool, End> {
+        let is_due = |of: &mut Partition| of.again_at.is_some_and(|at| at <= Instant::now());
+        if self.with(no, is_due) != Some(true) {
+            return Ok(false);
+        }
+        let (id, ordered) = (self.of.subscription.id, self.of.subscription.ordered);
+        let most = i64::try_from(ALONE_MAX * 2).unwrap_or(i64::MAX);
+        let table = self.of.store.again(id, no, ordered, most).await?;
+        let found = self.with(no, |of| (of.alone(&table, Instant::now()), of.epoch));
+        let Some((new, epoch)) = found.filter(|(new, _)| !new.is_empty()) else {
+            return Ok(false);
+        };
+        let mut positions: Vec<i64> = new.iter().map(|of| of.position).collect();
+        positions.sort_unstable();
+        let rows = self.of.store.rows_at(&positions).await?;
+        let page = tail::page(&self.of.store, 0, &rows).await?;
+        let events: Vec<Event> = page
+            .iter()
+            .flat_map(|page| wanted(page, 0, &self.filter))
+            .map(|(_, event)| event)
+            .collect();
+        let sent: HashSet<i64> = events.iter().map(|event| event.position).collect();
+        let attempt = |position: i64| {
+            new.iter().find(|of| of.position == position).map_or(1, |of| of.attempt + 1)
+        };
+        let attempts: Vec<i32> = events.iter().map(|event| attempt(event.position)).collect();
+        self.deliver(no, epoch, events, &attempts, true).await?;
+        // What is not kept or not wanted any more is done with.
+        positions.retain(|position| !sent.contains(position));
+        if !positions.is_empty() {
+            let name = &self.of.subscription.name;
+            self.of.store.ack_events(name, no, epoch, 0, &positions).await?;
+        }
+        Ok(true)
+    }
+
+    /// Delivers what comes next in the log. `wake`: when it is worth a look again.
+    async fn deliver_next(&mut self, no: i32, wake: &mut Instant) -> Result<bool, End> {
+        let now = Instant::now();
+        let ready = self.with(no, |of| {
+            (of.rest_until <= now && of.room() > 0).then(|| (of.read, of.epoch, of.room()))
+        });
+        let Some(Some((read, epoch, room))) = ready else { return Ok(false) };
+        let page = match self.of.ring.after(read) {
+            Found::Level => return Ok(false),
+            Found::Page(page) => page,
+            Found::Behind => match tail::read_page(&self.of.store, read, CATCH_UP_ROWS).await? {
+                Some(page) => Arc::new(page),
+                None => {
+                    *wake = (*wake).min(now + WAIT_FIRST);
+                    return Ok(false);
+                }
+            },
+        };
+        let (events, end) = self.next(no, &page, read, room);
+        let Some(events) = self.without_parked(no, epoch, events).await? else {
+            self.with(no, |of| of.rest_until = now + REST_WHEN_FULL);
+            return Ok(false);
+        };
+        let mut positions: Vec<i64> = events.iter().map(|event| event.position).collect();
+        positions.dedup();
+        let attempts = self.with(no, |of| {
+            (of.epoch == epoch && of.read == read).then(|| {
+                let attempts: Vec<i32> = events.iter().map(|e| of.attempt(e.position)).collect();
+                of.delivers(positions.into_iter(), end, Instant::now());
+                attempts
+            })
+        });
+        // Else it stands elsewhere by now.
+        if let Some(Some(attempts)) = attempts {
+            self.deliver(no, epoch, events, &attempts, false).await?;
+        }
+        Ok(true)
+    }
+
+    /// The events of a page after a place that the partition wants, and where that ends: as many positions
+    /// as there is room for.
+    fn next(&self, no: i32, page: &Page, read: i64, room: usize) -> (Vec<Event>, i64) {
+        let partitions = self.of.subscription.partitions;
+        let mut events = Vec::new();
+        let mut positions = 0;
+        for (_, event) in wanted(page, read, &self.filter) {
+            if partition_of(&event, partitions) != no {
+                continue;
+            }
+            let last = events.last().map(|last: &Event| last.position);
+            if last != Some(event.position) {
+                if positions == room {
+                    let end = last.unwrap_or(read);
+                    return (events, end);
+                }
+                positions += 1;
+            }
+            events.push(event);
+        }
+        (events, page.last)
+    }
+
+    /// The events without those that follow parked ones of their tasks: these are kept with them. None:
+    /// there is no room for that, or the epoch is over.
+    async fn without_parked(
+        &self,
+        no: i32,
+        epoch: i64,
+        mut events: Vec<Event>,
+    ) -> Result<Option<Vec<Event>>, End> {
+        if !self.of.subscription.ordered || events.is_empty() {
+            return Ok(Some(events));
+        }
+        let id = self.of.subscription.id;
+        if self.with(no, |of| of.parked.is_none()) == Some(true) {
+            let tasks = self.of.store.parked_tasks(id, no).await?;
+            let tasks = tasks.iter().map(Uuid::to_string).collect();
+            self.with(no, |of| of.parked = Some(tasks).filter(|_| of.epoch == epoch));
+        }
+        let mut follow: Vec<(i64, Uuid)> = Vec::new();
+        self.with(no, |of| {
+            let parked = of.parked.as_ref().filter(|parked| !parked.is_empty());
+            for event in events.iter().filter(|e| parked.is_some_and(|p| p.contains(&e.task_id))) {
+                if let Ok(uid) = Uuid::try_parse(&event.task_id) {
+                    follow.push((event.position, uid));
+                }
+            }
+        });
+        follow.dedup();
+        if follow.is_empty() {
+            return Ok(Some(events));
+        }
+        let passed = self.of.store.follow_parked(id, no, epoch, &follow).await?;
+        let Some(passed) = passed else { return Ok(None) };
+        if !passed.is_empty() {
+            // Maybe nothing of these tasks is parked any more.
+            self.with(no, |of| of.parked = None);
+        }
+        let kept: HashSet<i64> = follow.iter().map(|(position, _)| *position).collect();
+        events.retain(|e| !kept.contains(&e.position) || passed.contains(&e.position));
+        Ok(Some(events))
+    }
+
+    /// Sends events in frames of bounded size.
+    async fn deliver(
+        &mut self,
+        no: i32,
+        epoch: i64,
+        events: Vec<Event>,
+        attempts: &[i32],
+        retried: bool,
+    ) -> Result<(), End> {
+        self.of.metrics.delivered(events.len());
+        let mut events = events.into_iter().zip(attempts.iter().copied()).peekable();
+        while events.peek().is_some() {
+            let (mut frame, mut attempts, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some((event, _)) = events.peek() {
+                let size = event.encoded_len();
+                let is_full = frame.len() >= FRAME_EVENTS_MAX || bytes + size > FRAME_BYTES_MAX;
+                if is_full && !frame.is_empty() {
+                    break;
+                }
+                let Some((mut event, attempt)) = events.next() else { break };
+                bytes += size;
+                trace::deliver(&mut event);
+                frame.push(event);
+                attempts.push(attempt);
+            }
+            self.send(SubscribeResponse {
+                kind: Some(Kind::Events(EventBatch { events: frame })),
+                delivery: Some(PartitionDelivery { partition: no, epoch, attempts, retried }),
+                ..SubscribeResponse::default()
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the ring to change; for ever if it is not followed.
+async fn changed(changes: &mut Option<watch::Receiver<i64>>) {
+    match changes {
+        Some(changes) => drop(changes.changed().await),
+        None => std::future::pending().await,
+    }
+}

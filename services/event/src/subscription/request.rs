@@ -1,0 +1,337 @@
+//! What is asked of durable subscriptions, checked. Pure but for where a place must be looked up.
+
+use std::time::Duration;
+
+use prost_types::Timestamp;
+use stepwell_proto::{
+    refusal::Refusal,
+    time,
+    v1::{
+        AckEventsRequest, CreateSubscriptionRequest, ErrorReason, EventFilter, NackEventsRequest,
+        SubscribeRequest, SubscriptionStart, UpdateSubscriptionRequest,
+        create_subscription_request as create, subscribe_request,
+        update_subscription_request as update,
+    },
+};
+use stepwell_store::{
+    NewSubscription, PARTITIONS_MAX, Store, StoredSubscription, SubscriptionChange,
+};
+
+use crate::{filter::Filter, service::place_of};
+
+const NAME_BYTES_MAX: usize = 64;
+const NAME_RULE: &str = "1 to 64 letters, digits, `_`, `-`, `.`, `/`";
+const REASON_BYTES_MAX: usize = 1024;
+const POSITIONS_MAX: usize = 1_000;
+const ATTEMPTS_MAX: i32 = 1_000;
+const ATTEMPTS_DEFAULT: i32 = 10;
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+const PAGE_DEFAULT: i32 = 100;
+const PAGE_MAX: i32 = 1_000;
+
+type Faults = Vec<(String, String)>;
+
+/// A stream of a durable subscription that may begin.
+pub(crate) struct Started {
+    pub(crate) subscription: StoredSubscription,
+    pub(crate) reader: String,
+    /// Only these; empty: any.
+    pub(crate) partitions: Vec<i32>,
+    /// So many at once.
+    pub(crate) most: usize,
+}
+
+/// No subscription has this name.
+pub(crate) fn not_found(name: &str) -> Refusal {
+    let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
+    Refusal::new(ErrorReason::SubscriptionNotFound, format!("no subscription is called {shown:?}"))
+        .with("name", shown)
+}
+
+/// Checks what a stream of a durable subscription asks for.
+pub(crate) async fn start(store: &Store, request: SubscribeRequest) -> Result<Started, Refusal> {
+    let Some(subscribe_request::Start::Subscription(start)) = request.start else {
+        return Err(Refusal::field("start", "must be `subscription`"));
+    };
+    let mut faults = Faults::new();
+    if request.filter.is_some_and(|filter| filter != EventFilter::default()) {
+        faults.push(("filter".into(), "the subscription has its own: leave it out".into()));
+    }
+    check_start(&start, &mut faults);
+    refuse(faults)?;
+    let SubscriptionStart { name, reader_id: reader, partitions, partitions_max } = start;
+    let subscription = store.subscription(&name).await?.ok_or_else(|| not_found(&name))?;
+    let there = if partitions.is_empty() {
+        subscription.partitions
+    } else {
+        i32::try_from(partitions.len()).unwrap_or(PARTITIONS_MAX)
+    };
+    // Another number of partitions may be there before the stream ends.
+    let most = match partitions_max {
+        0 if partitions.is_empty() => PARTITIONS_MAX,
+        0 => there,
+        n => n,
+    };
+    Ok(Started { subscription, reader, partitions, most: usize::try_from(most).unwrap_or(1) })
+}
+
+fn check_start(start: &SubscriptionStart, faults: &mut Faults) {
+    named("start.subscription.name", &start.name, faults);
+    named("start.subscription.reader_id", &start.reader_id, faults);
+    let wrong = |no: &i32| !(0..PARTITIONS_MAX).contains(no);
+    if start.partitions.len() > usize::try_from(PARTITIONS_MAX).unwrap_or(usize::MAX)
+        || start.partitions.iter().any(wrong)
+    {
+        let what = format!("at most {PARTITIONS_MAX} numbers from 0 to {}", PARTITIONS_MAX - 1);
+        faults.push(("start.subscription.partitions".into(), what));
+    }
+    ranged("start.subscription.partitions_max", start.partitions_max, PARTITIONS_MAX, faults);
+}
+
+/// Checks a subscription that is to be made.
+pub(crate) async fn create(
+    store: &Store,
+    request: CreateSubscriptionRequest,
+) -> Result<NewSubscription, Refusal> {
+    let sent = request.subscription.unwrap_or_default();
+    let mut faults = Faults::new();
+    named("subscription.name", &sent.name, &mut faults);
+    ranged("subscription.partitions", sent.partitions, PARTITIONS_MAX, &mut faults);
+    ranged("subscription.max_attempts", sent.max_attempts, ATTEMPTS_MAX, &mut faults);
+    let deadline = deadline("subscription.ack_deadline", sent.ack_deadline.as_ref(), &mut faults);
+    refuse(faults)?;
+    let filter = sent.filter.unwrap_or_default();
+    Filter::read(filter.clone())?;
+    let or = |n: i32, default: i32| if n == 0 { default } else { n };
+    let place = match request.start {
+        None => Place::Latest,
+        Some(create::Start::AfterCursor(cursor)) => Place::After(cursor),
+        Some(create::Start::Earliest(_)) => Place::Earliest,
+        Some(create::Start::Latest(_)) => Place::Latest,
+        Some(create::Start::Time(time)) => Place::Time(time),
+    };
+    Ok(NewSubscription {
+        name: sent.name,
+        filter,
+        ordered: !sent.unordered,
+        max_attempts: or(sent.max_attempts, ATTEMPTS_DEFAULT),
+        ack_deadline: deadline.unwrap_or(DEADLINE_DEFAULT),
+        partitions: or(sent.partitions, 1),
+        place: place.find(store).await?,
+    })
+}
+
+/// Checks a change.
+pub(crate) async fn update(
+    store: &Store,
+    request: UpdateSubscriptionRequest,
+) -> Result<SubscriptionChange, Refusal> {
+    let mut faults = Faults::new();
+    ranged("partitions", request.partitions, PARTITIONS_MAX, &mut faults);
+    ranged("max_attempts", request.max_attempts, ATTEMPTS_MAX, &mut faults);
+    let ack_deadline = deadline("ack_deadline", request.ack_deadline.as_ref(), &mut faults);
+    refuse(faults)?;
+    if let Some(filter) = &request.filter {
+        Filter::read(filter.clone())?;
+    }
+    let place = request.seek.map(|seek| match seek {
+        update::Seek::AfterCursor(cursor) => Place::After(cursor),
+        update::Seek::Earliest(_) => Place::Earliest,
+        update::Seek::Latest(_) => Place::Latest,
+        update::Seek::Time(time) => Place::Time(time),
+    });
+    let place = match place {
+        Some(place) => Some(place.find(store).await?),
+        None => None,
+    };
+    let given = |n: i32| (n != 0).then_some(n);
+    Ok(SubscriptionChange {
+        paused: request.paused,
+        filter: request.filter,
+        max_attempts: given(request.max_attempts),
+        ack_deadline,
+        partitions: given(request.partitions),
+        place,
+    })
+}
+
+/// Checks an ack.
+pub(crate) fn ack(request: &AckEventsRequest) -> Result<(), Refusal> {
+    let mut faults = Faults::new();
+    if request.up_to_position < 0 {
+        faults.push(("up_to_position".into(), "must be a position, or 0".into()));
+    }
+    positions("retried_positions", &request.retried_positions, &mut faults);
+    refuse(faults)
+}
+
+/// Checks a nack; when the event comes again, if it says so.
+pub(crate) fn nack(request: &NackEventsRequest) -> Result<Option<Duration>, Refusal> {
+    let mut faults = Faults::new();
+    if request.position <= 0 {
+        faults.push(("position".into(), "must be a position".into()));
+    }
+    ranged("attempt", request.attempt, i32::MAX, &mut faults);
+    if request.reason.len() > REASON_BYTES_MAX || request.reason.contains('\0') {
+        let what = format!("at most {REASON_BYTES_MAX} bytes, without NUL");
+        faults.push(("reason".into(), what));
+    }
+    let wait = request.retry_after.as_ref().map(time::duration);
+    if wait.is_some_and(|wait| wait.is_none_or(|wait| wait > RETRY_AFTER_MAX)) {
+        faults.push(("retry_after".into(), "must be from 0 to 24 h".into()));
+    }
+    refuse(faults)?;
+    Ok(wait.flatten())
+}
+
+/// Checks positions of parked events.
+pub(crate) fn replay(sent: &[i64]) -> Result<(), Refusal> {
+    let mut faults = Faults::new();
+    positions("positions", sent, &mut faults);
+    refuse(faults)
+}
+
+/// The size of a page.
+pub(crate) fn page_size(sent: i32) -> Result<i32, Refusal> {
+    match sent {
+        0 => Ok(PAGE_DEFAULT),
+        n if (1..=PAGE_MAX).contains(&n) => Ok(n),
+        _ => Err(Refusal::field("page_size", format!("must be from 1 to {PAGE_MAX}"))),
+    }
+}
+
+/// A page token that was never received.
+pub(crate) fn token_refused() -> Refusal {
+    let what = "must be the `next_page_token` of a page";
+    Refusal::new(ErrorReason::PageTokenInvalid, format!("page_token: {what}"))
+        .with_violations(vec![("page_token".into(), what.into())])
+}
+
+/// A place in the log, as it is asked for.
+enum Place {
+    After(String),
+    Earliest,
+    Latest,
+    Time(Timestamp),
+}
+
+impl Place {
+    async fn find(self, store: &Store) -> Result<i64, Refusal> {
+        Ok(match self {
+            Self::Earliest => 0,
+            Self::Latest => store.head().await?,
+            Self::After(cursor) => {
+                let (epoch, head) = (store.log_epoch().await?, store.head().await?);
+                place_of(&cursor, epoch, head)?
+            }
+            Self::Time(time) => {
+                let nanos = u32::try_from(time.nanos).ok();
+                let time = nanos.and_then(|nanos| store_time(time.seconds, nanos));
+                let time =
+                    time.ok_or_else(|| Refusal::field("time", "must be a time from 1970 to 9999"))?;
+                store.position_before(time).await?
+            }
+        })
+    }
+}
+
+fn store_time(seconds: i64, nanos: u32) -> Option<chrono::DateTime<chrono::Utc>> {
+    const YEAR_10000: i64 = 253_402_300_800;
+    let time = chrono::DateTime::from_timestamp(seconds, nanos)?;
+    (0..YEAR_10000).contains(&seconds).then_some(time)
+}
+
+fn refuse(faults: Faults) -> Result<(), Refusal> {
+    if faults.is_empty() { Ok(()) } else { Err(Refusal::fields(faults)) }
+}
+
+fn named(path: &str, name: &str, faults: &mut Faults) {
+    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b));
+    if !is_name {
+        faults.push((path.into(), format!("must be {NAME_RULE}")));
+    }
+}
+
+/// A number from 1 on, or 0: not given.
+fn ranged(path: &str, n: i32, max: i32, faults: &mut Faults) {
+    if !(0..=max).contains(&n) {
+        faults.push((path.into(), format!("must be from 1 to {max}")));
+    }
+}
+
+fn positions(path: &str, sent: &[i64], faults: &mut Faults) {
+    if sent.len() > POSITIONS_MAX {
+        faults.push((path.into(), format!("at most {POSITIONS_MAX} are allowed")));
+    }
+}
+
+fn deadline(
+    path: &str,
+    sent: Option<&prost_types::Duration>,
+    faults: &mut Faults,
+) -> Option<Duration> {
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
+    let given = sent.map(time::duration);
+    if given.is_some_and(|given| given.is_none_or(|given| !allowed.contains(&given))) {
+        faults.push((path.into(), "must be from 1 s to 1 h".into()));
+    }
+    given.flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(refusal: Refusal) -> Vec<String> {
+        refusal.violations.into_iter().map(|(path, _)| path).collect()
+    }
+
+    #[test]
+    fn every_fault_of_a_start_of_a_subscription_is_named() {
+        let mut faults = Faults::new();
+        let start = SubscriptionStart {
+            name: "ö".into(),
+            reader_id: "x".repeat(65),
+            partitions: vec![0, 64],
+            partitions_max: 65,
+        };
+        check_start(&start, &mut faults);
+        let paths: Vec<_> = faults.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["name", "reader_id", "partitions", "partitions_max"]
+                .map(|path| format!("start.subscription.{path}"))
+        );
+        let mut faults = Faults::new();
+        let start = SubscriptionStart { name: "a".into(), reader_id: "b".into(), ..start };
+        check_start(
+            &SubscriptionStart { partitions: vec![63], partitions_max: 0, ..start },
+            &mut faults,
+        );
+        assert_eq!(faults, []);
+    }
+
+    #[test]
+    fn every_fault_of_an_ack_and_a_nack_is_named() {
+        let request = AckEventsRequest {
+            up_to_position: -1,
+            retried_positions: vec![1; 1_001],
+            ..AckEventsRequest::default()
+        };
+        assert_eq!(paths(ack(&request).unwrap_err()), ["up_to_position", "retried_positions"]);
+        let request = NackEventsRequest {
+            attempt: -1,
+            reason: "x".repeat(1_025),
+            retry_after: Some(prost_types::Duration { seconds: 86_401, nanos: 0 }),
+            ..NackEventsRequest::default()
+        };
+        let wanted = ["position", "attempt", "reason", "retry_after"];
+        assert_eq!(paths(nack(&request).unwrap_err()), wanted);
+        let request = NackEventsRequest { position: 1, ..NackEventsRequest::default() };
+        assert_eq!(nack(&request), Ok(None));
+        assert!(replay(&[1; 1_001]).is_err() && replay(&[]).is_ok());
+        assert!(page_size(1_001).is_err() && page_size(-1).is_err());
+    }
+}

@@ -1,0 +1,221 @@
+//! Durable subscriptions on the tables: takers, acks and nacks that meet.
+
+use std::time::Duration;
+
+use sqlx::{Connection, Executor};
+use stepwell_proto::v1::EventFilter;
+use stepwell_store::{
+    Acked, Held, Holding, Made, Nack, Nacked, NewSubscription, Standing, SubscriptionChange, Taker,
+};
+use stepwell_tests::Rows;
+use uuid::Uuid;
+
+fn new(partitions: i32, ordered: bool) -> NewSubscription {
+    NewSubscription {
+        name: "s".into(),
+        filter: EventFilter::default(),
+        ordered,
+        max_attempts: 2,
+        ack_deadline: Duration::from_secs(30),
+        partitions,
+        place: 0,
+    }
+}
+
+/// A subscription, and a log of tasks that were created: one event each. Answers its key.
+async fn made(rows: &Rows, new: &NewSubscription) -> i32 {
+    let definition = rows.define("a").await;
+    rows.create_many(&definition, 10).await;
+    assert_eq!(rows.store.create_subscription(new).await.unwrap(), Made::Now);
+    rows.store.subscription("s").await.unwrap().unwrap().id
+}
+
+fn taker(subscription: i32, reader: &str, holder: i64) -> Taker {
+    Taker { subscription, reader: reader.into(), holder, wanted: Vec::new() }
+}
+
+async fn take(rows: &Rows, taker: &Taker, most: i32) -> Vec<Standing> {
+    rows.store.take_partitions(taker, most, false).await.unwrap().unwrap()
+}
+
+fn nack(epoch: i64, position: i64, attempt: i32) -> Nack<'static> {
+    Nack { name: "s", no: 0, epoch, position, attempt, reason: "no", wait: Some(Duration::ZERO) }
+}
+
+async fn positions(rows: &Rows) -> Vec<(i64, Uuid)> {
+    sqlx::query_as("select position, uid from stepwell.event order by position")
+        .fetch_all(&mut rows.connection().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn of_two_streams_that_take_at_once_each_gets_partitions_of_its_own() {
+    let rows = Rows::new().await;
+    let id = made(&rows, &new(8, true)).await;
+    let (a, b) = (taker(id, "a", 1), taker(id, "b", 2));
+    let (of_a, of_b) = tokio::join!(take(&rows, &a, 5), take(&rows, &b, 5));
+    let mut all: Vec<i32> = of_a.iter().chain(&of_b).map(|of| of.no).collect();
+    all.extend(take(&rows, &a, 8).await.iter().map(|of| of.no));
+    all.sort_unstable();
+    assert_eq!(all, (0..8).collect::<Vec<_>>(), "each once");
+    assert_eq!(take(&rows, &b, 8).await, [], "nothing is free");
+    let paused = SubscriptionChange { paused: Some(true), ..SubscriptionChange::default() };
+    rows.store.update_subscription("s", &paused).await.unwrap();
+    assert_eq!(take(&rows, &b, 8).await, [], "nobody reads what is paused");
+}
+
+#[tokio::test]
+async fn an_ack_that_waits_for_one_who_takes_over_is_refused() {
+    let rows = Rows::new().await;
+    let id = made(&rows, &new(1, true)).await;
+    let first = take(&rows, &taker(id, "a", 1), 1).await[0];
+    let mut connection = rows.connection().await;
+    let mut other = connection.begin().await.unwrap();
+    // The lease is over, and another stream takes over.
+    let over =
+        "update stepwell.subscription_partition set lease_until = lease_until - interval '1 h'";
+    other.execute(over).await.unwrap();
+    let taken = "select stepwell.take_partitions(id, 'b', 2, '{}', 1, false, 10000) from stepwell.subscription";
+    other.execute(taken).await.unwrap();
+    let store = rows.store.clone();
+    let ack =
+        tokio::spawn(async move { store.ack_events("s", 0, first.epoch, 3, &[]).await.unwrap() });
+    rows.in_line(1).await;
+    other.commit().await.unwrap();
+    let Acked::Fenced(now) = ack.await.unwrap() else { panic!("it was acked") };
+    assert!(now > first.epoch);
+    assert_eq!(rows.store.partitions(id).await.unwrap()[0].place, 0);
+    let mut held = [Holding {
+        subscription: id,
+        no: 0,
+        holder: 1,
+        reader: "a".into(),
+        epoch: first.epoch,
+        done: 9,
+    }];
+    assert_eq!(rows.store.extend_partitions(&mut held).await.unwrap(), [Held::Lost]);
+    held[0] = Holding { holder: 2, reader: "b".into(), epoch: now, done: 4, ..held[0].clone() };
+    let answer = rows.store.extend_partitions(&mut held).await.unwrap();
+    let Held::Still(standing, None) = answer[0] else { panic!("{answer:?}") };
+    assert_eq!((standing.epoch, standing.place), (now, 4));
+}
+
+#[tokio::test]
+async fn one_who_takes_over_while_an_ack_is_made_begins_after_it() {
+    let rows = Rows::new().await;
+    let id = made(&rows, &new(1, true)).await;
+    let first = take(&rows, &taker(id, "a", 1), 1).await[0];
+    let mut connection = rows.connection().await;
+    let mut other = connection.begin().await.unwrap();
+    sqlx::query("select stepwell.ack_events('s', 0, $1, 3, '{}')")
+        .bind(first.epoch)
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    // It does not wait for the ack: what it cannot have now it takes later.
+    let again = taker(id, "a", 2);
+    let skipped = rows.store.take_partitions(&again, 1, true).await.unwrap().unwrap();
+    assert_eq!(skipped, []);
+    other.commit().await.unwrap();
+    let taken = rows.store.take_partitions(&again, 1, true).await.unwrap().unwrap();
+    assert_eq!((taken[0].place, taken[0].epoch > first.epoch), (3, true));
+    assert_eq!(
+        rows.store.ack_events("s", 0, first.epoch, 5, &[]).await.unwrap(),
+        Acked::Fenced(taken[0].epoch)
+    );
+}
+
+#[tokio::test]
+async fn what_follows_a_parked_event_of_its_task_is_kept_with_it_and_nothing_else() {
+    let rows = Rows::new().await;
+    let id = made(&rows, &new(1, true)).await;
+    let log = positions(&rows).await;
+    let first = take(&rows, &taker(id, "a", 1), 1).await[0];
+    let (position, uid) = log[4];
+    let Nacked::Done { epoch, attempt: 1, parked: false, .. } =
+        rows.store.nack_event(&nack(first.epoch, position, 1)).await.unwrap()
+    else {
+        panic!("it comes again")
+    };
+    let stale = rows.store.nack_event(&nack(first.epoch, position, 1)).await.unwrap();
+    assert_eq!(stale, Nacked::Fenced(epoch));
+    let Nacked::Done { epoch, attempt: 2, parked: true, .. } =
+        rows.store.nack_event(&nack(epoch, position, 2)).await.unwrap()
+    else {
+        panic!("it is parked")
+    };
+    assert_eq!(rows.store.parked_tasks(id, 0).await.unwrap(), [uid]);
+    // As if the task had events before and after.
+    let events = [(log[3].0, uid), (position, uid), (log[5].0, log[5].1), (log[6].0, uid)];
+    let passed = rows.store.follow_parked(id, 0, epoch, &events).await.unwrap();
+    assert_eq!(passed, Some(vec![log[3].0, log[5].0]));
+    let again = rows.store.follow_parked(id, 0, epoch, &events).await.unwrap();
+    assert_eq!(again, passed, "a repeat changes nothing");
+    assert_eq!(rows.store.follow_parked(id, 0, first.epoch, &events).await.unwrap(), None);
+    let kept: Vec<_> =
+        rows.store.parked(id, 0, 10).await.unwrap().iter().map(|of| of.position).collect();
+    assert_eq!(kept, [position, log[6].0]);
+    assert_eq!(rows.store.replay_parked("s", &[log[6].0], false).await.unwrap(), Some(2));
+    let again = rows.store.again(id, 0, true, 10).await.unwrap();
+    assert_eq!(again.iter().map(|of| of.position).collect::<Vec<_>>(), [position]);
+    rows.store.ack_events("s", 0, epoch, 0, &[position]).await.unwrap();
+    let again = rows.store.again(id, 0, true, 10).await.unwrap();
+    assert_eq!(again.iter().map(|of| of.position).collect::<Vec<_>>(), [log[6].0]);
+}
+
+#[tokio::test]
+async fn no_more_events_are_kept_than_may_and_the_partition_waits() {
+    let rows = Rows::new().await;
+    let id = made(&rows, &new(1, true)).await;
+    let log = positions(&rows).await;
+    let first = take(&rows, &taker(id, "a", 1), 1).await[0];
+    sqlx::query(
+        "insert into stepwell.parked_event \
+         select $1, 0, 1000000 + i, gen_random_uuid(), 1, 2, now(), '', now() from generate_series(1, 10000) i",
+    )
+    .bind(id)
+    .execute(&mut rows.connection().await)
+    .await
+    .unwrap();
+    let mut epoch = first.epoch;
+    for attempt in 1..=3 {
+        let nacked = rows.store.nack_event(&nack(epoch, log[0].0, attempt)).await.unwrap();
+        let Nacked::Done { epoch: now, attempt: counted, parked: false, .. } = nacked else {
+            panic!("{nacked:?}")
+        };
+        assert_eq!(counted, attempt);
+        epoch = now;
+    }
+    let events = [(
+        2_000_000,
+        sqlx::query_scalar("select uid from stepwell.parked_event limit 1")
+            .fetch_one(&mut rows.connection().await)
+            .await
+            .unwrap(),
+    )];
+    assert_eq!(rows.store.follow_parked(id, 0, epoch, &events).await.unwrap(), None);
+    assert_eq!(rows.store.replay_parked("s", &[], true).await.unwrap(), Some(10_000));
+    let nacked = rows.store.nack_event(&nack(epoch, log[0].0, 4)).await.unwrap();
+    assert!(matches!(nacked, Nacked::Done { parked: true, .. }), "{nacked:?}");
+}
+
+#[tokio::test]
+async fn a_time_is_found_in_the_log() {
+    let rows = Rows::new().await;
+    made(&rows, &new(1, true)).await;
+    let definition = rows.define("a").await;
+    rows.create_many(&definition, 7).await;
+    let log: Vec<(i64, sqlx::types::chrono::DateTime<sqlx::types::chrono::Utc>)> =
+        sqlx::query_as("select position, at from stepwell.event order by position")
+            .fetch_all(&mut rows.connection().await)
+            .await
+            .unwrap();
+    for (_, at) in &log {
+        let before = log.iter().filter(|(_, other)| other < at).map(|of| of.0).max().unwrap_or(0);
+        assert_eq!(rows.store.position_before(*at).await.unwrap(), before);
+    }
+    let last = log.last().unwrap();
+    let later = last.1 + Duration::from_secs(1);
+    assert_eq!(rows.store.position_before(later).await.unwrap(), last.0);
+}
