@@ -139,8 +139,10 @@ impl Partition {
         let due = |of: &&Again| of.due.is_zero();
         let positions: HashSet<i64> = table.iter().map(|of| of.position).collect();
         self.outstanding.retain(|position| !positions.contains(position));
-        let is_due: HashSet<i64> = table.iter().filter(due).map(|of| of.position).collect();
-        self.alone.retain(|position, _| is_due.contains(position));
+        // One that has failed meanwhile, and is due already, is not the one that was delivered.
+        let failed: BTreeMap<i64, i32> =
+            table.iter().filter(due).map(|of| (of.position, of.attempt)).collect();
+        self.alone.retain(|position, (_, attempt)| failed.get(position) == Some(attempt));
         self.again_at = table.iter().filter(|of| !of.due.is_zero()).map(|of| now + of.due).min();
         let room = ALONE_MAX.saturating_sub(self.alone.len());
         let new = table.iter().filter(due).filter(|of| !self.alone.contains_key(&of.position));
@@ -227,6 +229,8 @@ mod tests {
         assert_eq!(partition.alone(&[again(1, 0), again(2, 5)], now), []);
         assert_eq!(partition.alone(&[again(1, 2), again(2, 5)], now), [], "it failed");
         assert_eq!(partition.alone(&[again(1, 0)], now), [again(1, 0)]);
+        let failed = Again { attempt: 2, ..again(1, 0) };
+        assert_eq!(partition.alone(&[failed], now), [failed], "it failed and is due already");
         let many: Vec<Again> = (10..500).map(|position| again(position, 0)).collect();
         assert_eq!(partition.alone(&many, now).len(), ALONE_MAX);
     }
