@@ -352,7 +352,6 @@ fn children(parents: &[Vec<i32>]) -> Vec<Vec<i32>> {
     children
 }
 
-/// The definition's row; none: the version is taken.
 /// Stores a definition with its plan; none: its version is there already.
 async fn insert_all(
     connection: &mut PgConnection,
@@ -372,6 +371,7 @@ async fn insert_all(
     Ok(Some(id))
 }
 
+/// The definition's row; none: the version is taken.
 async fn insert(
     transaction: &mut Transaction<'_, Postgres>,
     definition: &v1::Definition,
