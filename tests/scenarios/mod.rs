@@ -20,6 +20,7 @@ mod priority;
 mod retries;
 mod rules;
 mod schema;
+mod subscriber;
 mod traces;
 mod unary;
 mod unserved;

@@ -54,6 +54,7 @@ pub struct Subscriber<S = NoCursor> {
     start: Start,
     filter: Subscription,
     handlers: Vec<(Pattern, Handler)>,
+    wants: Box<dyn Fn(&Event) -> bool + Send + Sync>,
     store: S,
 }
 
@@ -65,6 +66,7 @@ impl Subscriber {
             start: Start::default(),
             filter: Subscription::new(),
             handlers: Vec::new(),
+            wants: Box::new(|_| true),
             store: NoCursor,
         }
     }
@@ -104,6 +106,17 @@ impl<S: CursorStore> Subscriber<S> {
         Ok(self)
     }
 
+    /// Calls handlers only for events of which this is true; the others count as handled. Default: all. What
+    /// the filter can say is better said there: the service does not send it then.
+    #[must_use]
+    pub fn should_process(
+        mut self,
+        wants: impl Fn(&Event) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.wants = Box::new(wants);
+        self
+    }
+
     /// Where to begin when no cursor was saved. Default [`Start::Latest`].
     #[must_use]
     pub fn from(mut self, start: Start) -> Self {
@@ -134,8 +147,8 @@ impl<S: CursorStore> Subscriber<S> {
 
     /// Where to keep the cursor. Default: nowhere.
     pub fn cursor_store<N: CursorStore>(self, store: N) -> Subscriber<N> {
-        let Self { client, start, filter, handlers, store: _ } = self;
-        Subscriber { client, start, filter, handlers, store }
+        let Self { client, start, filter, handlers, wants, store: _ } = self;
+        Subscriber { client, start, filter, handlers, wants, store }
     }
 
     /// Runs until `shutdown` is done; handlers that were called are not interrupted. Waits for the
@@ -177,7 +190,7 @@ impl<S: CursorStore> Subscriber<S> {
     }
 
     async fn handle(&self, delivery: Delivery) {
-        for event in delivery.events {
+        for event in delivery.events.into_iter().filter(|event| (self.wants)(event)) {
             let event = Arc::new(event);
             for (pattern, handler) in &self.handlers {
                 if pattern.fits(&event.name) {
