@@ -12,8 +12,8 @@ pub struct Elsewhere {
 
 const BEFORE: &str = "Not applicable: nothing is seen before its commit, and after it is too late to \
                       object. Each event of a transition carries `from_state` and `to_state`.";
-const PASSES: &str = "Not applicable: the steps of a task run one by one as they become ready, not in \
-                      passes. See `step.execution_requested`, `step.completed`, `step.failed`.";
+const PASSES: &str = "Not applicable: each step runs once it is ready, and there are no passes over a task. \
+                      See `step.execution_requested`, `step.completed`, `step.failed`.";
 const READY: &str = "The same moment as `workflow.viable_steps_discovered`, which has the steps.";
 const HANDLERS: &str = "Not recorded: handlers come and go with the executors that offer them. See \
                         ListHandlers, ListExecutors, and the log lines of step-service.";
@@ -25,7 +25,7 @@ const ONE_REGISTRY: &str = "Not applicable: Postgres is the one registry, and th
                             bring together.";
 const EXPORT: &str = "Not applicable: metrics are read from `/metrics`, spans are sent over OTLP; nothing is kept to be \
      exported later.";
-const METRIC: &str = "A metric, not an event: see metrics.md.";
+const METRIC: &str = "Not an event: what is measured is in metrics.md.";
 const EXAMPLE: &str = "Not applicable: a name for tests of an event bus inside one process.";
 
 /// Every such name, in the order of the model they come from.
