@@ -171,7 +171,11 @@ fn closed(schema: &serde_json::Value) -> serde_json::Value {
 }
 
 fn validator(schema: &serde_json::Value) -> jsonschema::Validator {
-    jsonschema::options().offline().should_validate_formats(true).build(schema).unwrap()
+    jsonschema::options()
+        .offline()
+        .should_validate_formats(true)
+        .build(schema)
+        .expect("it is a schema")
 }
 
 #[test]
