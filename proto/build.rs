@@ -4,6 +4,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 #[path = "build/catalog.rs"]
 mod catalog;
+#[path = "src/elsewhere.rs"]
+#[expect(unreachable_pub, reason = "the crate has it too, and shows it")]
+mod elsewhere;
 #[path = "build/write.rs"]
 mod write;
 
@@ -16,6 +19,7 @@ const FILES: [&str; 3] = [
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=stepwell");
     println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=src/elsewhere.rs");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let mut compiler = protox::Compiler::new(["."])?;

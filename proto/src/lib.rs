@@ -19,6 +19,7 @@ pub use stepwell::v1;
 
 pub mod catalog;
 pub mod codec;
+mod elsewhere;
 pub mod id;
 pub mod json;
 pub mod refusal;

@@ -110,7 +110,9 @@ async fn derived_events_come_when_asked_for_and_filters_hold() {
             "workflow.step_completed",
             "workflow.viable_steps_discovered",
             "workflow.step_completed",
+            "workflow.no_viable_steps",
             "task.completed",
+            "workflow.task_finalization_started",
             "workflow.task_completed",
             "workflow.task_finalization_completed",
         ]

@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod bulk;
 mod cancel;
+mod catalog;
 mod checkout;
 mod cli;
 mod docs;

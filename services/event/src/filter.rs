@@ -5,15 +5,15 @@ use std::collections::HashSet;
 use stepwell_proto::{
     catalog::{EVENTS, event_type},
     refusal::Refusal,
-    v1::{ErrorReason, Event, EventFilter},
+    v1::{Event, EventFilter},
 };
 use uuid::Uuid;
+
+use crate::catalog::unknown;
 
 const NAMES_MAX: usize = 100;
 const TASKS_MAX: usize = 1_000;
 const TEXT_BYTES_MAX: usize = 64;
-/// A name that is this much like another is what was meant.
-const ALIKE: f64 = 0.8;
 
 /// A checked filter.
 #[derive(Clone, Debug, Default)]
@@ -108,34 +108,17 @@ fn names(patterns: &[String]) -> Result<HashSet<&'static str>, Refusal> {
             _ => event_type(pattern).map(|e| e.name).into_iter().collect(),
         };
         if meant.is_empty() {
-            return Err(unknown(i, pattern));
+            return Err(unknown(format!("filter.names[{i}]"), pattern));
         }
         names.extend(meant);
     }
     Ok(names)
 }
 
-fn unknown(index: usize, pattern: &str) -> Refusal {
-    let shown: String = pattern.chars().take(100).collect();
-    let closest = EVENTS
-        .iter()
-        .map(|e| (strsim::jaro_winkler(e.name, &shown), e.name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(alike, _)| *alike >= ALIKE)
-        .map(|(_, name)| name);
-    let hint = closest.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
-    let message = format!("no event is called {shown:?}{hint}");
-    let refusal = Refusal::new(ErrorReason::EventUnknown, &message)
-        .with("name", shown)
-        .with_violations(vec![(format!("filter.names[{index}]"), message)]);
-    match closest {
-        Some(name) => refusal.with("suggestion", name),
-        None => refusal,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use stepwell_proto::v1::ErrorReason;
+
     use super::*;
 
     fn filter(names: &[&str]) -> Result<Filter, Refusal> {

@@ -2,8 +2,9 @@
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
 //! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream. Beside it, `survey` now and then looks at the whole, for `metrics`.
+//! stream. `catalog` says which types of events there are. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
+mod catalog;
 mod deliver;
 mod filter;
 mod metrics;

@@ -12,7 +12,8 @@ use stepwell_proto::{
     id::Cursor,
     refusal::Refusal,
     v1::{
-        ErrorReason, SubscribeRequest, SubscribeResponse, event_service_server,
+        ErrorReason, GetEventTypeRequest, GetEventTypeResponse, ListEventTypesRequest,
+        ListEventTypesResponse, SubscribeRequest, SubscribeResponse, event_service_server,
         subscribe_request::Start,
     },
 };
@@ -24,6 +25,7 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 use tracing::Instrument;
 
 use crate::{
+    catalog,
     deliver::Delivery,
     filter::Filter,
     metrics::{Metrics, Seats},
@@ -135,5 +137,19 @@ impl event_service_server::EventService for Feed {
         };
         tokio::spawn(delivered.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn list_event_types(
+        &self,
+        request: Request<ListEventTypesRequest>,
+    ) -> Result<Response<ListEventTypesResponse>, Status> {
+        Ok(Response::new(catalog::list(request.get_ref())?))
+    }
+
+    async fn get_event_type(
+        &self,
+        request: Request<GetEventTypeRequest>,
+    ) -> Result<Response<GetEventTypeResponse>, Status> {
+        Ok(Response::new(catalog::get(request.get_ref())?))
     }
 }

@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use stepwell_proto::{
-    catalog::{EVENTS, EventMessage, EventType, event_type},
+    catalog::{EVENTS, EventMessage, EventType, elsewhere, event_type},
     v1::Event,
 };
 use tokio::select;
@@ -281,7 +281,7 @@ fn similar(text: &str) -> Option<String> {
     let names = EVENTS.iter().map(|event| event.name.to_owned()).chain(prefixes);
     let scored = names.map(|name| (strsim::jaro_winkler(text, &name), name));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (best.0 >= SIMILAR).then_some(best.1)
+    (best.0 >= SIMILAR && elsewhere(text).is_none()).then_some(best.1)
 }
 
 #[cfg(test)]
@@ -305,6 +305,13 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_name_from_elsewhere_is_refused_with_what_stands_for_it() {
+        let refused = Pattern::read("step.before_handle").unwrap_err().to_string();
+        let (name, here) = ("no event is named \"step.before_handle\". ", "Executor::observer");
+        assert!(refused.starts_with(name) && refused.contains(here), "{refused}");
     }
 
     #[test]
