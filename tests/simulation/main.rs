@@ -40,6 +40,9 @@ const THOROUGH: usize = 50;
 const INTERNAL: &[&str] = &[
     "append",
     "extend_event",
+    "event_partitions",
+    "earliest",
+    "old_event",
     "new_token",
     "end_tasks",
     "count_steps",

@@ -12,6 +12,7 @@ static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 const VERBS: &[(&str, &str)] = &[
     ("00_types", include_str!("../../../migrations/verbs/00_types.sql")),
     ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
+    ("12_log", include_str!("../../../migrations/verbs/12_log.sql")),
     ("15_gate", include_str!("../../../migrations/verbs/15_gate.sql")),
     ("17_queue", include_str!("../../../migrations/verbs/17_queue.sql")),
     ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
