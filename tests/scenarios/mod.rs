@@ -17,6 +17,7 @@ mod metrics;
 mod operate;
 mod presence;
 mod priority;
+mod retention;
 mod retries;
 mod rules;
 mod schema;

@@ -14,6 +14,7 @@ mod plans;
 mod priority;
 mod races;
 mod requests;
+mod retention;
 mod square;
 mod survey;
 mod truth;
