@@ -9,7 +9,7 @@ use stepwell_client::{
     v1::{self, ErrorReason},
 };
 use stepwell_store::{Keep, Options, Store};
-use stepwell_suite::Nodes;
+use stepwell_suite::{Kind, Nodes, Signal};
 use stepwell_tests::{SOON, World, cut_log};
 
 const EVENTS: i64 = 2500;
@@ -160,4 +160,58 @@ async fn who_reads_while_events_are_dropped_has_each_or_is_told_where_to_go_on()
         }
     });
     tokio::join!(dropping, futures::future::join_all(reading));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_ended_long_ago_is_not_found_its_id_is_free_and_its_events_are_still_told() {
+    let mut world = World::set_up(|options| {
+        options.env = vec![("STEPWELL_KEEP_TASKS".into(), "1".into())];
+    })
+    .await;
+    world.define("{name: one, steps: [{name: a}]}").await;
+    let create = v1::CreateTaskRequest {
+        task_id: "0198c0de-4a11-7c52-9e0f-3b1de5a7f001".into(),
+        definition_name: "one".into(),
+        context: "{}".into(),
+        ..v1::CreateTaskRequest::default()
+    };
+    let old = world.client.create_task(create.clone()).await.unwrap().task.unwrap().task_id;
+    let young = world.create("one", &json!({})).await.task_id;
+    for task_id in [&old, &young] {
+        let request =
+            v1::CancelTaskRequest { task_id: task_id.clone(), ..v1::CancelTaskRequest::default() };
+        world.client.cancel_task(request).await.unwrap();
+    }
+    sqlx::query(
+        "update stepwell.task set finished_at = finished_at - interval '2 hours'
+          where uid = $1::text::uuid",
+    )
+    .bind(&old)
+    .execute(&mut world.connection().await)
+    .await
+    .unwrap();
+    // It looks when it starts, and every ten minutes.
+    world.suite.process(Kind::Task, 0).unwrap().kill(Signal::SIGTERM).await.unwrap();
+    world.suite.restart(Kind::Task, 0).await.unwrap();
+    let deadline = tokio::time::Instant::now() + SOON;
+    let get = v1::GetTaskRequest { task_id: old.clone(), include_results: true };
+    let refused = loop {
+        match world.client.get_task(get.clone()).await {
+            Err(error) if error.reason() == Some(ErrorReason::TaskNotFound) => break error,
+            _ => assert!(tokio::time::Instant::now() < deadline, "it is still there"),
+        }
+    };
+    let Error::Refused(refused) = refused else { panic!("{refused}") };
+    assert_eq!(refused.metadata["task_id"], old);
+    assert_eq!(world.task(&young).await.state(), v1::State::Cancelled);
+
+    let again = world.client.create_task(create).await.unwrap().task.unwrap();
+    assert_eq!((again.task_id.as_str(), again.state()), (old.as_str(), v1::State::Pending));
+    let mut feed = world.feed(Start::Earliest).await;
+    let mut created = 0;
+    while created < 2 {
+        let events = feed.next().await.unwrap().unwrap().events;
+        let begins = |event: &&v1::Event| event.name == "task.initialize_requested";
+        created += events.iter().filter(begins).filter(|event| event.task_id == old).count();
+    }
 }

@@ -43,6 +43,7 @@ const INTERNAL: &[&str] = &[
     "event_partitions",
     "earliest",
     "old_event",
+    "remove_tasks",
     "new_token",
     "end_tasks",
     "count_steps",

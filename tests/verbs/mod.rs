@@ -13,6 +13,7 @@ mod operate;
 mod plans;
 mod priority;
 mod races;
+mod removal;
 mod requests;
 mod retention;
 mod square;

@@ -28,6 +28,7 @@ const VERBS: &[(&str, &str)] = &[
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
     ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
     ("88_unserved", include_str!("../../../migrations/verbs/88_unserved.sql")),
+    ("89_remove", include_str!("../../../migrations/verbs/89_remove.sql")),
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
 ];
 
