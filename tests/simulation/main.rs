@@ -39,11 +39,6 @@ const THOROUGH: usize = 50;
 /// Functions of `migrations/verbs` that no operation calls, because others do, or because they move nothing.
 const INTERNAL: &[&str] = &[
     "append",
-    "extend_event",
-    "event_partitions",
-    "earliest",
-    "old_event",
-    "remove_tasks",
     "new_token",
     "end_tasks",
     "count_steps",
