@@ -18,6 +18,7 @@ mod metrics;
 mod operate;
 mod presence;
 mod priority;
+mod retention;
 mod retries;
 mod rules;
 mod schema;

@@ -10,7 +10,7 @@ use stepwell_proto::{
     v1::{Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind},
 };
 use stepwell_serve::{Age, Shutdown};
-use stepwell_store::{Store, derive};
+use stepwell_store::{Error, Store, derive};
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -21,6 +21,7 @@ use crate::{
     filter::Filter,
     metrics::{Metrics, Seat},
     ring::{Found, Page, Ring},
+    service::expired,
     tail::read_page,
     trace,
 };
@@ -57,12 +58,12 @@ pub(crate) struct Delivery {
 struct Gone;
 
 impl Delivery {
-    /// Delivers until the reader goes, the stream is old or shutdown begins.
+    /// Delivers until the reader goes, what comes next is gone, the stream is old or shutdown begins.
     pub(crate) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         let old = tokio::time::sleep(self.age.of_a_stream());
         let ended = tokio::select! {
-            () = self.deliver() => None,
+            ended = self.deliver() => ended,
             // It resumes after its cursor, maybe elsewhere.
             () = old => None,
             () = shutdown.wait() => Some(
@@ -76,11 +77,12 @@ impl Delivery {
         }
     }
 
-    async fn deliver(&mut self) {
+    /// Why it ends; none: the reader has gone.
+    async fn deliver(&mut self) -> Option<Refusal> {
         let mut changes = self.ring.changes();
         self.begun.notify_one();
         if self.checkpoint().await.is_err() {
-            return;
+            return None;
         }
         let mut said = Instant::now();
         let mut wait = CATCH_UP_AGAIN;
@@ -104,6 +106,9 @@ impl Delivery {
                         tokio::time::sleep(CATCH_UP_AGAIN).await;
                         Ok(false)
                     }
+                    Err(Error::Expired { earliest }) => {
+                        return Some(expired(self.epoch, earliest));
+                    }
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
                             tracing::warn!(
@@ -121,17 +126,17 @@ impl Delivery {
                     tokio::select! {
                         _ = changes.changed() => {}
                         () = tokio::time::sleep_until(said + CHECKPOINT_AFTER) => {}
-                        () = self.out.closed() => return,
+                        () = self.out.closed() => return None,
                     }
                     Ok(false)
                 }
             };
-            let Ok(sent) = sent else { return };
+            let Ok(sent) = sent else { return None };
             if sent {
                 said = Instant::now();
             } else if said.elapsed() >= CHECKPOINT_AFTER {
                 if self.checkpoint().await.is_err() {
-                    return;
+                    return None;
                 }
                 said = Instant::now();
             }

@@ -20,7 +20,7 @@ use anyhow::Context;
 use clap::Parser;
 use stepwell_proto::v1::event_service_server::EventServiceServer;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
-use stepwell_store::{Store, Topic};
+use stepwell_store::{Keep, Store, Topic};
 use tokio::{net::TcpListener, sync::Notify};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
@@ -60,6 +60,26 @@ pub struct Options {
     /// some minutes later.
     #[arg(long, env = "STEPWELL_SURVEY_INTERVAL", default_value_t = 15, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub survey_interval: u64,
+    /// How long events are kept. Those of one partition, 33,554,432 positions, are dropped together when the
+    /// last of them is so old; the partition of the newest event stays. A subscriber that has not come so far is
+    /// told `CURSOR_EXPIRED`. Hours, 1 to 876,000, or 0: for ever.
+    #[arg(long, env = "STEPWELL_KEEP_EVENTS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=876_000))]
+    pub keep_events: u64,
+    /// How large the log may grow before its oldest partition is dropped, however young it is. One takes some 8 GiB.
+    /// GiB, 1 to 1,048,576, or 0: no matter how large.
+    #[arg(long, env = "STEPWELL_KEEP_EVENTS_GIB", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
+    pub keep_events_gib: u64,
+}
+
+impl Options {
+    /// What of the log is kept.
+    fn keep(&self) -> Keep {
+        let unless_zero = |n: u64| (n > 0).then_some(n);
+        Keep {
+            age: unless_zero(self.keep_events).map(|hours| Duration::from_secs(hours * 3600)),
+            bytes: unless_zero(self.keep_events_gib).map(|gib| gib << 30),
+        }
+    }
 }
 
 /// Runs the service until it is told to stop.
@@ -142,6 +162,24 @@ pub async fn run(
             }
         }
     });
+
+    let keep = options.keep();
+    if !keep.is_everything() {
+        let log = store.clone();
+        let mut ticker = every(Arc::default(), 8000, 12_000);
+        service.spawn_loop("old", async move {
+            while ticker.next().await {
+                match log.drop_old_events(keep).await {
+                    Ok(0) => ticker.ok(),
+                    Ok(partitions) => {
+                        tracing::info!(partitions, "old events dropped");
+                        ticker.ok();
+                    }
+                    Err(error) => ticker.back_off(&error),
+                }
+            }
+        });
+    }
 
     let health = store.clone();
     service.ready("database", move || {

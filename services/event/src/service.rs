@@ -56,10 +56,11 @@ impl Feed {
         let head = self.store.head().await?;
         let place = match request.start {
             None | Some(Start::Latest(_)) => head,
-            Some(Start::Earliest(_)) if filter.tasks().is_empty() => 0,
+            Some(Start::Earliest(_)) if filter.tasks().is_empty() => self.store.earliest().await?,
             // Nothing about these tasks is older than their first event.
             Some(Start::Earliest(_)) => {
-                self.store.before_first(filter.tasks()).await?.unwrap_or(head)
+                let first = self.store.before_first(filter.tasks()).await?.unwrap_or(head);
+                first.max(self.store.earliest().await?)
             }
             Some(Start::AfterCursor(text)) => {
                 let cursor = Cursor::decode(&text).ok_or_else(|| {
@@ -73,11 +74,22 @@ impl Feed {
                         "the cursor belongs to another log; the database was restored or replaced",
                     ));
                 }
+                let earliest = self.store.earliest().await?;
+                if cursor.position < earliest {
+                    return Err(expired(epoch, earliest));
+                }
                 cursor.position
             }
         };
         Ok((filter, epoch, place))
     }
+}
+
+/// What a reader is told whose next events may be gone.
+pub(crate) fn expired(epoch: i64, earliest: i64) -> Refusal {
+    let cursor = Cursor { epoch, position: earliest }.encode();
+    let what = "events after the cursor are no longer kept";
+    Refusal::new(ErrorReason::CursorExpired, what).with("earliest", cursor)
 }
 
 /// One open subscription; counts as long as it lives.

@@ -80,7 +80,15 @@ impl Tail {
             return Ok(true);
         };
         let reader = self.store.connected(&mut self.reader).await?;
-        let rows = reader.read_after(end, ROWS_MAX).await?;
+        let rows = match reader.read_after(end, ROWS_MAX).await {
+            // It stood still for so long that what comes next was dropped: those who have come no
+            // further are told.
+            Err(Error::Expired { earliest }) => {
+                self.ring.wake(earliest);
+                return Ok(true);
+            }
+            rows => rows?,
+        };
         let Some(page) = page(&self.store, end, &rows).await? else { return Ok(false) };
         let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);
         self.metrics.tailed(page.events.len(), page.events.first().map(|first| &first.event));

@@ -57,9 +57,15 @@ impl Writer {
     /// The same as of a store.
     pub async fn read_after(&mut self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
         let mut rows = page(&mut self.connection, position, max).await?;
+        let mut joined = false;
         while let Some(end) = cut(&rows, max)
             && join(&mut rows, page(&mut self.connection, end, max).await?)
-        {}
+        {
+            joined = true;
+        }
+        if joined || !is_next(&rows, position) {
+            check(position, earliest(&mut self.connection).await?)?;
+        }
         Ok(rows)
     }
 }
@@ -95,19 +101,46 @@ fn join(rows: &mut Vec<EventRow>, next: Vec<EventRow>) -> bool {
     rows.len() > before
 }
 
+/// True if the first row follows the place: there is nothing between them that may have been dropped.
+fn is_next(rows: &[EventRow], position: i64) -> bool {
+    rows.first().is_none_or(|first| first.position == position + 1)
+}
+
+/// Refuses a place that is earlier than all that is kept. Asked after the read: what was dropped before the
+/// read is known then.
+fn check(position: i64, earliest: i64) -> Result<(), Error> {
+    if position < earliest { Err(Error::Expired { earliest }) } else { Ok(()) }
+}
+
+async fn earliest(connection: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(r#"select stepwell.earliest() as "earliest!""#).fetch_one(connection).await
+}
+
 impl Store {
+    /// The place before the first event that is kept: who goes on after an earlier one may have missed some.
+    pub async fn earliest(&self) -> Result<i64, Error> {
+        Ok(earliest(self.reads()).await?)
+    }
+
     /// Rows after a position, in order, as long as commits are whole: at least `max` if there are as
     /// many, more if a commit goes on beyond. Positions are drawn under a lock that is held to the
-    /// commit, so a row that is read was never preceded by one that comes later.
+    /// commit, so a row that is read was never preceded by one that comes later. `Error::Expired`: the rows
+    /// that come next may be gone.
     pub async fn read_after(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
         let mut rows = page(self.reads(), position, max).await?;
+        let mut joined = false;
         while let Some(end) = cut(&rows, max)
             && join(&mut rows, page(self.reads(), end, max).await?)
-        {}
+        {
+            joined = true;
+        }
+        if joined || !is_next(&rows, position) {
+            check(position, self.earliest().await?)?;
+        }
         Ok(rows)
     }
 
-    /// Position of the last event; 0 when there is none.
+    /// Position of the last event, which is always kept; 0 when there is none.
     pub async fn head(&self) -> Result<i64, Error> {
         let head = sqlx::query_scalar!(
             "select position from stepwell.event order by position desc limit 1"

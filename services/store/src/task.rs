@@ -2,6 +2,7 @@
 
 mod list;
 mod moves;
+mod remove;
 mod steps;
 
 use std::{
@@ -20,6 +21,7 @@ use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp
 
 pub use list::Counted;
 pub use moves::{Cancelled, Paused, Retried};
+pub use remove::KeepTasks;
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -94,6 +96,8 @@ pub enum Created {
 pub(crate) struct Keys(Mutex<VecDeque<i64>>);
 
 const KEYS_AT_ONCE: usize = 1_000;
+/// A task that is there may be removed before it is read, once.
+const TRIES_MAX: usize = 3;
 
 impl Keys {
     /// So many keys, or as many as there are.
@@ -116,6 +120,20 @@ impl Writer {
         store: &Store,
         tasks: &mut [NewTask],
     ) -> Result<Vec<Created>, Error> {
+        for _ in 0..TRIES_MAX {
+            if let Some(answers) = self.try_create(store, tasks).await? {
+                return Ok(answers);
+            }
+        }
+        Err(Error::Inconsistent("a task was neither made nor found".to_owned()))
+    }
+
+    /// The same; none: a task that was there was removed before it could be read, so its id is free.
+    async fn try_create(
+        &mut self,
+        store: &Store,
+        tasks: &mut [NewTask],
+    ) -> Result<Option<Vec<Created>>, Error> {
         let keys = self.draw_keys(store, tasks).await?;
         let call = self.call_create(tasks, &keys);
         let Made { keys: new, at, queues } =
@@ -143,12 +161,13 @@ impl Writer {
         };
         let mut answers = Vec::with_capacity(tasks.len());
         for (task, key) in tasks.iter().zip(&keys) {
-            answers.push(match at.filter(|_| new.contains(key)) {
-                Some(at) => Created::New(timestamp(at)),
-                None => existing_task(store, task, *key, rows.get(&task.uid)).await?,
+            answers.push(match (at.filter(|_| new.contains(key)), rows.get(&task.uid)) {
+                (Some(at), _) => Created::New(timestamp(at)),
+                (None, Some(row)) => existing_task(store, task, *key, row).await?,
+                (None, None) => return Ok(None),
             });
         }
-        Ok(answers)
+        Ok(Some(answers))
     }
 
     /// The tasks' keys; those tried before have one already.
@@ -233,11 +252,8 @@ async fn existing_task(
     store: &Store,
     task: &NewTask,
     key: i64,
-    row: Option<&TaskRow>,
+    row: &TaskRow,
 ) -> Result<Created, Error> {
-    let Some(row) = row else {
-        return Err(Error::Inconsistent(format!("task {} was neither made nor found", task.uid)));
-    };
     if row.id == key {
         // An earlier try of this very request was carried out, only its answer was lost.
         return Ok(Created::New(timestamp(row.created_at)));
