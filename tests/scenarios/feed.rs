@@ -178,3 +178,128 @@ async fn a_reader_that_falls_behind_is_served_from_the_table_and_misses_nothing(
     let last = recorded.last().unwrap().0;
     assert_eq!(seen(&until(&mut slow, |event| event.position == last).await), recorded);
 }
+
+/// Every event of a subscription from the earliest on, up to the end of this task.
+async fn of(world: &World, wanted: Subscription, last: &str) -> Vec<v1::Event> {
+    let names = ["*", "workflow.step_failed", "step.initialize_requested"];
+    let wanted = wanted.names(names).from(Start::Earliest);
+    let mut feed = world.client.subscribe(wanted).await.unwrap();
+    let ends = |event: &v1::Event| event.task_id == last && event.name == "task.completed";
+    until(&mut feed, ends).await
+}
+
+fn tasks_of(events: &[v1::Event]) -> Vec<&str> {
+    let mut tasks: Vec<&str> = events.iter().map(|event| event.task_id.as_str()).collect();
+    tasks.sort_unstable();
+    tasks.dedup();
+    tasks
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_found_by_what_their_task_belongs_to_by_its_tags_and_by_step() {
+    let world = World::start().await;
+    world.define(CHAIN).await;
+    let running = world.run(executor(&world));
+    let create = async |correlation_id: &str, tags: &[&str]| {
+        let task = world.client.task("chain").correlation_id(correlation_id);
+        let task = task.tags(tags.iter().copied()).create().await.unwrap();
+        world.ended(&task.task_id).await
+    };
+    let (one, two) = (create("order-1", &["eu"]).await, create("order-2", &["us", "vip"]).await);
+    let made = create("", &[]).await;
+    let last = create("last", &["eu", "us"]).await;
+    assert_eq!((one.correlation_id.as_str(), last.correlation_id.as_str()), ("order-1", "last"));
+    stepwell_proto::id::check_correlation_id(&made.correlation_id).unwrap();
+    running.stop().await;
+
+    let everything = of(&world, Subscription::new(), &last.task_id).await;
+    for task in [&one, &two, &made, &last] {
+        let of_task = everything.iter().filter(|event| event.task_id == task.task_id);
+        assert!(of_task.clone().count() > 10, "recorded and derived");
+        assert!(of_task.clone().all(|event| event.correlation_id == task.correlation_id));
+    }
+    let wanted = Subscription::new().correlation_ids(["order-1", "last", "nobody-s"]);
+    let found = of(&world, wanted, &last.task_id).await;
+    let is_theirs = |event: &&v1::Event| [&one.task_id, &last.task_id].contains(&&event.task_id);
+    assert_eq!(found, everything.iter().filter(is_theirs).cloned().collect::<Vec<_>>());
+    let found = of(&world, Subscription::new().tags(["vip", "eu"]), &last.task_id).await;
+    let mut with_tags = [one.task_id.as_str(), &two.task_id, &last.task_id];
+    with_tags.sort_unstable();
+    assert_eq!(tasks_of(&found), with_tags);
+
+    let wanted =
+        Subscription::new().steps(["b"]).tasks([one.task_id.clone()]).from(Start::Earliest);
+    let wanted = wanted.names(["step.*"]);
+    let mut feed = world.client.subscribe(wanted).await.unwrap();
+    let found = until(&mut feed, |event| event.name == "step.completed").await;
+    let names: Vec<_> = found.iter().map(|e| (e.name.as_str(), e.step_name.as_str())).collect();
+    assert_eq!(
+        names,
+        [
+            ("step.initialize_requested", "b"),
+            ("step.execution_requested", "b"),
+            ("step.completed", "b")
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_feed_follows_the_tags_of_a_task_as_they_change() {
+    let world = World::start().await;
+    world.define("{name: held, steps: [{name: nobody_serves}]}").await;
+    let tagged = Subscription::new().tags(["new"]).names(["*"]);
+    let mut feed = world.client.subscribe(tagged.clone().from(Start::Latest)).await.unwrap();
+    let task = world.client.task("held").tags(["old"]).create().await.unwrap();
+    let update = async |tags: &[&str]| {
+        let values = tags.iter().map(|&tag| tag.to_owned()).collect();
+        let request = v1::UpdateTaskRequest {
+            task_id: task.task_id.clone(),
+            tags: Some(v1::Tags { values }),
+            ..v1::UpdateTaskRequest::default()
+        };
+        world.client.update_task(request).await.unwrap();
+    };
+    update(&["new", "other"]).await;
+    let request = v1::PauseTaskRequest { task_id: task.task_id.clone(), ..Default::default() };
+    world.client.pause_task(request).await.unwrap();
+    update(&["old"]).await;
+    let request = v1::ResumeTaskRequest { task_id: task.task_id.clone(), ..Default::default() };
+    world.client.resume_task(request).await.unwrap();
+    update(&["new"]).await;
+    let changed_again = |event: &v1::Event| match &event.detail {
+        Some(v1::event::Detail::TaskUpdated(updated)) => updated.tags == ["new"],
+        _ => false,
+    };
+    let found = until(&mut feed, changed_again).await;
+    let names: Vec<&str> = found.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["task.updated", "task.paused", "task.updated"]);
+    assert!(found.iter().all(|event| event.correlation_id == task.correlation_id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_failures_only_the_final_ones_come_if_that_is_wanted() {
+    let world = World::start().await;
+    world
+        .define(
+            "{name: frail, steps: [{name: a, retry: {max_attempts: 3, initial_backoff: 10ms}}]}",
+        )
+        .await;
+    let failing = Executor::new(&world.client, "e")
+        .handler("a", async |_| Err::<(), _>(HandlerError::new("Broken", "no")));
+    let running = world.run(failing);
+    let task = world.create("frail", &json!({})).await;
+    world.ended(&task.task_id).await;
+    running.stop().await;
+    let names = ["*", "workflow.step_failed", "observability.step.*"];
+    let wanted = Subscription::new().names(names).from(Start::Earliest);
+    let mut feed = world.client.subscribe(wanted.clone()).await.unwrap();
+    let all = until(&mut feed, |event| event.name == "task.failed").await;
+    let mut feed = world.client.subscribe(wanted.only_final_failures()).await.unwrap();
+    let found = until(&mut feed, |event| event.name == "task.failed").await;
+    let n = |events: &[v1::Event], name: &str| events.iter().filter(|e| e.name == name).count();
+    let counts = ["step.failed", "workflow.step_failed", "observability.step.backoff"]
+        .map(|name| (n(&all, name), n(&found, name)));
+    assert_eq!(counts, [(3, 1), (3, 1), (2, 0)]);
+    assert_eq!(n(&found, "observability.step.max_retries_reached"), 1);
+    assert_eq!(n(&found, "step.execution_requested"), 3, "what is no failure is not touched");
+}

@@ -30,6 +30,18 @@ pub(crate) struct Subscribe {
     /// Only events of this namespace; may be given several times.
     #[arg(long, short)]
     namespace: Vec<String>,
+    /// Only events of this step; may be given several times.
+    #[arg(long)]
+    step: Vec<String>,
+    /// Only events of tasks with this label; may be given several times: any of them.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Only events of tasks with this correlation id; may be given several times.
+    #[arg(long)]
+    correlation_id: Vec<String>,
+    /// Of failures of steps only those that are final.
+    #[arg(long)]
+    only_final_failures: bool,
     /// End after this many events.
     #[arg(long)]
     limit: Option<usize>,
@@ -54,12 +66,18 @@ impl Subscribe {
             "latest" => Start::Latest,
             cursor => Start::After(cursor.to_owned()),
         };
-        let wanted = Subscription::new()
+        let mut wanted = Subscription::new()
             .names(self.names.clone())
             .tasks(self.task.clone())
             .definitions(self.definition.clone())
             .namespaces(self.namespace.clone())
+            .steps(self.step.clone())
+            .tags(self.tag.clone())
+            .correlation_ids(self.correlation_id.clone())
             .from(start);
+        if self.only_final_failures {
+            wanted = wanted.only_final_failures();
+        }
         let mut feed = self.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
         while left > 0 {

@@ -10,7 +10,7 @@ use stepwell_proto::{
     v1::{Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind},
 };
 use stepwell_serve::{Age, Shutdown};
-use stepwell_store::{Store, derive};
+use stepwell_store::{Error, Store, derive};
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -21,6 +21,7 @@ use crate::{
     filter::Filter,
     metrics::{Metrics, Seat},
     ring::{Found, Page, Ring},
+    said::SaidOf,
     tail::read_page,
     trace,
 };
@@ -40,6 +41,7 @@ const CATCH_UP_AGAIN: Duration = Duration::from_millis(50);
 pub(crate) struct Delivery {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     pub(crate) shutdown: Shutdown,
     /// Rung once it looks at the ring: a sleeping tail wakes.
     pub(crate) begun: Arc<Notify>,
@@ -94,7 +96,7 @@ impl Delivery {
                     let pages = gather(&self.ring, page);
                     self.send(&pages).await
                 }
-                Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
+                Found::Behind => match self.catch_up().await {
                     Ok(Some(page)) => {
                         wait = CATCH_UP_AGAIN;
                         failing = false;
@@ -136,6 +138,10 @@ impl Delivery {
                 said = Instant::now();
             }
         }
+    }
+
+    async fn catch_up(&self) -> Result<Option<Page>, Error> {
+        read_page(&self.store, &self.said, self.place, CATCH_UP_ROWS).await
     }
 
     fn cursor(&self, position: i64) -> String {
@@ -187,15 +193,15 @@ fn gather(ring: &Ring, first: Arc<Page>) -> Vec<Arc<Page>> {
 fn wanted(page: &Page, place: i64, filter: &Filter) -> Vec<(i64, Event)> {
     let mut wanted = Vec::new();
     for recorded in page.events.iter().filter(|r| r.event.position > place) {
-        if !filter.wants_about(&recorded.event) {
+        if !filter.wants_about(&recorded.event, &recorded.said.tags) {
             continue;
         }
-        if filter.wants_name(&recorded.event.name) {
+        if filter.wants_one(&recorded.event) {
             wanted.push((recorded.batch, recorded.event.clone()));
         }
         if filter.wants_derived() {
             let derived = derive(&recorded.event, &recorded.definition).into_iter();
-            let derived = derived.filter(|event| filter.wants_name(&event.name));
+            let derived = derived.filter(|event| filter.wants_one(event));
             wanted.extend(derived.map(|event| (recorded.batch, event)));
         }
     }
@@ -269,7 +275,13 @@ mod tests {
                 is_timed: false,
             });
             let event = Event { position, ..Event::default() };
-            let recorded = Recorded { event, batch: position, definition, bytes: 100 };
+            let recorded = Recorded {
+                event,
+                batch: position,
+                definition,
+                said: stepwell_store::Said::default(),
+                bytes: 100,
+            };
             ring.push(Page { after: position - 1, last: position, events: vec![recorded] });
         }
         let Found::Page(first) = ring.after(0) else { panic!("it is there") };

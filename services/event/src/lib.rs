@@ -8,6 +8,7 @@ mod deliver;
 mod filter;
 mod metrics;
 mod ring;
+mod said;
 mod service;
 mod survey;
 mod tail;
@@ -26,6 +27,7 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use crate::{
     metrics::{Metrics, Seats},
     ring::Ring,
+    said::SaidOf,
     service::Feed,
     survey::Surveying,
     tail::Tail,
@@ -87,6 +89,7 @@ pub async fn run(
 ) -> anyhow::Result<ExitCode> {
     let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     let ring = Arc::new(Ring::new(size(options.ring_mib) << 20));
+    let said = Arc::new(SaidOf::default());
     let begun = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::new(&service.meter()));
     let seats = Arc::new(Seats::default());
@@ -112,6 +115,7 @@ pub async fn run(
     let tail = Tail {
         store: store.clone(),
         ring: Arc::clone(&ring),
+        said: Arc::clone(&said),
         epoch,
         metrics: Arc::clone(&metrics),
         reader: None,
@@ -150,6 +154,7 @@ pub async fn run(
     let feed = Feed {
         store,
         ring,
+        said,
         begun,
         shutdown: service.shutdown().clone(),
         subscriptions_max: size(options.subscriptions_max),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use stepwell_proto::v1::Event;
-use stepwell_store::StoredDefinition;
+use stepwell_store::{Said, StoredDefinition};
 use tokio::sync::watch;
 
 /// A recorded event with its definition, for what is derived from it.
@@ -17,6 +17,8 @@ pub(crate) struct Recorded {
     pub(crate) event: Event,
     pub(crate) batch: i64,
     pub(crate) definition: Arc<StoredDefinition>,
+    /// What is said of its task.
+    pub(crate) said: Said,
     /// About how many bytes it holds in memory.
     pub(crate) bytes: usize,
 }
@@ -159,6 +161,7 @@ mod tests {
             event: Event { position, ..Event::default() },
             batch: position,
             definition: definition(),
+            said: Said::default(),
             bytes: 100,
         };
         Page { after, last, events: (after + 1..=last).map(event).collect() }

@@ -28,6 +28,7 @@ use crate::{
     filter::Filter,
     metrics::{Metrics, Seats},
     ring::Ring,
+    said::SaidOf,
 };
 
 /// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
@@ -37,6 +38,7 @@ const RESPONSES_WAITING_MAX: usize = 4;
 pub(crate) struct Feed {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     /// Rings when somebody subscribes.
     pub(crate) begun: Arc<Notify>,
     pub(crate) shutdown: Shutdown,
@@ -118,6 +120,7 @@ impl event_service_server::EventService for Feed {
         let delivery = Delivery {
             store: self.store.clone(),
             ring: Arc::clone(&self.ring),
+            said: Arc::clone(&self.said),
             shutdown: self.shutdown.clone(),
             begun: Arc::clone(&self.begun),
             filter,

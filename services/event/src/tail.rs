@@ -10,6 +10,7 @@ use stepwell_store::{Error, EventRow, Store, Writer, event};
 use crate::{
     metrics::Metrics,
     ring::{Page, Recorded, Ring},
+    said::SaidOf,
 };
 
 /// Rows of one read, about.
@@ -29,6 +30,7 @@ enum Looked {
 pub(crate) struct Tail {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     /// Which log this process reads.
     pub(crate) epoch: i64,
     pub(crate) metrics: Arc<Metrics>,
@@ -81,7 +83,9 @@ impl Tail {
         };
         let reader = self.store.connected(&mut self.reader).await?;
         let rows = reader.read_after(end, ROWS_MAX).await?;
-        let Some(page) = page(&self.store, end, &rows).await? else { return Ok(false) };
+        let Some(page) = page(&self.store, &self.said, end, &rows, true).await? else {
+            return Ok(false);
+        };
         let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);
         self.metrics.tailed(page.events.len(), page.events.first().map(|first| &first.event));
         self.ring.push(page);
@@ -92,27 +96,37 @@ impl Tail {
 /// The commits after a place, as far as one read goes; none: there are none yet.
 pub(crate) async fn read_page(
     store: &Store,
+    said: &SaidOf,
     after: i64,
     rows_max: i64,
 ) -> Result<Option<Page>, Error> {
     let rows = store.read_after(after, rows_max).await?;
-    page(store, after, &rows).await
+    page(store, said, after, &rows, false).await
 }
 
-/// Rows of whole commits as a page; none: there are none.
-async fn page(store: &Store, after: i64, rows: &[EventRow]) -> Result<Option<Page>, Error> {
+/// Rows of whole commits as a page; none: there are none. `keep`: see `SaidOf`.
+async fn page(
+    store: &Store,
+    said: &SaidOf,
+    after: i64,
+    rows: &[EventRow],
+    keep: bool,
+) -> Result<Option<Page>, Error> {
     let Some(last) = rows.last().map(|row| row.position) else { return Ok(None) };
     let mut ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
     ids.sort_unstable();
     ids.dedup();
     let definitions = store.definitions(&ids).await?;
+    let mut found = said.of(store, rows, keep).await?;
     let recorded = |row: &EventRow| -> Result<Recorded, Error> {
         let definition = definitions.get(&row.definition).ok_or_else(|| {
             Error::Inconsistent(format!("event {} has no definition", row.position))
         })?;
-        let event = event(row, definition)?;
+        let mut event = event(row, definition)?;
+        let said = said.tell(&mut found, row.task, &mut event, keep);
         let bytes = ROW_BYTES + event.encoded_len();
-        Ok(Recorded { event, batch: row.batch, definition: Arc::clone(definition), bytes })
+        let definition = Arc::clone(definition);
+        Ok(Recorded { event, batch: row.batch, definition, said, bytes })
     };
     let events = rows.iter().map(recorded).collect::<Result<_, _>>()?;
     Ok(Some(Page { after, last, events }))

@@ -3,6 +3,8 @@
 mod convert;
 mod derive;
 
+use std::{collections::HashMap, sync::Arc};
+
 use sqlx::{
     PgExecutor,
     types::{
@@ -15,6 +17,28 @@ pub use convert::event;
 pub use derive::derive;
 
 use crate::{Error, Store, Writer};
+
+/// What is said of a task and may be asked for by who reads its events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// What it belongs to in its creator's eyes.
+    pub correlation_id: Arc<str>,
+    /// Its labels.
+    pub tags: Arc<[String]>,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self { correlation_id: "".into(), tags: Arc::new([]) }
+    }
+}
+
+impl Said {
+    /// About how many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.correlation_id.len() + self.tags.iter().map(|tag| 24 + tag.len()).sum::<usize>()
+    }
+}
 
 /// One row of the log.
 #[derive(Clone, Debug)]
@@ -105,6 +129,24 @@ impl Store {
             && join(&mut rows, page(self.reads(), end, max).await?)
         {}
         Ok(rows)
+    }
+
+    /// What is said of these tasks, by key; those that are no more are left out.
+    pub async fn said_of(&self, tasks: &[i64]) -> Result<HashMap<i64, Said>, Error> {
+        let rows = sqlx::query!(
+            r#"select i.key as "key!", d.correlation_id as "correlation_id!", d.tags as "tags!"
+                 from unnest($1::bigint[]) i(key),
+                      lateral (select correlation_id, tags from stepwell.task_detail
+                                where task = i.key offset 0) d"#,
+            tasks
+        )
+        .fetch_all(self.reads())
+        .await?;
+        let said = |correlation_id: String, tags: Vec<String>| Said {
+            correlation_id: correlation_id.into(),
+            tags: tags.into(),
+        };
+        Ok(rows.into_iter().map(|row| (row.key, said(row.correlation_id, row.tags))).collect())
     }
 
     /// Position of the last event; 0 when there is none.

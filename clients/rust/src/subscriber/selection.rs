@@ -58,6 +58,30 @@ impl Subscription {
         self.filter.namespaces.extend(names.into_iter().map(Into::into));
         self
     }
+
+    /// Names of steps; events about a task as a whole have none. Default: all; at most 100.
+    pub fn steps<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter.step_names.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Tags: events of tasks that have any of them. Default: all; at most 100.
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.filter.tags.extend(tags.into_iter().map(Into::into));
+        self
+    }
+
+    /// Correlation ids of tasks. Default: all; at most 1,000.
+    pub fn correlation_ids<T: Into<String>>(mut self, ids: impl IntoIterator<Item = T>) -> Self {
+        self.filter.correlation_ids.extend(ids.into_iter().map(Into::into));
+        self
+    }
+
+    /// Of `step.failed`, and of what is derived from it, only what is final. Other events come too.
+    pub fn only_final_failures(mut self) -> Self {
+        self.filter.only_final_failures = true;
+        self
+    }
 }
 
 impl From<Subscription> for v1::SubscribeRequest {
