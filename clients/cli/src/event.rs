@@ -18,7 +18,8 @@ pub(crate) enum Command {
 pub(crate) struct Subscribe {
     /// Names: exact, `prefix.*`, or `*`; everything recorded unless given.
     names: Vec<String>,
-    /// Where to start: `earliest`, `latest`, or a cursor that was printed.
+    /// Where to start: `earliest`, `latest`, a time such as `2026-11-28T12:00:00Z`, or a cursor that was
+    /// printed.
     #[arg(long, default_value = "latest")]
     from: String,
     /// Only events of this task; may be given several times.
@@ -42,6 +43,9 @@ pub(crate) struct Subscribe {
     /// Of failures of steps only those that are final.
     #[arg(long)]
     only_final_failures: bool,
+    /// Without contexts, results, configs and what failures say.
+    #[arg(long)]
+    metadata_only: bool,
     /// End after this many events.
     #[arg(long)]
     limit: Option<usize>,
@@ -64,6 +68,12 @@ impl Subscribe {
         let start = match self.from.as_str() {
             "earliest" => Start::Earliest,
             "latest" => Start::Latest,
+            // No cursor has a colon.
+            time if time.contains(':') => {
+                let time: prost_types::Timestamp =
+                    time.parse().map_err(|_| Fault::usage(format!("{time:?} is no time")))?;
+                Start::At(time.try_into().map_err(|_| Fault::usage("the time is too far away"))?)
+            }
             cursor => Start::After(cursor.to_owned()),
         };
         let mut wanted = Subscription::new()
@@ -77,6 +87,9 @@ impl Subscribe {
             .from(start);
         if self.only_final_failures {
             wanted = wanted.only_final_failures();
+        }
+        if self.metadata_only {
+            wanted = wanted.metadata_only();
         }
         let mut feed = self.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);

@@ -6,9 +6,11 @@ use stepwell_proto::{
     catalog::{EVENTS, event_type},
     id::check_correlation_id,
     refusal::Refusal,
-    v1::{ErrorReason, Event, EventFilter, event::Detail},
+    v1::{ErrorReason, EventFilter},
 };
 use uuid::Uuid;
+
+use crate::ring::{Piece, Recorded};
 
 const NAMES_MAX: usize = 100;
 const TASKS_MAX: usize = 1_000;
@@ -24,7 +26,7 @@ pub(crate) struct Filter {
     /// Names that match, recorded and derived.
     names: HashSet<&'static str>,
     derived: bool,
-    tasks: HashSet<String>,
+    tasks: HashSet<Uuid>,
     uids: Vec<Uuid>,
     definitions: HashSet<String>,
     namespaces: HashSet<String>,
@@ -80,7 +82,7 @@ impl Filter {
         Ok(Self {
             names,
             derived,
-            tasks: uids.iter().map(Uuid::to_string).collect(),
+            tasks: uids.iter().copied().collect(),
             uids,
             definitions: filter.definition_names.into_iter().collect(),
             namespaces: filter.namespaces.into_iter().collect(),
@@ -103,26 +105,23 @@ impl Filter {
 
     /// Whether a recorded event and what is derived from it are about what it wants, whatever their
     /// names and steps are.
-    pub(crate) fn wants_about(&self, event: &Event, tags: &[String]) -> bool {
-        (self.tasks.is_empty() || self.tasks.contains(&event.task_id))
-            && (self.definitions.is_empty() || self.definitions.contains(&event.definition_name))
-            && (self.namespaces.is_empty() || self.namespaces.contains(&event.namespace))
+    pub(crate) fn wants_about(&self, recorded: &Recorded) -> bool {
+        let Recorded { task, definition, said, is_tried_again, .. } = recorded;
+        let definition = &definition.definition;
+        (self.tasks.is_empty() || self.tasks.contains(task))
+            && (self.definitions.is_empty() || self.definitions.contains(&definition.name))
+            && (self.namespaces.is_empty() || self.namespaces.contains(&definition.namespace))
             && (self.correlation_ids.is_empty()
-                || self.correlation_ids.contains(&event.correlation_id))
-            && (self.tags.is_empty() || tags.iter().any(|tag| self.tags.contains(tag)))
-            && !(self.only_final_failures && is_tried_again(event))
+                || self.correlation_ids.contains(&*said.correlation_id))
+            && (self.tags.is_empty() || said.tags.iter().any(|tag| self.tags.contains(tag)))
+            && !(self.only_final_failures && *is_tried_again)
     }
 
     /// Whether it wants this very event, recorded or derived, of those about what it wants.
-    pub(crate) fn wants_one(&self, event: &Event) -> bool {
-        self.names.contains(event.name.as_str())
-            && (self.steps.is_empty() || self.steps.contains(&event.step_name))
+    pub(crate) fn wants_one(&self, piece: &Piece) -> bool {
+        self.names.contains(piece.name.as_str())
+            && (self.steps.is_empty() || self.steps.contains(&piece.step_name))
     }
-}
-
-/// A failure that is not final.
-fn is_tried_again(event: &Event) -> bool {
-    matches!(&event.detail, Some(Detail::StepFailed(failed)) if !failed.r#final)
 }
 
 /// The names in the catalog that the patterns mean.
@@ -168,9 +167,26 @@ fn unknown(index: usize, pattern: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use stepwell_proto::v1::StepFailed;
+    use std::sync::Arc;
+
+    use stepwell_proto::v1::{Definition, Event, StepFailed};
+    use stepwell_store::{Said, StoredDefinition};
 
     use super::*;
+    use crate::ring::Forms;
+
+    fn recorded(event: Event, task: Uuid, definition: &str, said: Said) -> Recorded {
+        let definition = StoredDefinition {
+            id: 1,
+            version: [1, 0, 0],
+            definition: Definition { name: definition.into(), ..Definition::default() },
+            queues: Vec::new(),
+            parents: Vec::new(),
+            children: Vec::new(),
+            is_timed: false,
+        };
+        Recorded::new(event, 1, task, &Arc::new(definition), said, Forms::default())
+    }
 
     fn filter(names: &[&str]) -> Result<Filter, Refusal> {
         let names = names.iter().map(|&n| n.to_owned()).collect();
@@ -178,7 +194,8 @@ mod tests {
     }
 
     fn wants(filter: &Filter, name: &str) -> bool {
-        filter.wants_one(&Event { name: name.into(), ..Event::default() })
+        let event = Event { name: name.into(), ..Event::default() };
+        filter.wants_one(&recorded(event, Uuid::nil(), "d", Said::default()).piece)
     }
 
     #[test]
@@ -224,27 +241,26 @@ mod tests {
             ..EventFilter::default()
         })
         .unwrap();
-        let event = |task: Uuid, definition: &str, correlation_id: &str, step: &str| Event {
+        let event = |step: &str| Event {
             name: "step.completed".into(),
-            task_id: task.to_string(),
-            definition_name: definition.into(),
-            correlation_id: correlation_id.into(),
             step_name: step.into(),
             ..Event::default()
         };
-        let wants = |event: Event, tags: &[&str]| {
-            let tags: Vec<String> = tags.iter().map(|&tag| tag.to_owned()).collect();
-            wanted.wants_about(&event, &tags) && wanted.wants_one(&event)
+        let wants = |task, definition, correlation_id: &str, step, tags: &[&str]| {
+            let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+            let said = Said { correlation_id: correlation_id.into(), tags };
+            let recorded = recorded(event(step), task, definition, said);
+            wanted.wants_about(&recorded) && wanted.wants_one(&recorded.piece)
         };
-        assert!(wants(event(uid, "d", "c", "s"), &["eu"]));
-        assert!(wants(event(uid, "d", "c2", "s"), &["asia", "us"]), "any of the tags");
-        assert!(!wants(event(uid, "e", "c", "s"), &["eu"]));
-        assert!(!wants(event(Uuid::now_v7(), "d", "c", "s"), &["eu"]));
-        assert!(!wants(event(uid, "d", "", "s"), &["eu"]));
-        assert!(!wants(event(uid, "d", "c", "s"), &["asia"]));
-        assert!(!wants(event(uid, "d", "c", "s"), &[]));
-        assert!(!wants(event(uid, "d", "c", "other"), &["eu"]));
-        assert!(!wants(event(uid, "d", "c", ""), &["eu"]), "it is about the task");
+        assert!(wants(uid, "d", "c", "s", &["eu"]));
+        assert!(wants(uid, "d", "c2", "s", &["asia", "us"]), "any of the tags");
+        assert!(!wants(uid, "e", "c", "s", &["eu"]));
+        assert!(!wants(Uuid::now_v7(), "d", "c", "s", &["eu"]));
+        assert!(!wants(uid, "d", "", "s", &["eu"]));
+        assert!(!wants(uid, "d", "c", "s", &["asia"]));
+        assert!(!wants(uid, "d", "c", "s", &[]));
+        assert!(!wants(uid, "d", "c", "other", &["eu"]));
+        assert!(!wants(uid, "d", "c", "", &["eu"]), "it is about the task");
     }
 
     #[test]
@@ -252,13 +268,14 @@ mod tests {
         let wanted =
             Filter::read(EventFilter { only_final_failures: true, ..EventFilter::default() });
         let wanted = wanted.unwrap();
-        let failed = |r#final| Event {
-            detail: Some(StepFailed { r#final, ..StepFailed::default() }.into()),
-            ..Event::default()
+        let failed = |r#final| {
+            let detail = Some(StepFailed { r#final, ..StepFailed::default() }.into());
+            recorded(Event { detail, ..Event::default() }, Uuid::nil(), "d", Said::default())
         };
-        assert!(wanted.wants_about(&failed(true), &[]) && !wanted.wants_about(&failed(false), &[]));
-        assert!(wanted.wants_about(&Event::default(), &[]), "what is no failure is not touched");
-        assert!(Filter::default().wants_about(&failed(false), &[]));
+        assert!(wanted.wants_about(&failed(true)) && !wanted.wants_about(&failed(false)));
+        let other = recorded(Event::default(), Uuid::nil(), "d", Said::default());
+        assert!(wanted.wants_about(&other), "what is no failure is not touched");
+        assert!(Filter::default().wants_about(&failed(false)));
     }
 
     #[test]

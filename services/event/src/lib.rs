@@ -1,7 +1,7 @@
 //! event-service: the feed of everything that happened, in the order of commits, without gaps.
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
-//! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
+//! all, encoded once → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
 //! stream. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod deliver;

@@ -106,6 +106,15 @@ async fn page(
     Ok(rows)
 }
 
+/// Position of the last event; 0 when there is none.
+pub(crate) async fn read_head(connection: impl PgExecutor<'_>) -> Result<i64, Error> {
+    let head =
+        sqlx::query_scalar!("select position from stepwell.event order by position desc limit 1")
+            .fetch_optional(connection)
+            .await?;
+    Ok(head.unwrap_or(0))
+}
+
 /// Where a full page ends: maybe inside a commit.
 fn cut(rows: &[EventRow], max: i64) -> Option<i64> {
     let full = i64::try_from(rows.len()).is_ok_and(|n| n >= max);
@@ -149,14 +158,34 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.key, said(row.correlation_id, row.tags))).collect())
     }
 
+    /// The place before the first commit at or after a time; none: there is no such commit yet. Positions
+    /// are in the order of times but where the database's clock was set back: so it is found by halving,
+    /// one row each time.
+    pub async fn before_time(&self, time: DateTime<Utc>) -> Result<Option<i64>, Error> {
+        let (mut low, mut high) = (0, self.head().await?);
+        let mut found = None;
+        // The first row after `low` is too early, or nothing is known of it; that after `high` is not.
+        while low < high {
+            let middle = i64::midpoint(low, high);
+            let row = sqlx::query!(
+                "select position, batch, at from stepwell.event
+                  where position > $1 order by position limit 1",
+                middle
+            )
+            .fetch_optional(self.reads())
+            .await?;
+            match row {
+                Some(row) if row.at < time => low = row.position,
+                Some(row) => (found, high) = (Some(row.batch - 1), middle.min(row.batch - 1)),
+                None => high = middle,
+            }
+        }
+        Ok(found)
+    }
+
     /// Position of the last event; 0 when there is none.
     pub async fn head(&self) -> Result<i64, Error> {
-        let head = sqlx::query_scalar!(
-            "select position from stepwell.event order by position desc limit 1"
-        )
-        .fetch_optional(self.reads())
-        .await?;
-        Ok(head.unwrap_or(0))
+        read_head(self.reads()).await
     }
 
     /// Which log this is: a database that was restored or replaced, or a standby that took over, has
