@@ -45,6 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("edges.sql"), write::sql(&catalog))?;
 
     let mut config = tonic_prost_build::Config::new();
+    // Events are encoded once, however many they are sent to.
+    config.extern_path(".stepwell.v1.EventBatch", "crate::batch::EventBatch");
     // The codec treats requests by name.
     config.enable_type_names();
     // Definitions are hashed as they are encoded, so the order of their maps must not change.

@@ -12,11 +12,14 @@ pub mod stepwell {
     )]
     pub mod v1 {
         tonic::include_proto!("stepwell.v1");
+        pub use crate::batch::EventBatch;
     }
 }
 
+pub use batch::EncodedEvent;
 pub use stepwell::v1;
 
+mod batch;
 pub mod catalog;
 pub mod codec;
 mod elsewhere;

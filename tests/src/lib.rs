@@ -241,6 +241,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         skipped: Vec::new(),
         priority: None,
         concurrency: None,
+        correlation_id: "test".into(),
         trace: None,
         hash: [0; 32],
         key: None,

@@ -70,7 +70,8 @@ enum Category {
 pub(crate) struct Subscribe {
     /// Names: exact, `prefix.*`, or `*`; everything recorded unless given.
     names: Vec<String>,
-    /// Where to start: `earliest`, `latest`, or a cursor that was printed.
+    /// Where to start: `earliest`, `latest`, a time such as `2026-11-28T12:00:00Z`, or a cursor that was
+    /// printed.
     #[arg(long, default_value = "latest")]
     from: String,
     /// Only events of this task; may be given several times.
@@ -82,6 +83,21 @@ pub(crate) struct Subscribe {
     /// Only events of this namespace; may be given several times.
     #[arg(long, short)]
     namespace: Vec<String>,
+    /// Only events of this step; may be given several times.
+    #[arg(long)]
+    step: Vec<String>,
+    /// Only events of tasks with this label; may be given several times: any of them.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Only events of tasks with this correlation id; may be given several times.
+    #[arg(long)]
+    correlation_id: Vec<String>,
+    /// Of failures of steps only those that are final.
+    #[arg(long)]
+    only_final_failures: bool,
+    /// Without contexts, results, configs and what failures say.
+    #[arg(long)]
+    metadata_only: bool,
     /// End after this many events.
     #[arg(long)]
     limit: Option<usize>,
@@ -188,14 +204,29 @@ impl Subscribe {
         let start = match self.from.as_str() {
             "earliest" => Start::Earliest,
             "latest" => Start::Latest,
+            // No cursor has a colon.
+            time if time.contains(':') => {
+                let time: prost_types::Timestamp =
+                    time.parse().map_err(|_| Fault::usage(format!("{time:?} is no time")))?;
+                Start::At(time.try_into().map_err(|_| Fault::usage("the time is too far away"))?)
+            }
             cursor => Start::After(cursor.to_owned()),
         };
-        let wanted = Subscription::new()
+        let mut wanted = Subscription::new()
             .names(self.names.clone())
             .tasks(self.task.clone())
             .definitions(self.definition.clone())
             .namespaces(self.namespace.clone())
+            .steps(self.step.clone())
+            .tags(self.tag.clone())
+            .correlation_ids(self.correlation_id.clone())
             .from(start);
+        if self.only_final_failures {
+            wanted = wanted.only_final_failures();
+        }
+        if self.metadata_only {
+            wanted = wanted.metadata_only();
+        }
         let mut feed = self.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
         while left > 0 {

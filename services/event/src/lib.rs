@@ -1,14 +1,16 @@
 //! event-service: the feed of everything that happened, in the order of commits, without gaps.
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
-//! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream. `catalog` says which types of events there are. Beside it, `survey` now and then looks at the whole, for `metrics`.
+//! all, encoded once → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
+//! stream. `catalog` says which types of events there are. Beside it, `survey` now and then looks at the whole,
+//! for `metrics`.
 
 mod catalog;
 mod deliver;
 mod filter;
 mod metrics;
 mod ring;
+mod said;
 mod service;
 mod survey;
 mod tail;
@@ -27,6 +29,7 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use crate::{
     metrics::{Metrics, Seats},
     ring::Ring,
+    said::SaidOf,
     service::Feed,
     survey::Surveying,
     tail::Tail,
@@ -108,6 +111,7 @@ pub async fn run(
 ) -> anyhow::Result<ExitCode> {
     let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     let ring = Arc::new(Ring::new(size(options.ring_mib) << 20));
+    let said = Arc::new(SaidOf::default());
     let begun = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::new(&service.meter()));
     let seats = Arc::new(Seats::default());
@@ -133,6 +137,7 @@ pub async fn run(
     let tail = Tail {
         store: store.clone(),
         ring: Arc::clone(&ring),
+        said: Arc::clone(&said),
         epoch,
         metrics: Arc::clone(&metrics),
         reader: None,
@@ -189,6 +194,7 @@ pub async fn run(
     let feed = Feed {
         store,
         ring,
+        said,
         begun,
         shutdown: service.shutdown().clone(),
         subscriptions_max: size(options.subscriptions_max),

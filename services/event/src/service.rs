@@ -13,7 +13,7 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         ErrorReason, GetEventTypeRequest, GetEventTypeResponse, ListEventTypesRequest,
-        ListEventTypesResponse, SubscribeRequest, SubscribeResponse, event_service_server,
+        ListEventTypesResponse, SubscribeRequest, SubscribeResponse, Task, event_service_server,
         subscribe_request::Start,
     },
 };
@@ -23,13 +23,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 use tracing::Instrument;
+use uuid::Uuid;
 
 use crate::{
     catalog,
     deliver::Delivery,
     filter::Filter,
     metrics::{Metrics, Seats},
-    ring::Ring,
+    ring::{Ring, strip_failure},
+    said::SaidOf,
 };
 
 /// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
@@ -39,6 +41,7 @@ const RESPONSES_WAITING_MAX: usize = 4;
 pub(crate) struct Feed {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     /// Rings when somebody subscribes.
     pub(crate) begun: Arc<Notify>,
     pub(crate) shutdown: Shutdown,
@@ -49,18 +52,48 @@ pub(crate) struct Feed {
     pub(crate) seats: Arc<Seats>,
 }
 
+/// Where and with what a subscription begins.
+struct Beginning {
+    filter: Filter,
+    epoch: i64,
+    place: i64,
+    snapshot: Option<Task>,
+}
+
 impl Feed {
-    async fn start(&self, request: SubscribeRequest) -> Result<(Filter, i64, i64), Refusal> {
-        let filter = Filter::read(request.filter.unwrap_or_default())?;
+    async fn begin(&self, request: SubscribeRequest) -> Result<Beginning, Refusal> {
+        let SubscribeRequest { start, filter, metadata_only, with_snapshot } = request;
+        let filter = Filter::read(filter.unwrap_or_default())?;
+        let task = snapshot_of(with_snapshot, start.as_ref(), &filter)?;
         let epoch = self.store.log_epoch().await?;
         let head = self.store.head().await?;
-        let place = match request.start {
-            None | Some(Start::Latest(_)) => head,
+        let mut snapshot = None;
+        let place = match start {
+            None | Some(Start::Latest(_)) => match task {
+                None => head,
+                Some(uid) => {
+                    let (mut task, place) =
+                        self.store.snapshot(uid).await?.ok_or_else(|| task_not_found(uid))?;
+                    if metadata_only {
+                        task.context.clear();
+                        task.steps.iter_mut().for_each(|s| strip_failure(s.last_error.as_mut()));
+                    }
+                    snapshot = Some(task);
+                    place
+                }
+            },
             Some(Start::Earliest(_)) if filter.tasks().is_empty() => self.store.earliest().await?,
             // Nothing about these tasks is older than their first event.
             Some(Start::Earliest(_)) => {
                 let first = self.store.before_first(filter.tasks()).await?.unwrap_or(head);
                 first.max(self.store.earliest().await?)
+            }
+            Some(Start::AtTime(time)) => {
+                let time = stepwell_store::time_of(&time).ok_or_else(|| {
+                    Refusal::field("at_time", "must be a time of the years 1 to 9999")
+                })?;
+                let before = self.store.before_time(time).await?.unwrap_or(head);
+                before.max(self.store.earliest().await?)
             }
             Some(Start::AfterCursor(text)) => {
                 let cursor = Cursor::decode(&text).ok_or_else(|| {
@@ -81,7 +114,7 @@ impl Feed {
                 cursor.position
             }
         };
-        Ok((filter, epoch, place))
+        Ok(Beginning { filter, epoch, place, snapshot })
     }
 }
 
@@ -90,6 +123,30 @@ pub(crate) fn expired(epoch: i64, earliest: i64) -> Refusal {
     let cursor = Cursor { epoch, position: earliest }.encode();
     let what = "events after the cursor are no longer kept";
     Refusal::new(ErrorReason::CursorExpired, what).with("earliest", cursor)
+}
+
+/// The task that a snapshot is wanted of; none: none is.
+fn snapshot_of(
+    with_snapshot: bool,
+    start: Option<&Start>,
+    filter: &Filter,
+) -> Result<Option<Uuid>, Refusal> {
+    if !with_snapshot {
+        return Ok(None);
+    }
+    if matches!(start, Some(Start::Earliest(_) | Start::AtTime(_))) {
+        let what = "a snapshot is of now: only `latest` or a cursor may stand with it";
+        return Err(Refusal::field("with_snapshot", what));
+    }
+    match filter.tasks() {
+        [task] => Ok(Some(*task)),
+        _ => Err(Refusal::field("filter.task_ids", "a snapshot wants exactly one")),
+    }
+}
+
+fn task_not_found(uid: Uuid) -> Refusal {
+    Refusal::new(ErrorReason::TaskNotFound, format!("there is no task {uid}"))
+        .with("task_id", uid.to_string())
 }
 
 /// One open subscription; counts as long as it lives.
@@ -127,14 +184,19 @@ impl event_service_server::EventService for Feed {
                 .into());
         }
         let open = Open::take(&self.open, self.subscriptions_max)?;
-        let (filter, epoch, place) = self.start(request.into_inner()).await?;
+        let request = request.into_inner();
+        let metadata_only = request.metadata_only;
+        let Beginning { filter, epoch, place, snapshot } = self.begin(request).await?;
         let (out, responses) = mpsc::channel(RESPONSES_WAITING_MAX);
         let delivery = Delivery {
             store: self.store.clone(),
             ring: Arc::clone(&self.ring),
+            said: Arc::clone(&self.said),
             shutdown: self.shutdown.clone(),
             begun: Arc::clone(&self.begun),
             filter,
+            metadata_only,
+            snapshot,
             epoch,
             place,
             age: self.age,

@@ -511,6 +511,11 @@ pub fn timestamp(at: chrono::DateTime<chrono::Utc>) -> prost_types::Timestamp {
     }
 }
 
+/// A time as it goes over the wire; none: it is no time.
+pub fn time_of(at: &prost_types::Timestamp) -> Option<chrono::DateTime<chrono::Utc>> {
+    chrono::DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

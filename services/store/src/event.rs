@@ -3,6 +3,8 @@
 mod convert;
 mod derive;
 
+use std::{collections::HashMap, sync::Arc};
+
 use sqlx::{
     PgExecutor,
     types::{
@@ -15,6 +17,28 @@ pub use convert::event;
 pub use derive::derive;
 
 use crate::{Error, Store, Writer};
+
+/// What is said of a task and may be asked for by who reads its events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// What it belongs to in its creator's eyes.
+    pub correlation_id: Arc<str>,
+    /// Its labels.
+    pub tags: Arc<[String]>,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self { correlation_id: "".into(), tags: Arc::new([]) }
+    }
+}
+
+impl Said {
+    /// About how many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.correlation_id.len() + self.tags.iter().map(|tag| 24 + tag.len()).sum::<usize>()
+    }
+}
 
 /// One row of the log.
 #[derive(Clone, Debug)]
@@ -88,6 +112,15 @@ async fn page(
     Ok(rows)
 }
 
+/// Position of the last event; 0 when there is none.
+pub(crate) async fn read_head(connection: impl PgExecutor<'_>) -> Result<i64, Error> {
+    let head =
+        sqlx::query_scalar!("select position from stepwell.event order by position desc limit 1")
+            .fetch_optional(connection)
+            .await?;
+    Ok(head.unwrap_or(0))
+}
+
 /// Where a full page ends: maybe inside a commit.
 fn cut(rows: &[EventRow], max: i64) -> Option<i64> {
     let full = i64::try_from(rows.len()).is_ok_and(|n| n >= max);
@@ -140,14 +173,52 @@ impl Store {
         Ok(rows)
     }
 
+    /// What is said of these tasks, by key; those that are no more are left out.
+    pub async fn said_of(&self, tasks: &[i64]) -> Result<HashMap<i64, Said>, Error> {
+        let rows = sqlx::query!(
+            r#"select i.key as "key!", d.correlation_id as "correlation_id!", d.tags as "tags!"
+                 from unnest($1::bigint[]) i(key),
+                      lateral (select correlation_id, tags from stepwell.task_detail
+                                where task = i.key offset 0) d"#,
+            tasks
+        )
+        .fetch_all(self.reads())
+        .await?;
+        let said = |correlation_id: String, tags: Vec<String>| Said {
+            correlation_id: correlation_id.into(),
+            tags: tags.into(),
+        };
+        Ok(rows.into_iter().map(|row| (row.key, said(row.correlation_id, row.tags))).collect())
+    }
+
+    /// The place before the first commit at or after a time; none: there is no such commit yet. Positions
+    /// are in the order of times but where the database's clock was set back: so it is found by halving,
+    /// one row each time.
+    pub async fn before_time(&self, time: DateTime<Utc>) -> Result<Option<i64>, Error> {
+        let (mut low, mut high) = (0, self.head().await?);
+        let mut found = None;
+        // The first row after `low` is too early, or nothing is known of it; that after `high` is not.
+        while low < high {
+            let middle = i64::midpoint(low, high);
+            let row = sqlx::query!(
+                "select position, batch, at from stepwell.event
+                  where position > $1 order by position limit 1",
+                middle
+            )
+            .fetch_optional(self.reads())
+            .await?;
+            match row {
+                Some(row) if row.at < time => low = row.position,
+                Some(row) => (found, high) = (Some(row.batch - 1), middle.min(row.batch - 1)),
+                None => high = middle,
+            }
+        }
+        Ok(found)
+    }
+
     /// Position of the last event, which is always kept; 0 when there is none.
     pub async fn head(&self) -> Result<i64, Error> {
-        let head = sqlx::query_scalar!(
-            "select position from stepwell.event order by position desc limit 1"
-        )
-        .fetch_optional(self.reads())
-        .await?;
-        Ok(head.unwrap_or(0))
+        read_head(self.reads()).await
     }
 
     /// Which log this is: a database that was restored or replaced, or a standby that took over, has

@@ -48,6 +48,8 @@ pub struct NewTask {
     pub priority: Option<i16>,
     /// What it shares its concurrency key with; none: its definition has none.
     pub concurrency: Option<i64>,
+    /// What it belongs to in its creator's eyes.
+    pub correlation_id: String,
     /// Where in a trace it goes on; none: nobody said.
     pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
@@ -75,6 +77,7 @@ impl NewTask {
             total_steps: self.definition.total_steps(),
             end_time: done.then_some(create_time),
             create_time: Some(create_time),
+            correlation_id: self.correlation_id,
             ..v1::Task::default()
         }
     }
@@ -212,9 +215,10 @@ impl Writer {
             .map(|t| t.definition.definition.concurrency.as_ref().map(|c| c.limit))
             .collect();
         let priorities: Vec<Option<i16>> = tasks.iter().map(|t| t.priority).collect();
+        let correlations: Vec<&str> = tasks.iter().map(|t| t.correlation_id.as_str()).collect();
         let row = sqlx::query!(
             r#"select n_key as keys, n_at as at, queues_n as "queues!"
-                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"#,
             keys,
             &uids,
             &definitions,
@@ -229,6 +233,7 @@ impl Writer {
             &keys_shared as &[Option<i64>],
             &rooms as &[Option<i32>],
             &priorities as &[Option<i16>],
+            &correlations as &[&str],
         )
         .fetch_one(&mut self.connection)
         .await?;
@@ -296,6 +301,7 @@ pub(crate) struct TaskRow {
     pub(crate) deadline: Option<DateTime<Utc>>,
     pub(crate) held: bool,
     pub(crate) priority: i16,
+    pub(crate) correlation_id: String,
 }
 
 impl TaskRow {
@@ -320,6 +326,7 @@ impl TaskRow {
             deadline: self.deadline.map(timestamp),
             held: self.held,
             priority: self.priority.into(),
+            correlation_id: self.correlation_id,
         })
     }
 }
@@ -343,7 +350,8 @@ pub(crate) async fn read_tasks(
                   d.initiator as "initiator!", d.source_system as "source_system!",
                   d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!",
                   t.paused as "paused!", t.deadline as "deadline?",
-                  t.held and t.finished_at is null as "held!", d.priority as "priority!"
+                  t.held and t.finished_at is null as "held!", d.priority as "priority!",
+                  d.correlation_id as "correlation_id!"
              from unnest($1::uuid[]) i(uid),
                   lateral (select * from stepwell.task where uid = i.uid offset 0) t,
                   lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,

@@ -297,6 +297,7 @@ mod tests {
             skipped: Vec::new(),
             priority: None,
             concurrency: None,
+            correlation_id: String::new(),
             trace: None,
             key: None,
         }

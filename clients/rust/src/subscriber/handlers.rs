@@ -145,6 +145,34 @@ impl<S: CursorStore> Subscriber<S> {
         self
     }
 
+    /// Only events of these steps. Default: all; at most 100.
+    #[must_use]
+    pub fn steps<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter = self.filter.steps(names);
+        self
+    }
+
+    /// Only events of tasks that have any of these tags. Default: all; at most 100.
+    #[must_use]
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.filter = self.filter.tags(tags);
+        self
+    }
+
+    /// Only events of tasks with these correlation ids. Default: all; at most 1,000.
+    #[must_use]
+    pub fn correlation_ids<T: Into<String>>(mut self, ids: impl IntoIterator<Item = T>) -> Self {
+        self.filter = self.filter.correlation_ids(ids);
+        self
+    }
+
+    /// Of `step.failed`, and of what is derived from it, only what is final.
+    #[must_use]
+    pub fn only_final_failures(mut self) -> Self {
+        self.filter = self.filter.only_final_failures();
+        self
+    }
+
     /// Where to keep the cursor. Default: nowhere.
     pub fn cursor_store<N: CursorStore>(self, store: N) -> Subscriber<N> {
         let Self { client, start, filter, handlers, wants, store: _ } = self;
