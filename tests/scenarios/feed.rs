@@ -9,7 +9,7 @@ use stepwell_proto::v1::{
     event_service_client::EventServiceClient, subscribe_request, subscribe_response::Kind as Said,
 };
 use stepwell_suite::{Kind, Nodes, Signal};
-use stepwell_tests::{SOON, World, check, until};
+use stepwell_tests::{SOON, Scrape, World, check, until};
 use tonic::Streaming;
 
 const CHAIN: &str =
@@ -285,6 +285,39 @@ async fn a_live_feed_follows_the_tags_of_a_task_as_they_change() {
     let names: Vec<&str> = found.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names, ["task.updated", "task.paused", "task.updated"]);
     assert!(found.iter().all(|event| event.correlation_id == task.correlation_id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tags_that_changed_while_nobody_followed_count_for_who_follows_then() {
+    let world = World::start().await;
+    world.define("{name: held, steps: [{name: nobody}]}").await;
+    let event_service = world.suite.addresses().event[0].clone();
+    let mut feed = world.feed(Start::Latest).await;
+    let task = world.client.task("held").tags(["old"]).create().await.unwrap();
+    until(&mut feed, |event| event.task_id == task.task_id).await;
+    drop(feed);
+    // Nobody follows: event-service sleeps, and what it had of the log is gone.
+    Scrape::until(&event_service, |scrape| scrape.sum("stepwell_ring_bytes", &[]) == 0.0).await;
+    let update = async |tags: Option<&str>| {
+        let tags = tags.map(|tag| v1::Tags { values: vec![tag.to_owned()] });
+        let request = v1::UpdateTaskRequest {
+            task_id: task.task_id.clone(),
+            task_reason: Some("another".into()),
+            tags,
+            ..Default::default()
+        };
+        world.client.update_task(request).await.unwrap();
+    };
+    update(Some("new")).await;
+    let wanted = Subscription::new().tags(["new"]).names(["*"]);
+    let mut feed = world.client.subscribe(wanted).await.unwrap();
+    let mut everything = world.feed(Start::Latest).await;
+    update(None).await;
+    until(&mut everything, |event| event.name == "task.updated").await;
+    // What comes after is delivered after: so the first one shows whether the one before was.
+    let other = world.client.task("held").tags(["new"]).create().await.unwrap();
+    let events = until(&mut feed, |event| event.task_id == other.task_id).await;
+    assert_eq!(events[0].task_id, task.task_id);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

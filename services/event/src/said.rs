@@ -1,6 +1,5 @@
 //! What is said of tasks and stands in no row of the log: their correlation ids and tags. Looked up
-//! once per task and kept, up to a bound. Two generations, as for the contexts in step-service: when
-//! the young one is full it becomes the old one, and what is used again moves back.
+//! once per task and kept, up to a bound.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,49 +7,31 @@ use std::{
 };
 
 use stepwell_proto::v1::{Event, event::Detail};
+use stepwell_serve::Recent;
 use stepwell_store::{Error, EventRow, Said, Store};
 
-const GENERATION_BYTES_MAX: usize = 8 << 20;
-const ENTRY_BYTES: usize = 160;
+/// About so many bytes of it are kept.
+const BYTES_MAX: usize = 16 << 20;
 
-/// What is known of the tasks whose events were read lately, by task key. Only the tail adds to it, and
-/// changes it when an event changes tags: so what is kept never lags behind the log's end. Who reads
-/// older parts takes from it what it has.
-#[derive(Default)]
-pub(crate) struct SaidOf(Mutex<Generations>);
+/// What is known of the tasks whose events were read lately, by task key. Only the tail adds to it,
+/// changes it when an event changes tags, and forgets it when it goes on elsewhere: so what is kept never lags
+/// behind the log's end. Who reads older parts takes from it what it has.
+pub(crate) struct SaidOf(Mutex<Recent<i64, Said>>);
 
-#[derive(Default)]
-struct Generations {
-    young: HashMap<i64, Said>,
-    old: HashMap<i64, Said>,
-    bytes: usize,
-}
-
-impl Generations {
-    fn get(&mut self, task: i64) -> Option<Said> {
-        if let Some(said) = self.young.get(&task) {
-            return Some(said.clone());
-        }
-        let said = self.old.remove(&task)?;
-        self.put(task, said.clone());
-        Some(said)
-    }
-
-    fn put(&mut self, task: i64, said: Said) {
-        let bytes = ENTRY_BYTES + said.bytes();
-        if self.bytes + bytes > GENERATION_BYTES_MAX {
-            self.old = std::mem::take(&mut self.young);
-            self.bytes = 0;
-        }
-        self.young.insert(task, said);
-        // One that is put again counts twice: the bound is met sooner.
-        self.bytes += bytes;
+impl Default for SaidOf {
+    fn default() -> Self {
+        Self(Mutex::new(Recent::new(BYTES_MAX)))
     }
 }
 
 impl SaidOf {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Generations> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Recent<i64, Said>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tail goes on elsewhere: what was changed in between it has not seen.
+    pub(crate) fn forget(&self) {
+        self.lock().clear();
     }
 
     /// What is said of the tasks of these rows, by one statement for those that are not known. `keep`:
@@ -77,7 +58,7 @@ impl SaidOf {
             let read = store.said_of(&missing).await?;
             if keep {
                 let mut known = self.lock();
-                read.iter().for_each(|(task, said)| known.put(*task, said.clone()));
+                read.iter().for_each(|(task, said)| known.put(*task, said.clone(), said.bytes()));
             }
             found.extend(read);
         }
@@ -88,7 +69,9 @@ impl SaidOf {
     fn tagged(&self, task: i64, tags: &[String]) {
         let mut known = self.lock();
         if let Some(said) = known.get(task) {
-            known.put(task, Said { tags: tags.into(), ..said });
+            let said = Said { tags: tags.into(), ..said };
+            let bytes = said.bytes();
+            known.put(task, said, bytes);
         }
     }
 
@@ -126,21 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_what_is_used_stays() {
-        let mut known = Generations::default();
-        let large = "x".repeat(1 << 20);
-        for task in 0..100 {
-            known.put(task, said(&large));
-            assert!(known.get(0).is_some(), "the one in use is kept");
-            assert!(known.young.len() + known.old.len() <= 16);
-        }
-        assert!(known.get(50).is_none());
-    }
-
-    #[test]
     fn an_event_that_changes_tags_changes_those_of_what_comes_after_it() {
         let known = SaidOf::default();
-        known.lock().put(7, said("old"));
+        known.lock().put(7, said("old"), 0);
         let mut found = HashMap::from([(7, said("old"))]);
         let updated = |tags_changed| Event {
             detail: Some(

@@ -72,6 +72,12 @@ impl Tail {
         page(&self.store, &self.said, end, rows, true, self.ring.forms()).await
     }
 
+    /// Goes on at this place, wherever it was before.
+    fn begin(&self, place: i64) {
+        self.said.forget();
+        self.ring.wake(place);
+    }
+
     /// True when there may be more to read at once.
     async fn tick(&mut self) -> Result<bool, Error> {
         if self.ring.readers() == 0 {
@@ -79,7 +85,7 @@ impl Tail {
             return Ok(false);
         }
         let Some(end) = self.ring.end() else {
-            self.ring.wake(self.store.head().await?);
+            self.begin(self.store.head().await?);
             return Ok(true);
         };
         let reader = self.store.connected(&mut self.reader).await?;
@@ -87,7 +93,7 @@ impl Tail {
             // It stood still for so long that what comes next was dropped: those who have come no
             // further are told.
             Err(Error::Expired { earliest }) => {
-                self.ring.wake(earliest);
+                self.begin(earliest);
                 return Ok(true);
             }
             rows => rows?,
@@ -112,9 +118,8 @@ pub(crate) async fn read_page(
     page(store, said, after, &rows, false, Forms::default()).await
 }
 
-/// Rows of whole commits as a page; none: there are none. `keep`: see `SaidOf`;
-/// `forms`: in which events are
-/// encoded.
+/// Rows of whole commits as a page; none: there are none. `keep`: see `SaidOf::of`; `forms`: in which its
+/// events are encoded.
 async fn page(
     store: &Store,
     said: &SaidOf,
