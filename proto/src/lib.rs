@@ -25,6 +25,7 @@ pub mod codec;
 mod elsewhere;
 pub mod id;
 pub mod json;
+pub mod page;
 pub mod refusal;
 pub mod time;
 

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use stepwell_proto::{
     catalog::{self, EVENTS, elsewhere, event_type},
-    id::PageToken,
+    page,
     refusal::Refusal,
     v1::{
         ErrorReason, EventCategory, EventType, GetEventTypeRequest, GetEventTypeResponse,
@@ -11,8 +11,7 @@ use stepwell_proto::{
     },
 };
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1_000;
+const PAGE_MAX: i32 = 1_000;
 const PREFIX_BYTES_MAX: usize = 64;
 const SEARCH_BYTES_MAX: usize = 128;
 /// Of a name that is refused, so many characters are repeated.
@@ -24,7 +23,7 @@ const ALIKE: f64 = 0.8;
 pub(crate) fn list(request: &ListEventTypesRequest) -> Result<ListEventTypesResponse, Refusal> {
     let size = check(request)?;
     let list = list_of(request);
-    let after = place(&request.page_token, list)?;
+    let after = page::place(&request.page_token, list)?.unwrap_or_default();
     let search = request.search.to_lowercase();
     let fitting = EVENTS.iter().filter(|of_type| {
         i64::from(of_type.number) > after
@@ -36,8 +35,8 @@ pub(crate) fn list(request: &ListEventTypesRequest) -> Result<ListEventTypesResp
     let more = event_types.len() > size;
     event_types.truncate(size);
     let last = event_types.last().filter(|_| more);
-    let token = last.map(|last| PageToken { list, before: i64::from(last.number) }.encode());
-    Ok(ListEventTypesResponse { event_types, next_page_token: token.unwrap_or_default() })
+    let next_page_token = page::token(list, last.map(|last| i64::from(last.number)));
+    Ok(ListEventTypesResponse { event_types, next_page_token })
 }
 
 /// One type.
@@ -82,15 +81,14 @@ fn check(request: &ListEventTypesRequest) -> Result<usize, Refusal> {
     for (path, _, max) in texts.into_iter().filter(|(_, text, max)| text.len() > *max) {
         faults.push((path.to_owned(), format!("at most {max} bytes")));
     }
-    let size = match usize::try_from(request.page_size) {
-        Ok(0) => PAGE_DEFAULT,
-        Ok(size) if size <= PAGE_MAX => size,
-        _ => {
-            faults.push(("page_size".to_owned(), format!("must be from 1 to {PAGE_MAX}")));
-            0
+    match page::size(request.page_size, PAGE_MAX) {
+        Ok(size) if faults.is_empty() => Ok(usize::try_from(size).unwrap_or_default()),
+        Ok(_) => Err(Refusal::fields(faults)),
+        Err(what) => {
+            faults.push(("page_size".to_owned(), what));
+            Err(Refusal::fields(faults))
         }
-    };
-    if faults.is_empty() { Ok(size) } else { Err(Refusal::fields(faults)) }
+    }
 }
 
 /// What the list is, as its page tokens name it.
@@ -98,20 +96,6 @@ fn list_of(request: &ListEventTypesRequest) -> u64 {
     let ListEventTypesRequest { category, prefix, search, .. } = request;
     let hash = Sha256::digest(format!("event types\0{category}\0{prefix}\0{search}"));
     u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
-}
-
-/// The number after which the page begins.
-fn place(text: &str, list: u64) -> Result<i64, Refusal> {
-    let refused = |what: &str| {
-        Refusal::new(ErrorReason::PageTokenInvalid, format!("page_token: {what}"))
-            .with_violations(vec![("page_token".into(), what.into())])
-    };
-    match PageToken::decode(text) {
-        _ if text.is_empty() => Ok(0),
-        None => Err(refused("not one that was received")),
-        Some(token) if token.list != list => Err(refused("belongs to another list")),
-        Some(token) => Ok(token.before),
-    }
 }
 
 fn described(of_type: &catalog::EventType) -> EventType {

@@ -314,11 +314,7 @@ mod tests {
             let definition = Arc::new(StoredDefinition {
                 id: 1,
                 version: [1, 0, 0],
-                definition: stepwell_proto::v1::Definition::default(),
-                queues: Vec::new(),
-                parents: Vec::new(),
-                children: Vec::new(),
-                is_timed: false,
+                ..StoredDefinition::default()
             });
             let event = Event { position, ..Event::default() };
             let said = Said::default();

@@ -162,10 +162,7 @@ mod tests {
             id: 1,
             version: [1, 0, 0],
             definition: Definition { name: definition.into(), ..Definition::default() },
-            queues: Vec::new(),
-            parents: Vec::new(),
-            children: Vec::new(),
-            is_timed: false,
+            ..StoredDefinition::default()
         };
         Recorded::new(event, 1, task, &Arc::new(definition), said, Forms::default())
     }

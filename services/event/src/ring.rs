@@ -426,15 +426,7 @@ mod tests {
     use super::*;
 
     fn definition() -> Arc<StoredDefinition> {
-        Arc::new(StoredDefinition {
-            id: 1,
-            version: [1, 0, 0],
-            definition: stepwell_proto::v1::Definition::default(),
-            queues: Vec::new(),
-            parents: Vec::new(),
-            children: Vec::new(),
-            is_timed: false,
-        })
+        Arc::new(StoredDefinition { id: 1, version: [1, 0, 0], ..StoredDefinition::default() })
     }
 
     fn page(after: i64, last: i64) -> Page {

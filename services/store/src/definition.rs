@@ -14,7 +14,7 @@ use stepwell_proto::{refusal::Refusal, v1};
 use crate::{Error, Store, Topic, patient::silent};
 
 /// A definition with what the database knows of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct StoredDefinition {
     /// Its key.
     pub id: i32,
@@ -554,10 +554,7 @@ mod tests {
                     description: "x".repeat(100 << 20),
                     ..v1::Definition::default()
                 },
-                queues: Vec::new(),
-                parents: Vec::new(),
-                children: Vec::new(),
-                is_timed: false,
+                ..StoredDefinition::default()
             })
         };
         (0..4).for_each(|id| cache.put(&stored(id)));

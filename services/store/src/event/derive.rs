@@ -231,7 +231,7 @@ mod tests {
             queues: vec![1, 1],
             parents: vec![vec![], vec![0]],
             children: vec![vec![1], vec![]],
-            is_timed: false,
+            ..StoredDefinition::default()
         }
     }
 
