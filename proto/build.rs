@@ -4,6 +4,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 #[path = "build/catalog.rs"]
 mod catalog;
+#[path = "src/elsewhere.rs"]
+#[expect(unreachable_pub, reason = "the crate has it too, and shows it")]
+mod elsewhere;
 #[path = "build/write.rs"]
 mod write;
 
@@ -17,6 +20,7 @@ const FILES: [&str; 4] = [
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=stepwell");
     println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=src/elsewhere.rs");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let mut compiler = protox::Compiler::new(["."])?;
@@ -42,6 +46,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("edges.sql"), write::sql(&catalog))?;
 
     let mut config = tonic_prost_build::Config::new();
+    // Events are encoded once, however many they are sent to.
+    config.extern_path(".stepwell.v1.EventBatch", "crate::batch::EventBatch");
     // The codec treats requests by name.
     config.enable_type_names();
     // Definitions are hashed as they are encoded, so the order of their maps must not change.

@@ -38,30 +38,3 @@ begin
   end if;
   return v_first;
 end $$;
-
--- Keeps partitions of the log ahead of its head: two whole ones. Made apart and attached, because
--- making one in place would stall appends. Answers how many it made.
-create or replace function stepwell.extend_event(p_size bigint default 33554432)
-  returns int language plpgsql volatile set search_path = stepwell as $$
-declare
-  v_head bigint;
-  v_next bigint;
-  v_name text;
-  v_made int := 0;
-begin
-  if not pg_try_advisory_xact_lock(43) then return 0; end if;
-  select case when is_called then last_value else 0 end from position into v_head;
-  select coalesce(max(substring(relname from 'event_([0-9]+)$')::bigint) + p_size, 0)
-    from pg_class c join pg_inherits i on i.inhrelid = c.oid
-   where i.inhparent = 'event'::regclass into v_next;
-  while v_next < v_head + 2 * p_size loop
-    v_name := format('event_%s', lpad(v_next::text, 19, '0'));
-    execute format('create table %I (like event including defaults including constraints)', v_name);
-    execute format('alter table %I add primary key (position)', v_name);
-    execute format('alter table event attach partition %I for values from (%s) to (%s)',
-                   v_name, v_next, v_next + p_size);
-    v_next := v_next + p_size;
-    v_made := v_made + 1;
-  end loop;
-  return v_made;
-end $$;

@@ -10,7 +10,8 @@
 create or replace function stepwell.create_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
-    t_skipped text[], t_concurrency bigint[], t_room int[], t_priority smallint[], p_at timestamptz default null,
+    t_skipped text[], t_concurrency bigint[], t_room int[], t_priority smallint[], t_correlation text[],
+    p_at timestamptz default null,
     out n_key bigint[], out n_at timestamptz, out queues_n int)
   language plpgsql volatile set search_path = stepwell as $$
 declare
@@ -72,11 +73,11 @@ begin
   v_batch := append(v_ev, v_wait, p_at);
   n_at    := coalesce(p_at, clock_timestamp());
   insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position,
-                           priority)
+                           priority, correlation_id)
   select id, hash, context, initiator, source_system, reason,
          case when tags is null then '{}' else array(select json_array_elements_text(tags::json)) end,
-         n_at, v_batch, coalesce(t.priority, (select priority from definition where id = t.definition))
-    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags, t_priority, t_definition)
-           t(id, hash, context, initiator, source_system, reason, tags, priority, definition)
+         n_at, v_batch, coalesce(t.priority, (select priority from definition where id = t.definition)), t.correlation
+    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags, t_priority, t_definition, t_correlation)
+           t(id, hash, context, initiator, source_system, reason, tags, priority, definition, correlation)
    where id = any(n_key);
 end $$;

@@ -13,7 +13,7 @@ declare
   v_at   timestamptz;
 begin
   granted_n := 0; ready_n := 0; more := false;
-  perform pg_advisory_xact_lock(44);
+  perform pg_advisory_xact_lock(49);
   with d as (
     delete from concurrency_wake w where w.ctid = any(array(select ctid from concurrency_wake limit p_n)) returning w.id)
   select array_agg(distinct id), count(*) = p_n from d into v_id, more;

@@ -78,7 +78,7 @@ create or replace function stepwell.start_bulk(
 declare
   v_same bool;
 begin
-  perform pg_advisory_xact_lock(45);
+  perform pg_advisory_xact_lock(48);
   select (action, override, attempts, filter, note)
          is not distinct from (p_action, p_override, p_attempts, p_filter, p_note)
     from bulk_operation where id = p_id into v_same;

@@ -16,24 +16,6 @@ create or replace function stepwell.redelivery_ms(p_attempt int)
   select least(300000, 1000 * power(2, least(p_attempt, 20) - 1))::bigint
 $$;
 
--- The last position before a time: what comes after it happened then or later.
-create or replace function stepwell.position_before(p_time timestamptz)
-  returns bigint language plpgsql stable set search_path = stepwell as $$
-declare
-  v_low  bigint := 0;
-  v_high bigint := coalesce((select position from event order by position desc limit 1), 0);
-  v_mid  bigint;
-  v_next bigint;
-  v_at   timestamptz;
-begin
-  while v_low < v_high loop      -- what is up to v_low is before, what is after v_high is not
-    v_mid := (v_low + v_high) / 2;
-    select position, at from event where position > v_mid order by position limit 1 into v_next, v_at;
-    if v_at < p_time then v_low := v_next; else v_high := v_mid; end if;
-  end loop;
-  return v_low;
-end $$;
-
 -- Makes a subscription that goes on after p_place, unless there are p_most.
 --
 -- Answers its id; whether it was made now; if not, whether the one of this name is the same. An id of null:

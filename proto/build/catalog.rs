@@ -49,6 +49,7 @@ pub struct EventOptions {
     pub example: String,
     pub derived_from: Vec<String>,
     pub stays: bool,
+    pub since: String,
 }
 
 impl EventOptions {
@@ -168,6 +169,10 @@ fn read_event(
     if option.emitters.is_empty() {
         fault("needs at least one emitter".into());
     }
+    let numbers: Vec<_> = option.since.split('.').map(str::parse::<u32>).collect();
+    if numbers.len() != 3 || numbers.iter().any(Result::is_err) {
+        fault("needs `since`, a release like 0.1.0".into());
+    }
     if option.entity.is_empty() == option.has_edge()
         || (!option.has_edge() && !option.from_states.is_empty())
     {
@@ -197,7 +202,7 @@ fn read_event(
         member: member.name().into(),
         doc,
         fields,
-        schema: schema(message),
+        schema: document(&option.name, message),
         option,
     })
 }
@@ -310,6 +315,15 @@ fn kind_name(field: &FieldDescriptor) -> String {
     }
 }
 
+/// The schema of a detail, as a document that stands alone.
+fn document(name: &str, message: &MessageDescriptor) -> Value {
+    let mut schema = schema(message);
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = name.into();
+    schema["description"] = comment(&message.parent_file(), message.path()).into();
+    schema
+}
+
 /// JSON Schema of the message as ProtoJSON. Defaults are left out on the wire, so nothing is required.
 fn schema(message: &MessageDescriptor) -> Value {
     let file = message.parent_file();
@@ -336,9 +350,10 @@ fn kind_schema(kind: &Kind) -> Value {
         Kind::String => json!({"type": "string"}),
         Kind::Bytes => json!({"type": "string", "contentEncoding": "base64"}),
         Kind::Double | Kind::Float => json!({"type": ["number", "string"]}),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 | Kind::Uint64 | Kind::Fixed64 => {
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => {
             json!({"type": "string", "pattern": "^-?[0-9]+$"})
         }
+        Kind::Uint64 | Kind::Fixed64 => json!({"type": "string", "pattern": "^[0-9]+$"}),
         Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({"type": "integer"}),
         Kind::Uint32 | Kind::Fixed32 => json!({"type": "integer", "minimum": 0}),
         Kind::Enum(e) => {

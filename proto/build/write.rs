@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::catalog::{Catalog, Event, Reason};
+use crate::{
+    catalog::{Catalog, Event, Reason},
+    elsewhere::ELSEWHERE,
+};
 
 /// `EVENT_CATEGORY_TASK` → `Task`, as prost names enum values.
 fn variant(value: &str, prefix: &str) -> String {
@@ -60,13 +63,14 @@ fn event_type(event: &Event) -> String {
     format!(
         "    EventType {{\n        number: {},\n        name: {:?},\n        message: {:?},\n        \
          category: EventCategory::{},\n        edge: {edge},\n        derived_from: &{:?},\n        \
-         emitters: &{:?},\n        doc: {:?},\n        fields: &[\n{fields}        ],\n        \
+         since: {:?},\n        emitters: &{:?},\n        doc: {:?},\n        fields: &[\n{fields}        ],\n        \
          example: {:?},\n        schema: {:?},\n    }},\n",
         event.number,
         option.name,
         event.message,
         variant(&option.category, "EVENT_CATEGORY_"),
         option.derived_from,
+        option.since,
         option.emitters,
         event.doc,
         option.example,
@@ -151,8 +155,13 @@ pub fn markdown(catalog: &Catalog) -> String {
     for event in &catalog.events {
         write!(text, "\n## {}\n\n{}\n\n", event.option.name, event.doc)
             .expect("a string takes all");
-        writeln!(text, "Message `{}`, handler method `handle_{}`.\n", event.message, event.member)
-            .expect("a string takes all");
+        let Event { message, member, option, .. } = event;
+        writeln!(
+            text,
+            "Message `{message}`, handler method `handle_{member}`, since {}.\n",
+            option.since
+        )
+        .expect("a string takes all");
         if !event.fields.is_empty() {
             text += "| Field | Type | |\n|---|---|---|\n";
             for field in &event.fields {
@@ -163,6 +172,12 @@ pub fn markdown(catalog: &Catalog) -> String {
             text.push('\n');
         }
         writeln!(text, "```json\n{}\n```", event.option.example).expect("a string takes all");
+    }
+    text += "\n# No events here\n\nNames that other engines publish as events, and what stands for them here.\n\n\
+             | Name | Here |\n|---|---|\n";
+    for elsewhere in ELSEWHERE {
+        writeln!(text, "| `{}` | {} |", elsewhere.name, elsewhere.here)
+            .expect("a string takes all");
     }
     text += "\n# Errors\n\nGenerated from `proto/stepwell/v1/error.proto`. Do not edit.\n\n\
              | Reason | Code | Metadata | |\n|---|---|---|---|\n";

@@ -2,6 +2,8 @@
 
 use crate::v1::{event::Detail, *};
 
+pub use crate::elsewhere::{ELSEWHERE, Elsewhere};
+
 /// One row of the catalog.
 #[derive(Debug)]
 pub struct EventType {
@@ -17,6 +19,8 @@ pub struct EventType {
     pub edge: Option<Edge>,
     /// Recorded events it is made from; empty: it is recorded itself.
     pub derived_from: &'static [&'static str],
+    /// The release that had it first.
+    pub since: &'static str,
     /// Services that may emit it.
     pub emitters: &'static [&'static str],
     /// What it means.
@@ -71,6 +75,11 @@ pub trait EventMessage: prost::Message + Default + Into<Detail> {
 /// Looks a recorded type up by number.
 pub fn event_type_by_number(number: u32) -> Option<&'static EventType> {
     EVENTS.iter().find(|e| e.number == number)
+}
+
+/// What stands for a name that other engines publish as an event and this one does not.
+pub fn elsewhere(name: &str) -> Option<&'static Elsewhere> {
+    ELSEWHERE.iter().find(|e| e.name == name)
 }
 
 /// The events that may record this move.

@@ -34,6 +34,39 @@ pub fn parse_step_id(text: &str) -> Option<(&str, i32)> {
     plain.then_some((task_id, number))
 }
 
+/// Most characters of a correlation id.
+pub const CORRELATION_ID_MAX: usize = 100;
+
+/// Checks a correlation id; or says what it must be.
+pub fn check_correlation_id(text: &str) -> Result<(), String> {
+    let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if starts && plain && text.len() <= CORRELATION_ID_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "must be a letter or digit, then letters, digits, `_` and `-`, {CORRELATION_ID_MAX} at most"
+    ))
+}
+
+/// A correlation id for a task without one: `tsk_<base 36 of ms>_<6 letters and digits>`, from the
+/// time in ms since 1970 and a random number.
+pub fn correlation_id(ms: u64, random: u64) -> String {
+    format!("tsk_{}_{:0>6}", base36(ms), base36(random % 36_u64.pow(6)))
+}
+
+fn base36(mut number: u64) -> String {
+    let mut digits = Vec::new();
+    loop {
+        let digit = u32::try_from(number % 36).expect("a remainder below 36");
+        digits.push(char::from_digit(digit, 36).expect("a digit of base 36"));
+        number /= 36;
+        if number == 0 {
+            return digits.iter().rev().collect();
+        }
+    }
+}
+
 /// The public id of an executor's session.
 pub fn executor_id(session: i64) -> String {
     format!("{:x}-{:x}", session >> 32, session & 0xffff_ffff)
@@ -176,5 +209,17 @@ mod tests {
             assert_eq!(Cursor::decode(text), None, "{text}");
             assert_eq!(PageToken::decode(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn correlation_ids_are_plain_words() {
+        for good in ["a", "7", "order-17_B", &"x".repeat(100), &correlation_id(0, 0)] {
+            assert_eq!(check_correlation_id(good), Ok(()), "{good}");
+        }
+        for bad in ["", "-a", "_a", "a b", "a.b", "ä", "a\n", &"x".repeat(101)] {
+            assert!(check_correlation_id(bad).is_err(), "{bad}");
+        }
+        assert_eq!(correlation_id(1_700_000_000_000, 35), "tsk_loyw3v28_00000z");
+        assert_eq!(correlation_id(0, u64::MAX).len(), 12);
     }
 }

@@ -12,15 +12,20 @@ pub mod stepwell {
     )]
     pub mod v1 {
         tonic::include_proto!("stepwell.v1");
+        pub use crate::batch::EventBatch;
     }
 }
 
+pub use batch::EncodedEvent;
 pub use stepwell::v1;
 
+mod batch;
 pub mod catalog;
 pub mod codec;
+mod elsewhere;
 pub mod id;
 pub mod json;
+pub mod page;
 pub mod refusal;
 pub mod time;
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fs, path::Path};
 use prost_reflect::{DescriptorPool, DynamicMessage, prost::Message};
 use stepwell_proto::{
     CONTRACT, EVENTS_MD,
-    catalog::{EVENTS, EventMessage, edges, event_type, event_type_by_number, origins},
+    catalog::{
+        ELSEWHERE, EVENTS, EventMessage, edges, elsewhere, event_type, event_type_by_number,
+        origins,
+    },
     v1::{Entity, ErrorReason, State, StepCompleted, StepFailed, event::Detail},
 };
 
@@ -66,6 +69,165 @@ fn the_options_keep_their_number() {
     let pool = DescriptorPool::decode(CONTRACT).unwrap();
     for option in ["stepwell.v1.event", "stepwell.v1.refusal"] {
         assert_eq!(pool.get_extension_by_name(option).unwrap().number(), 281_640_101);
+    }
+}
+
+/// The names of the model that this engine restates, by the groups it has them in.
+const MODEL: [(&str, &str); 9] = [
+    (
+        "task.",
+        "initialize_requested start_requested completed failed retry_requested cancelled \
+         resolved_manually before_transition",
+    ),
+    (
+        "step.",
+        "initialize_requested execution_requested before_handle handle completed failed \
+         retry_requested cancelled resolved_manually before_transition",
+    ),
+    (
+        "workflow.",
+        "task_started task_completed task_failed step_completed step_failed viable_steps_discovered \
+         no_viable_steps orchestration_requested task_finalization_started \
+         task_finalization_completed task_reenqueue_started task_reenqueue_requested \
+         task_reenqueue_failed task_reenqueue_delayed task_state_unclear step_execution_failed \
+         viable_steps_batch_ready steps_execution_started steps_execution_completed",
+    ),
+    (
+        "observability.",
+        "task.handle task.enqueue task.finalize step.handle step.find_viable step.backoff step.skip \
+         step.max_retries_reached",
+    ),
+    ("", "test.event slow.event custom.event Test.Event"),
+    (
+        "",
+        "handler.registered handler.unregistered handler.validation_failed plugin.registered \
+         plugin.unregistered plugin.validation_failed subscriber.registered subscriber.unregistered \
+         subscriber.validation_failed",
+    ),
+    (
+        "registry.",
+        "sync_requested health_check stats_collected cross_discovery coordination_complete",
+    ),
+    (
+        "tasker.telemetry.",
+        "cache_synced export_requested export_completed export_failed plugin_registered \
+         plugin_unregistered",
+    ),
+    (
+        "",
+        "database.query_executed dependency.resolved batch.step_execution memory.spike_detected \
+         performance.slow_operation",
+    ),
+];
+
+#[test]
+fn every_name_of_the_model_is_an_event_or_has_something_in_its_place() {
+    let names = MODEL.iter().flat_map(|(prefix, rest)| {
+        rest.split_whitespace().map(move |name| format!("{prefix}{name}"))
+    });
+    let model: BTreeSet<String> = names.collect();
+    for name in &model {
+        let (is_event, is_elsewhere) = (event_type(name).is_some(), elsewhere(name).is_some());
+        assert!(is_event != is_elsewhere, "{name}: {is_event}, {is_elsewhere}");
+    }
+    let there: BTreeSet<_> = ELSEWHERE.iter().map(|e| e.name).collect();
+    assert_eq!(there.len(), ELSEWHERE.len(), "each once");
+    assert!(there.iter().all(|name| model.contains(*name)));
+}
+
+/// What stands for a name may name events: there are such events.
+#[test]
+fn what_stands_for_a_name_is_there() {
+    for here in ELSEWHERE.iter().map(|e| e.here) {
+        for named in here.split('`').skip(1).step_by(2) {
+            let category = named.split('.').next().unwrap();
+            let spans = ["step.handle", "step.settle"];
+            if ["task", "step", "workflow", "observability"].contains(&category)
+                && !spans.contains(&named)
+            {
+                assert!(event_type(named).is_some(), "{here}");
+            }
+        }
+    }
+}
+
+/// A schema that refuses fields that the message does not have, so that none can be misnamed.
+fn closed(schema: &serde_json::Value) -> serde_json::Value {
+    let mut schema = schema.clone();
+    let mut open = vec![&mut schema];
+    while let Some(value) = open.pop() {
+        match value {
+            serde_json::Value::Object(fields) => {
+                if fields.get("properties").is_some_and(serde_json::Value::is_object) {
+                    fields.insert("additionalProperties".into(), false.into());
+                }
+                open.extend(fields.values_mut());
+            }
+            serde_json::Value::Array(items) => open.extend(items),
+            _ => {}
+        }
+    }
+    schema
+}
+
+fn validator(schema: &serde_json::Value) -> jsonschema::Validator {
+    jsonschema::options()
+        .offline()
+        .should_validate_formats(true)
+        .build(schema)
+        .expect("it is a schema")
+}
+
+#[test]
+fn every_schema_is_one_and_fits_its_example_and_refuses_what_is_of_another_type() {
+    for event in EVENTS {
+        let schema: serde_json::Value = serde_json::from_str(event.schema).unwrap();
+        jsonschema::draft202012::meta::validate(&schema).unwrap();
+        assert_eq!(schema["title"], event.name);
+        let validator = validator(&closed(&schema));
+        let example: serde_json::Value = serde_json::from_str(event.example).unwrap();
+        assert!(validator.is_valid(&example), "{}: {example}", event.name);
+        let fields = schema["properties"].as_object().unwrap();
+        assert_eq!(fields.len(), event.fields.len(), "{}", event.name);
+        for field in fields.keys() {
+            let mut wrong = example.clone();
+            wrong[field] = serde_json::json!([{"no": "such"}]);
+            assert!(!validator.is_valid(&wrong), "{}: {field}", event.name);
+        }
+    }
+}
+
+#[test]
+fn schemas_know_how_times_and_large_numbers_are_written() {
+    let pool = DescriptorPool::decode(CONTRACT).unwrap();
+    let failed: serde_json::Value =
+        serde_json::from_str(event_type("step.failed").unwrap().schema).unwrap();
+    let retried: serde_json::Value =
+        serde_json::from_str(event_type("step.retry_requested").unwrap().schema).unwrap();
+    let written = |message: &str, json: &str| {
+        let message = pool.get_message_by_name(&format!("stepwell.v1.{message}")).unwrap();
+        let mut json = serde_json::Deserializer::from_str(json);
+        serde_json::to_value(DynamicMessage::deserialize(message, &mut json).unwrap()).unwrap()
+    };
+    for backoff in ["0s", "0.5s", "1.000000001s", "86400s"] {
+        let json = format!(r#"{{"backoff": "{backoff}", "error": {{"retryAfter": "3s"}}}}"#);
+        assert!(validator(&closed(&failed)).is_valid(&written("StepFailed", &json)), "{json}");
+    }
+    for time in ["2026-11-23T08:00:15Z", "2026-11-23T08:00:15.000001Z", "1969-12-31T23:59:59.999Z"]
+    {
+        let json = format!(r#"{{"notBefore": "{time}"}}"#);
+        let value = written("StepRetryRequested", &json);
+        assert!(validator(&closed(&retried)).is_valid(&value), "{value}");
+    }
+    for (schema, wrong) in [
+        (&failed, serde_json::json!({"backoff": "4 s"})),
+        (&failed, serde_json::json!({"backoff": 4})),
+        (&failed, serde_json::json!({"backoffType": "SOON"})),
+        (&failed, serde_json::json!({"error": {"retryAfter": "soon"}})),
+        (&failed, serde_json::json!({"maxAttempts": "3"})),
+        (&retried, serde_json::json!({"notBefore": "yesterday"})),
+    ] {
+        assert!(!validator(schema).is_valid(&wrong), "{wrong}");
     }
 }
 

@@ -51,7 +51,7 @@ begin
       array_fill('bench'::text, array[p_batch]), array_fill(null::text, array[p_batch]),
       array_fill(null::bytea, array[p_batch]), array_fill(null::text, array[p_batch]),
       array_fill(null::bigint, array[p_batch]), array_fill(null::int, array[p_batch]),
-      array_fill(null::smallint, array[p_batch]));
+      array_fill(null::smallint, array[p_batch]), array_fill('bench'::text, array[p_batch]));
     commit;
     select * from stepwell.claim(array[v_queue], '{0}', array[p_batch], '{1}', v_session, v_node) into l;
     commit;

@@ -464,8 +464,7 @@ async fn somebody_s_open_transaction_holds_up_neither_steps_nor_events() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn numbers_near_their_end_are_still_numbers() {
     let world = World::hasty(Nodes { task: 1, step: 1, event: 1 }).await;
-    // A step's key is its task's times 16,384. The partition is named as the one after the next, so
-    // that none is made between it and the first.
+    // A step's key is its task's times 16,384.
     sqlx::raw_sql(
         "select setval('stepwell.task_id', (1::bigint << 49) - 1000);
          select setval('stepwell.position', 1::bigint << 62);

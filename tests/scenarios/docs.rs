@@ -1,6 +1,6 @@
 //! What the documents say is proved, is.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 fn functions(folder: &Path, into: &mut String) {
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
@@ -22,6 +22,7 @@ fn every_test_that_a_document_names_is_there() {
     for document in [
         "docs/behaviour.md",
         "docs/faults.md",
+        "docs/feed.md",
         "docs/limits.md",
         "docs/reading.md",
         "docs/subscriptions.md",
@@ -40,4 +41,36 @@ fn every_test_that_a_document_names_is_there() {
         }
     }
     assert!(named > 120, "{named} names");
+}
+
+/// The numbers of advisory locks in a file.
+fn locks(text: &str) -> impl Iterator<Item = u32> {
+    let calls = text.split("pg_advisory_").chain(text.split("pg_try_advisory_")).skip(1);
+    calls.filter_map(|call| call.split_once('(')?.1.split_once(')')?.0.parse().ok())
+}
+
+#[test]
+fn each_advisory_lock_is_for_what_the_architecture_says_and_for_nothing_else() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut taken = BTreeSet::new();
+    for folder in ["migrations/verbs", "services/store/src"] {
+        for file in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = file.unwrap().path();
+            let Ok(text) = std::fs::read_to_string(&path) else { continue };
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            taken.extend(locks(&text).map(|number| (number, name.clone())));
+        }
+    }
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let rows = text.lines().filter_map(|line| {
+        let [_, number, _, files, _] = line.split('|').collect::<Vec<_>>().try_into().ok()?;
+        Some((number.trim().parse::<u32>().ok()?, files.to_owned()))
+    });
+    let told: BTreeSet<(u32, String)> = rows
+        .flat_map(|(number, files)| {
+            let files = files.split(',').map(|file| file.trim().trim_matches('`').to_owned());
+            files.map(move |file| (number, file)).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(taken, told);
 }

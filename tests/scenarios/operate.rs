@@ -302,7 +302,10 @@ async fn an_operator_mends_a_task_on_the_command_line() {
     let (code, out, _) = stepwell(&world, &["step", "get", &charge], "");
     assert!(code == 0 && out.contains("error") && out.contains("Down: no gateway"), "{out}");
     let (code, out, _) = stepwell(&world, &["step", "why", &step_id(&task, 2)], "");
-    assert!(code == 0 && out.starts_with("pending\n- it waits for charge"), "{out}");
+    assert!(
+        code == 0 && out.starts_with("pending\n- it waits for what failed for good: charge"),
+        "{out}"
+    );
     let (code, _, err) = stepwell(&world, &["step", "skip", &charge], "");
     assert!(code == 4 && err.contains("STEP_NOT_SKIPPABLE"), "{code} {err}");
     let (code, out, err) = stepwell(&world, &["task", "retry", id, "--by", "me"], "");

@@ -165,8 +165,17 @@ async fn a_priority_out_of_bounds_and_a_pause_of_nothing_are_refused_and_change_
     let bad = v1::PauseDefinitionsRequest { definition_name: "a b".into(), ..Default::default() };
     let error = client.pause_definitions(bad).await.unwrap_err();
     assert_eq!(field(&error), "definition_name");
-    let list = v1::ListPausesRequest { page_token: "x".into(), ..Default::default() };
-    let error = client.list_pauses(list).await.unwrap_err();
-    assert_eq!(error.reason(), Some(ErrorReason::PageTokenInvalid));
+    for token in ["x", "a b:c", "a\0:b", "a:b:c"] {
+        let list = v1::ListPausesRequest { page_token: token.into(), ..Default::default() };
+        let error = client.list_pauses(list).await.unwrap_err();
+        assert_eq!(error.reason(), Some(ErrorReason::PageTokenInvalid), "{token:?}");
+    }
+    for (path, request) in [
+        ("namespace", v1::ListPausesRequest { namespace: "a\0".into(), ..Default::default() }),
+        ("page_size", v1::ListPausesRequest { page_size: 1001, ..Default::default() }),
+    ] {
+        let error = client.list_pauses(request).await.unwrap_err();
+        assert_eq!(field(&error), path);
+    }
     assert_eq!(world.rows().await, before);
 }

@@ -21,14 +21,14 @@ use stepwell_tests::{SOON, World, check, until};
 use tonic::{Status, transport::Channel};
 
 /// An executor of these tests, at one node.
-struct Caller {
+pub(super) struct Caller {
     service: StepServiceClient<Channel>,
     id: String,
     /// Of the last response.
     answer: i64,
 }
 
-fn hello(slots: i32, held: &[&str]) -> Hello {
+pub(super) fn hello(slots: i32, held: &[&str]) -> Hello {
     let handlers = ["a", "b", "c", "d"]
         .map(|name| HandlerOffer { name: name.into(), ..HandlerOffer::default() });
     Hello {
@@ -48,7 +48,7 @@ fn refused(status: &Status) -> (ErrorReason, Vec<String>) {
 
 impl Caller {
     /// Says hello to a node.
-    async fn hello(world: &World, node: usize, hello: Hello) -> (Self, Welcome) {
+    pub(super) async fn hello(world: &World, node: usize, hello: Hello) -> (Self, Welcome) {
         let address = world.suite.addresses().step[node].clone();
         let mut service = StepServiceClient::connect(address).await.unwrap();
         let executor = Some(acquire_steps_request::Executor::Hello(hello));
@@ -76,19 +76,19 @@ impl Caller {
     }
 
     /// At least one lease.
-    async fn leases(&mut self, max: i32) -> Vec<Lease> {
+    pub(super) async fn leases(&mut self, max: i32) -> Vec<Lease> {
         let answer = self.acquire(max, 60).await.unwrap();
         assert!(!answer.leases.is_empty(), "{answer:?}");
         answer.leases
     }
 
-    async fn report(&mut self, outcomes: Vec<Outcome>) -> Result<Vec<Ack>, Status> {
+    pub(super) async fn report(&mut self, outcomes: Vec<Outcome>) -> Result<Vec<Ack>, Status> {
         let request = ReportOutcomesRequest { executor_id: self.id.clone(), outcomes };
         Ok(self.service.report_outcomes(request).await?.into_inner().acks)
     }
 
     /// Reports that these completed; all of it is durable.
-    async fn complete(&mut self, leases: &[Lease]) {
+    pub(super) async fn complete(&mut self, leases: &[Lease]) {
         let acks =
             self.report(leases.iter().map(|l| complete(&l.lease_id)).collect()).await.unwrap();
         assert_eq!(acks.len(), leases.len());

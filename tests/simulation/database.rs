@@ -380,7 +380,7 @@ impl Database {
         let shared =
             shared.map(|((_, plan, ..), room)| room.map(|_| self.first_task + long(*plan)));
         let shared: Vec<Option<i64>> = shared.collect();
-        let row = sqlx::query("select n_key, queues_n from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
+        let row = sqlx::query("select n_key, queues_n from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)")
             .bind(&keys)
             .bind(uids)
             .bind(definitions)
@@ -395,6 +395,7 @@ impl Database {
             .bind(shared)
             .bind(rooms)
             .bind(tasks.iter().map(|(.., priority)| priority.map(i16::from)).collect::<Vec<_>>())
+            .bind(vec!["c1"; n])
             .bind(self.time())
             .fetch_one(self.writer.connection())
             .await;

@@ -40,7 +40,6 @@ const THOROUGH: usize = 50;
 /// Functions of `migrations/verbs` that no operation calls, because others do, or because they move nothing.
 const INTERNAL: &[&str] = &[
     "append",
-    "extend_event",
     "new_token",
     "end_tasks",
     "count_steps",

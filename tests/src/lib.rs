@@ -167,6 +167,12 @@ impl Rows {
         sqlx::query_scalar(sql).bind(key).fetch_one(&mut *connection).await.unwrap()
     }
 
+    /// Carries out a statement about one number; answers how many rows it touched.
+    pub async fn execute(&self, sql: &'static str, key: i64) -> u64 {
+        let mut connection = self.watcher.lock().await;
+        sqlx::query(sql).bind(key).execute(&mut *connection).await.unwrap().rows_affected()
+    }
+
     /// As if so much time had passed (an interval, as text): whatever is due later is due so much sooner.
     pub async fn pass(&self, interval: &str) {
         let mut connection = self.watcher.lock().await;
@@ -200,6 +206,28 @@ impl Rows {
     }
 }
 
+/// Cuts a log in which nothing is yet into so many partitions of so many positions.
+pub async fn cut_log(connection: &mut PgConnection, size: i64, n: i64) {
+    let made: Vec<String> = sqlx::query_scalar(
+        "select inhrelid::regclass::text from pg_inherits where inhparent = 'stepwell.event'::regclass",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .unwrap();
+    let mut statements: Vec<String> =
+        made.iter().map(|table| format!("drop table {table};")).collect();
+    for from in (0..n).map(|i| i * size) {
+        let table = format!("stepwell.event_{from:019}");
+        statements.push(format!(
+            "create table {table} partition of stepwell.event for values from ({from}) to ({});
+             alter table {table} add primary key (position);",
+            from + size
+        ));
+    }
+    let statements = sqlx::AssertSqlSafe(statements.concat());
+    sqlx::raw_sql(statements).execute(connection).await.unwrap();
+}
+
 /// A task to create.
 pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
     NewTask {
@@ -213,6 +241,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         skipped: Vec::new(),
         priority: None,
         concurrency: None,
+        correlation_id: "test".into(),
         trace: None,
         hash: [0; 32],
         key: None,

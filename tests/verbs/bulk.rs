@@ -10,7 +10,7 @@ use stepwell_store::{
 use stepwell_tests::{Rows, check, complete, new_task, report};
 use uuid::Uuid;
 
-use super::races::{hold, race, release};
+use super::races::{hold, hold_log, race, release};
 
 const CANCEL: Action = Action::Cancel(v1::BulkCancel { r#override: false });
 const RETRY: Action = Action::Retry(v1::BulkRetry { attempts: 0 });
@@ -619,4 +619,20 @@ async fn operations_are_listed_by_state_and_page_and_forgotten_when_they_are_old
     let days = Duration::from_secs(30 * 24 * 3600);
     assert_eq!(rows.store.forget_bulk(days).await.unwrap(), 1);
     assert_eq!(list(&[]).await, newest[..4]);
+}
+
+#[tokio::test]
+async fn an_operation_is_started_while_others_lease_and_waits_for_none_of_them() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    rows.create(&definition).await;
+    let latch = hold_log(&rows).await;
+    let mut writer = rows.writer().await;
+    let started = async {
+        rows.in_line(1).await;
+        start(&rows, CANCEL, tagged("x")).await;
+        release(latch).await;
+    };
+    let (leases, ()) = tokio::join!(rows.claim(&mut writer, definition.queues[0], 1), started);
+    assert_eq!(leases.len(), 1);
 }

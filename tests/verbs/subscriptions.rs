@@ -199,23 +199,3 @@ async fn no_more_events_are_kept_than_may_and_the_partition_waits() {
     let nacked = rows.store.nack_event(&nack(epoch, log[0].0, 4)).await.unwrap();
     assert!(matches!(nacked, Nacked::Done { parked: true, .. }), "{nacked:?}");
 }
-
-#[tokio::test]
-async fn a_time_is_found_in_the_log() {
-    let rows = Rows::new().await;
-    made(&rows, &new(1, true)).await;
-    let definition = rows.define("a").await;
-    rows.create_many(&definition, 7).await;
-    let log: Vec<(i64, sqlx::types::chrono::DateTime<sqlx::types::chrono::Utc>)> =
-        sqlx::query_as("select position, at from stepwell.event order by position")
-            .fetch_all(&mut rows.connection().await)
-            .await
-            .unwrap();
-    for (_, at) in &log {
-        let before = log.iter().filter(|(_, other)| other < at).map(|of| of.0).max().unwrap_or(0);
-        assert_eq!(rows.store.position_before(*at).await.unwrap(), before);
-    }
-    let last = log.last().unwrap();
-    let later = last.1 + Duration::from_secs(1);
-    assert_eq!(rows.store.position_before(later).await.unwrap(), last.0);
-}

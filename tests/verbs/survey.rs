@@ -6,6 +6,8 @@ use sqlx::Connection;
 use stepwell_store::{Count, Ending, Ready, Survey};
 use stepwell_tests::{Rows, child_slots, complete, report};
 
+use super::priority::pause;
+
 #[tokio::test]
 async fn an_empty_database_has_nothing_to_tell() {
     let rows = Rows::new().await;
@@ -33,6 +35,22 @@ async fn ready_steps_are_counted_by_handler_and_as_old_as_what_made_them_ready()
     };
     assert_eq!((namespace.as_str(), handler.as_str(), *steps), ("default", "h", 5));
     assert!((3600.0..3660.0).contains(oldest), "{oldest}");
+}
+
+#[tokio::test]
+async fn what_a_paused_definition_keeps_waiting_is_counted_and_has_no_age() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    rows.create_many(&definition, 2).await;
+    let age = "update stepwell.event set at = at - interval '1 hour'";
+    sqlx::query(age).execute(&mut rows.connection().await).await.unwrap();
+    let name = definition.definition.name.as_str();
+    pause(&rows, name, true).await;
+    let ready = rows.store.survey().await.unwrap().ready;
+    assert_eq!((ready[0].steps, ready[0].oldest), (2, 0.0), "nobody is to be alarmed");
+    pause(&rows, name, false).await;
+    let ready = rows.store.survey().await.unwrap().ready;
+    assert!((3600.0..3660.0).contains(&ready[0].oldest), "{ready:?}");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use stepwell_tests::{Rows, child_slots, complete, new_task};
 
 use super::{
     operate::{FAILS, RETRY, Run, note},
+    priority::{pause, queue_at, raise},
     races::{hold, race},
 };
 
@@ -97,6 +98,28 @@ async fn a_paused_task_s_steps_are_told_of_when_it_goes_on() {
     assert_eq!(tell(&run).await, 0);
     run.rows.store.pause_tasks(&[run.uid], false, &note()).await.unwrap();
     assert_eq!((tell(&run).await, tell(&run).await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_paused_definition_s_steps_are_told_of_when_it_goes_on() {
+    let run = Run::of("a").await;
+    age(&run.rows, "1 h").await;
+    let name = run.definition.definition.name.as_str();
+    pause(&run.rows, name, true).await;
+    assert_eq!(tell(&run).await, 0);
+    pause(&run.rows, name, false).await;
+    assert_eq!((tell(&run).await, tell(&run).await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_step_that_changed_its_queue_is_told_of_where_it_waits_now() {
+    let run = Run::of("a").await;
+    raise(&run.rows, run.uid, 1).await;
+    let urgent = start(queue_at(&run.rows, &run.definition, 1).await.unwrap());
+    age(&run.rows, "1 h").await;
+    assert_eq!(tell(&run).await, 0, "its row in the usual queue is a left-over");
+    assert_eq!(tell_from(&run.rows, &[urgent]).await.steps, 1);
+    run.check().await;
 }
 
 #[tokio::test]

@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use stepwell_client::{Start, Subscription};
-use stepwell_proto::v1::{Event, State, event::Detail};
+use stepwell_proto::v1::{
+    Entity, Event, EventCategory, EventType, GetEventTypeRequest, ListEventTypesRequest, State,
+    event::Detail,
+};
 
 use crate::{connect::Connect, fault::Fault, output};
 
@@ -12,13 +15,63 @@ use crate::{connect::Connect, fault::Fault, output};
 pub(crate) enum Command {
     /// Follow events until interrupted.
     Subscribe(Subscribe),
+    /// Show which types of events there are.
+    Types(Types),
+    /// Show one type of events: what it means, its schema, an example.
+    Type(Type),
+}
+
+#[derive(Args)]
+pub(crate) struct Types {
+    /// Only this category.
+    #[arg(long, value_enum)]
+    category: Option<Category>,
+    /// Only names that begin so.
+    #[arg(long, default_value = "")]
+    prefix: String,
+    /// Only those with this text in name or description, in upper or lower case.
+    #[arg(long, default_value = "")]
+    search: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Type {
+    /// Its name: `step.completed`.
+    name: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+struct Show {
+    /// How it is shown.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// What events are about.
+#[derive(Clone, Copy, ValueEnum)]
+enum Category {
+    /// Tasks.
+    Task,
+    /// Steps.
+    Step,
+    /// The engine's decisions.
+    Workflow,
+    /// For watching only.
+    Observability,
 }
 
 #[derive(Args)]
 pub(crate) struct Subscribe {
     /// Names: exact, `prefix.*`, or `*`; everything recorded unless given.
     names: Vec<String>,
-    /// Where to start: `earliest`, `latest`, or a cursor that was printed.
+    /// Where to start: `earliest`, `latest`, a time such as `2026-11-28T12:00:00Z`, or a cursor that was
+    /// printed.
     #[arg(long, default_value = "latest")]
     from: String,
     /// Only events of this task; may be given several times.
@@ -30,6 +83,21 @@ pub(crate) struct Subscribe {
     /// Only events of this namespace; may be given several times.
     #[arg(long, short)]
     namespace: Vec<String>,
+    /// Only events of this step; may be given several times.
+    #[arg(long)]
+    step: Vec<String>,
+    /// Only events of tasks with this label; may be given several times: any of them.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Only events of tasks with this correlation id; may be given several times.
+    #[arg(long)]
+    correlation_id: Vec<String>,
+    /// Of failures of steps only those that are final.
+    #[arg(long)]
+    only_final_failures: bool,
+    /// Without contexts, results, configs and what failures say.
+    #[arg(long)]
+    metadata_only: bool,
     /// End after this many events.
     #[arg(long)]
     limit: Option<usize>,
@@ -42,8 +110,92 @@ pub(crate) struct Subscribe {
 
 impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
-        let Self::Subscribe(subscribe) = self;
-        subscribe.run().await
+        match self {
+            Self::Subscribe(subscribe) => subscribe.run().await,
+            Self::Types(types) => types.run().await,
+            Self::Type(of_type) => of_type.run().await,
+        }
+    }
+}
+
+impl Types {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let category =
+            self.category.map_or(EventCategory::Unspecified, |category| match category {
+                Category::Task => EventCategory::Task,
+                Category::Step => EventCategory::Step,
+                Category::Workflow => EventCategory::Workflow,
+                Category::Observability => EventCategory::Observability,
+            });
+        let (prefix, search) = (self.prefix, self.search);
+        let category = category.into();
+        let mut request =
+            ListEventTypesRequest { category, prefix, search, ..ListEventTypesRequest::default() };
+        let mut table = output::table(&["NAME", "SINCE", "RECORDS", "MEANING"]);
+        loop {
+            let page = client.list_event_types(request.clone()).await?;
+            for of_type in page.event_types {
+                if self.show.output == output::Format::Json {
+                    output::line(output::json("EventType", &of_type)?)?;
+                    continue;
+                }
+                let meaning = of_type.description.split(". ").next().unwrap_or_default();
+                let meaning = meaning.replace('\n', " ");
+                let records = records(&of_type);
+                table.add_row([of_type.name, of_type.since, records, meaning]);
+            }
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                break;
+            }
+        }
+        if self.show.output == output::Format::Table {
+            output::line(table.to_string())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Type {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let request = GetEventTypeRequest { name: self.name };
+        let answer = self.show.connect.client()?.get_event_type(request).await?;
+        let of_type = answer.event_type.unwrap_or_default();
+        if self.show.output == output::Format::Json {
+            output::line(output::json("EventType", &of_type)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        output::line(format!("{}\n\n{}\n", of_type.name, of_type.description))?;
+        let mut table = output::table(&["RECORDS", "BY", "SINCE", "NUMBER", "MESSAGE"]);
+        table.add_row([
+            records(&of_type),
+            of_type.emitters.join(", "),
+            of_type.since,
+            of_type.number.to_string(),
+            of_type.message,
+        ]);
+        output::line(table.to_string())?;
+        for (what, text) in [("schema", of_type.schema), ("example", of_type.example)] {
+            let shown = serde_json::from_str::<serde_json::Value>(&text)
+                .and_then(|json| serde_json::to_string_pretty(&json));
+            output::line(format!("\n{what}:\n{}", shown.unwrap_or(text)))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What it records, or what it is made from.
+fn records(of_type: &EventType) -> String {
+    if !of_type.derived_from.is_empty() {
+        return format!("from {}", of_type.derived_from.join(", "));
+    }
+    let entity = if of_type.entity() == Entity::Step { "step" } else { "task" };
+    let from = of_type.from_states().map(State::word).collect::<Vec<_>>().join(", ");
+    match (from.as_str(), of_type.to_state()) {
+        (_, State::Unspecified) => format!("{entity} stays {from}"),
+        ("", to) => format!("{entity} is {}", to.word()),
+        (from, to) => format!("{entity} {from} → {}", to.word()),
     }
 }
 
@@ -52,14 +204,29 @@ impl Subscribe {
         let start = match self.from.as_str() {
             "earliest" => Start::Earliest,
             "latest" => Start::Latest,
+            // No cursor has a colon.
+            time if time.contains(':') => {
+                let time: prost_types::Timestamp =
+                    time.parse().map_err(|_| Fault::usage(format!("{time:?} is no time")))?;
+                Start::At(time.try_into().map_err(|_| Fault::usage("the time is too far away"))?)
+            }
             cursor => Start::After(cursor.to_owned()),
         };
-        let wanted = Subscription::new()
+        let mut wanted = Subscription::new()
             .names(self.names.clone())
             .tasks(self.task.clone())
             .definitions(self.definition.clone())
             .namespaces(self.namespace.clone())
+            .steps(self.step.clone())
+            .tags(self.tag.clone())
+            .correlation_ids(self.correlation_id.clone())
             .from(start);
+        if self.only_final_failures {
+            wanted = wanted.only_final_failures();
+        }
+        if self.metadata_only {
+            wanted = wanted.metadata_only();
+        }
         let mut feed = self.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
         while left > 0 {

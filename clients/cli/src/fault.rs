@@ -64,7 +64,7 @@ impl Fault {
             code: match refusal.reason.code() {
                 Code::InvalidArgument => USAGE,
                 Code::NotFound => NOT_FOUND,
-                Code::AlreadyExists | Code::FailedPrecondition => CONFLICT,
+                Code::AlreadyExists | Code::FailedPrecondition | Code::OutOfRange => CONFLICT,
                 Code::Unavailable | Code::ResourceExhausted => UNAVAILABLE,
                 _ => UNEXPECTED,
             },
@@ -81,7 +81,7 @@ impl Fault {
             ErrorReason::DefinitionNotFound => Some("stepwell definition apply FILE".into()),
             ErrorReason::DefinitionChanged => Some("raise the version in the file".into()),
             ErrorReason::EventUnknown => refusal.metadata.get("suggestion").cloned(),
-            ErrorReason::CursorAhead => Some("--from earliest".into()),
+            ErrorReason::CursorAhead | ErrorReason::CursorExpired => Some("--from earliest".into()),
             _ => None,
         };
         fault

@@ -73,6 +73,9 @@ pub(crate) struct Create {
     /// A label; may be given several times.
     #[arg(long)]
     tag: Vec<String>,
+    /// What it belongs to, as its events say; made up unless given.
+    #[arg(long, default_value = "")]
+    correlation_id: String,
     /// A step that is not to run; may be given several times.
     #[arg(long, value_name = "STEP")]
     bypass: Vec<String>,
@@ -234,6 +237,7 @@ impl Create {
             tags: self.tag,
             bypass_steps: self.bypass,
             priority: self.priority.unwrap_or_default(),
+            correlation_id: self.correlation_id,
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         };

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use stepwell_proto::v1::{
-    self, step_service_client::StepServiceClient, task_service_client::TaskServiceClient,
+    self, event_service_client::EventServiceClient, step_service_client::StepServiceClient,
+    task_service_client::TaskServiceClient,
 };
 use tokio::{
     runtime::Handle,
@@ -491,6 +492,28 @@ impl Client {
         .await
     }
 
+    /// A page of the types of events that there are.
+    pub async fn list_event_types(
+        &self,
+        request: v1::ListEventTypesRequest,
+    ) -> Result<v1::ListEventTypesResponse, Error> {
+        self.events(&request, |mut service, request| async move {
+            service.list_event_types(request).await
+        })
+        .await
+    }
+
+    /// One type of events, with its schema and an example.
+    pub async fn get_event_type(
+        &self,
+        request: v1::GetEventTypeRequest,
+    ) -> Result<v1::GetEventTypeResponse, Error> {
+        self.events(&request, |mut service, request| async move {
+            service.get_event_type(request).await
+        })
+        .await
+    }
+
     /// Follows the feed of events. Answers once the stream is open and its place in the feed is
     /// known: with [`crate::Start::Latest`], whatever happens after the answer is delivered.
     pub async fn subscribe(
@@ -542,6 +565,21 @@ impl Client {
     {
         call(&self.pools.step, &self.limits, request, |channel, request| {
             let service = StepServiceClient::new(channel);
+            rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request)
+        })
+        .await
+    }
+
+    async fn events<Q: Clone, A, F>(
+        &self,
+        request: &Q,
+        rpc: impl Fn(EventServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Error>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        call(&self.pools.event, &self.limits, request, |channel, request| {
+            let service = EventServiceClient::new(channel);
             rpc(service.max_decoding_message_size(MESSAGE_BYTES_MAX), request)
         })
         .await

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
+use stepwell_proto::{catalog::elsewhere, refusal::Refusal, v1::ErrorReason};
 use tonic::{Code, Status};
 
 /// Why a call, an executor or a subscriber failed.
@@ -39,9 +39,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// No event of the catalog has this name.
-    #[error("no event is named {name:?}{}", .suggestion.as_ref().map_or_else(String::new, |s| {
-        format!("; did you mean {s:?}?")
-    }))]
+    #[error("no event is named {name:?}{}", instead(name, suggestion.as_deref()))]
     EventUnknown {
         /// As it was given.
         name: String,
@@ -51,6 +49,15 @@ pub enum Error {
     /// The cursor could not be loaded.
     #[error("the cursor cannot be loaded")]
     Cursor(#[source] std::io::Error),
+}
+
+/// What to try in place of a name: the one that was meant, or what stands for it here.
+fn instead(name: &str, suggestion: Option<&str>) -> String {
+    match (elsewhere(name), suggestion) {
+        (Some(there), _) => format!(". {}", there.here),
+        (None, Some(meant)) => format!("; did you mean {meant:?}?"),
+        (None, None) => String::new(),
+    }
 }
 
 impl Error {

@@ -75,7 +75,8 @@ pub use crate::{
     executor::{Executor, HandlerError, Observation, Report, StepContext},
     limits::Limits,
     subscriber::{
-        CursorStore, Delivery, EventStream, FileCursor, NoCursor, Start, Subscriber, Subscription,
+        CursorStore, Delivery, ErrorCategory, EventFacts, EventStream, FailureFacts, FileCursor,
+        NoCursor, Start, Subscriber, Subscription,
     },
     task::TaskBuilder,
 };

@@ -77,6 +77,13 @@ impl TaskBuilder {
         self
     }
 
+    /// What the task belongs to in the caller's eyes: a letter or digit, then letters, digits, `_` and
+    /// `-`, 100 at most. Default: one is made.
+    pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
+        self.request.correlation_id = correlation_id.into();
+        self
+    }
+
     /// Names of steps that are not to run; each has to be skippable by the definition.
     pub fn bypass_steps<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
         self.request.bypass_steps.extend(names.into_iter().map(Into::into));

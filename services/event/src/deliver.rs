@@ -1,16 +1,19 @@
 //! One subscription: its place in the log, and what goes out from there. It takes pages from the
 //! ring, or from the table when it has fallen behind, and sends what its filter wants.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use prost::Message;
 use stepwell_proto::{
+    EncodedEvent,
     id::Cursor,
     refusal::Refusal,
-    v1::{Checkpoint, ErrorReason, Event, EventBatch, SubscribeResponse, subscribe_response::Kind},
+    v1::{
+        CaughtUp, Checkpoint, End, EndReason, EventBatch, FellBehind, SubscribeResponse, Task,
+        subscribe_response::Kind,
+    },
 };
 use stepwell_serve::{Age, Shutdown};
-use stepwell_store::{Store, derive};
+use stepwell_store::{Error, Store};
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -20,30 +23,36 @@ use tonic::Status;
 use crate::{
     filter::Filter,
     metrics::{Metrics, Seat},
-    ring::{Found, Page, Ring},
+    place::expired,
+    ring::{Forms, Found, Page, Piece, Recorded, Ring, Visit},
+    said::SaidOf,
     tail::read_page,
     trace,
 };
 
-const FRAME_EVENTS_MAX: usize = 256;
-const FRAME_BYTES_MAX: usize = 256 << 10;
+pub(crate) const FRAME_EVENTS_MAX: usize = 256;
+pub(crate) const FRAME_BYTES_MAX: usize = 256 << 10;
 /// Rows of one read of a subscription that is behind.
-const CATCH_UP_ROWS: i64 = 500;
+pub(crate) const CATCH_UP_ROWS: i64 = 500;
 /// Without an event for so long, a checkpoint tells how far the feed has come.
-const CHECKPOINT_AFTER: Duration = Duration::from_secs(15);
+pub(crate) const CHECKPOINT_AFTER: Duration = Duration::from_secs(15);
 
-/// How long a reader has at shutdown to make room for being told so.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a reader has at the end to make room for being told so.
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 const CATCH_UP_AGAIN: Duration = Duration::from_millis(50);
 
 /// A subscription.
 pub(crate) struct Delivery {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     pub(crate) shutdown: Shutdown,
     /// Rung once it looks at the ring: a sleeping tail wakes.
     pub(crate) begun: Arc<Notify>,
     pub(crate) filter: Filter,
+    pub(crate) metadata_only: bool,
+    /// What it begins with; none: a checkpoint.
+    pub(crate) snapshot: Option<Task>,
     pub(crate) epoch: i64,
     pub(crate) place: i64,
     /// When it is old.
@@ -57,44 +66,58 @@ pub(crate) struct Delivery {
 struct Gone;
 
 impl Delivery {
-    /// Delivers until the reader goes, the stream is old or shutdown begins.
+    /// Delivers until the reader goes, what comes next is gone, the stream is old or shutdown begins.
     pub(crate) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         let old = tokio::time::sleep(self.age.of_a_stream());
-        let ended = tokio::select! {
-            () = self.deliver() => None,
-            // It resumes after its cursor, maybe elsewhere.
-            () = old => None,
-            () = shutdown.wait() => Some(
-                Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
-                    .retry_after(Duration::from_millis(100)),
-            ),
+        let reason = tokio::select! {
+            ended = self.deliver() => {
+                if let Some(refusal) = ended {
+                    // A reader whose queue is full is waited for a little; it asks again in any case.
+                    let told = self.out.send(Err(refusal.into()));
+                    let _ = tokio::time::timeout(LAST_WORD, told).await;
+                }
+                return;
+            }
+            () = old => EndReason::Rotate,
+            () = shutdown.wait() => EndReason::Drain,
         };
-        if let Some(refusal) = ended {
-            // A reader whose queue is full is waited for a little; it resumes in any case.
-            let _ = tokio::time::timeout(LAST_WORD, self.out.send(Err(refusal.into()))).await;
-        }
+        // The place may lie inside of what was just sent: the reader resumes after its cursor, maybe
+        // elsewhere. One whose queue is full is waited for a little; it resumes in any case.
+        let _ = tokio::time::timeout(LAST_WORD, self.out.send(Ok(end(reason)))).await;
     }
 
-    async fn deliver(&mut self) {
-        let mut changes = self.ring.changes();
+    /// Why it ends; none: the reader has gone.
+    async fn deliver(&mut self) -> Option<Refusal> {
+        let forms = Forms { derived: self.filter.wants_derived(), bare: self.metadata_only };
+        let mut visit = self.ring.visit(self.filter.tasks(), forms);
         self.begun.notify_one();
-        if self.checkpoint().await.is_err() {
-            return;
+        let first = match self.snapshot.take() {
+            Some(task) => Kind::Snapshot(task),
+            None => Kind::Checkpoint(Checkpoint {}),
+        };
+        if self.say(first).await.is_err() {
+            return None;
         }
+        let mut is_behind = false;
         let mut said = Instant::now();
         let mut wait = CATCH_UP_AGAIN;
         let mut failing = false;
         loop {
-            changes.mark_unchanged();
-            let found = self.ring.after(self.place);
-            self.seat.behind(matches!(found, Found::Behind));
+            let found = visit.after(self.place);
+            let behind = matches!(found, Found::Behind);
+            if behind != std::mem::replace(&mut is_behind, behind) {
+                self.seat.behind(behind);
+                if self.say(notice(behind)).await.is_err() {
+                    return None;
+                }
+            }
             let sent = match found {
                 Found::Page(page) => {
                     let pages = gather(&self.ring, page);
                     self.send(&pages).await
                 }
-                Found::Behind => match read_page(&self.store, self.place, CATCH_UP_ROWS).await {
+                Found::Behind => match self.catch_up().await {
                     Ok(Some(page)) => {
                         wait = CATCH_UP_AGAIN;
                         failing = false;
@@ -103,6 +126,9 @@ impl Delivery {
                     Ok(None) => {
                         tokio::time::sleep(CATCH_UP_AGAIN).await;
                         Ok(false)
+                    }
+                    Err(Error::Expired { earliest }) => {
+                        return Some(expired(self.epoch, earliest));
                     }
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
@@ -117,36 +143,49 @@ impl Delivery {
                         Ok(false)
                     }
                 },
-                Found::Level => {
-                    tokio::select! {
-                        _ = changes.changed() => {}
-                        () = tokio::time::sleep_until(said + CHECKPOINT_AFTER) => {}
-                        () = self.out.closed() => return,
-                    }
-                    Ok(false)
-                }
+                Found::Level => self.wait(&mut visit, said + CHECKPOINT_AFTER).await,
             };
-            let Ok(sent) = sent else { return };
+            let Ok(sent) = sent else { return None };
             if sent {
                 said = Instant::now();
             } else if said.elapsed() >= CHECKPOINT_AFTER {
-                if self.checkpoint().await.is_err() {
-                    return;
+                if self.say(Kind::Checkpoint(Checkpoint {})).await.is_err() {
+                    return None;
                 }
                 said = Instant::now();
             }
         }
     }
 
+    /// Waits at the end of the log; then its place is behind all that it need not look at. False:
+    /// nothing was sent.
+    async fn wait(&mut self, visit: &mut Visit, until: Instant) -> Result<bool, Gone> {
+        if visit.is_routed() {
+            self.seat.level();
+        }
+        tokio::select! {
+            () = visit.changed() => {}
+            () = tokio::time::sleep_until(until) => {}
+            () = self.out.closed() => return Err(Gone),
+        }
+        self.place = visit.skip(self.place);
+        self.seat.at(self.place);
+        Ok(false)
+    }
+
+    async fn catch_up(&self) -> Result<Option<Page>, Error> {
+        read_page(&self.store, &self.said, self.place, CATCH_UP_ROWS).await
+    }
+
     fn cursor(&self, position: i64) -> String {
         Cursor { epoch: self.epoch, position }.encode()
     }
 
-    async fn checkpoint(&self) -> Result<(), Gone> {
-        let kind = Some(Kind::Checkpoint(Checkpoint {}));
+    /// Says something that is no event, at its place.
+    async fn say(&self, kind: Kind) -> Result<(), Gone> {
         let response = SubscribeResponse {
             cursor: self.cursor(self.place),
-            kind,
+            kind: Some(kind),
             ..SubscribeResponse::default()
         };
         self.out.send(Ok(response)).await.map_err(|_| Gone)
@@ -157,13 +196,17 @@ impl Delivery {
     async fn send(&mut self, pages: &[Arc<Page>]) -> Result<bool, Gone> {
         let Some(last) = pages.last().map(|page| page.last) else { return Ok(false) };
         let mut any = false;
-        let wanted = pages.iter().flat_map(|page| wanted(page, self.place, &self.filter)).collect();
-        for (mut events, end) in frames(wanted, last) {
+        let wanted = pages.iter().flat_map(|page| wanted(page, self.place, &self.filter));
+        let events = wanted.flat_map(|wanted| {
+            let batch = wanted.recorded.batch;
+            let sent: Vec<_> = wanted.sent(self.metadata_only).map(|sent| (batch, sent)).collect();
+            sent
+        });
+        for (encoded, end) in frames(events.collect(), last) {
             any = true;
-            self.metrics.delivered(events.len());
-            events.iter_mut().for_each(trace::deliver);
+            self.metrics.delivered(encoded.len());
             let cursor = end.map(|position| self.cursor(position)).unwrap_or_default();
-            let kind = Some(Kind::Events(EventBatch { events }));
+            let kind = Some(Kind::Events(EventBatch { encoded, ..EventBatch::default() }));
             let response = SubscribeResponse { cursor, kind, ..SubscribeResponse::default() };
             self.out.send(Ok(response)).await.map_err(|_| Gone)?;
         }
@@ -173,44 +216,71 @@ impl Delivery {
     }
 }
 
+/// The stream ends on purpose.
+pub(crate) fn end(reason: EndReason) -> SubscribeResponse {
+    let kind = Some(Kind::End(End { reason: reason.into() }));
+    SubscribeResponse { kind, ..SubscribeResponse::default() }
+}
+
+fn notice(is_behind: bool) -> Kind {
+    if is_behind { Kind::FellBehind(FellBehind {}) } else { Kind::CaughtUp(CaughtUp {}) }
+}
+
 /// The page with those after it, as far as they fill a frame: a reader that is slow gets much at once,
 /// however small the commits are.
 fn gather(ring: &Ring, first: Arc<Page>) -> Vec<Arc<Page>> {
-    let (mut events, mut bytes) = (first.events.len(), first.bytes());
+    let (mut events, mut bytes) = (first.events.len(), first.bytes);
     let mut pages = vec![first];
     while events < FRAME_EVENTS_MAX && bytes < FRAME_BYTES_MAX {
         let Some(last) = pages.last().map(|page| page.last) else { break };
         let Found::Page(next) = ring.after(last) else { break };
         events += next.events.len();
-        bytes += next.bytes();
+        bytes += next.bytes;
         pages.push(next);
     }
     pages
 }
 
-/// The events of a page after a place that the filter wants, each with its commit.
-pub(crate) fn wanted(page: &Page, place: i64, filter: &Filter) -> Vec<(i64, Event)> {
-    let mut wanted = Vec::new();
-    for recorded in page.events.iter().filter(|r| r.event.position > place) {
-        if !filter.wants_about(&recorded.event) {
-            continue;
-        }
-        if filter.wants_name(&recorded.event.name) {
-            wanted.push((recorded.batch, recorded.event.clone()));
-        }
-        if filter.wants_derived() {
-            let derived = derive(&recorded.event, &recorded.definition).into_iter();
-            let derived = derived.filter(|event| filter.wants_name(&event.name));
-            wanted.extend(derived.map(|event| (recorded.batch, event)));
-        }
-    }
-    wanted
+/// A recorded event, if it or something that is derived from it is wanted.
+pub(crate) struct Wanted<'a> {
+    pub(crate) recorded: &'a Recorded,
+    filter: &'a Filter,
+    itself: bool,
+    derived: Cow<'a, [Piece]>,
 }
+
+impl Wanted<'_> {
+    /// What of it is wanted, as it goes to one subscription.
+    pub(crate) fn sent(&self, bare: bool) -> impl Iterator<Item = EncodedEvent> {
+        let derived = self.derived.iter().filter(|piece| self.filter.wants_one(piece));
+        let pieces = self.itself.then_some(&self.recorded.piece).into_iter().chain(derived);
+        pieces.map(move |piece| trace::deliver(self.recorded, piece, bare))
+    }
+}
+
+/// What of a page after a place the filter wants.
+pub(crate) fn wanted<'a>(
+    page: &'a Page,
+    place: i64,
+    filter: &'a Filter,
+) -> impl Iterator<Item = Wanted<'a>> {
+    let about = move |of: &&Recorded| of.position > place && filter.wants_about(of);
+    page.events.iter().filter(about).filter_map(move |recorded| {
+        let itself = filter.wants_one(&recorded.piece);
+        let derived =
+            if filter.wants_derived() { recorded.derived() } else { Cow::Borrowed(&[][..]) };
+        let any = itself || derived.iter().any(|piece| filter.wants_one(piece));
+        any.then_some(Wanted { recorded, filter, itself, derived })
+    })
+}
+
+/// Events with where a cursor may stand after them.
+type Frame = (Vec<EncodedEvent>, Option<i64>);
 
 /// The events in frames of bounded size. A frame that ends with a commit has the place after it;
 /// the last one has the place after everything.
-fn frames(wanted: Vec<(i64, Event)>, last: i64) -> Vec<(Vec<Event>, Option<i64>)> {
-    let mut frames: Vec<(Vec<Event>, Option<i64>)> = Vec::new();
+fn frames(wanted: Vec<(i64, EncodedEvent)>, last: i64) -> Vec<Frame> {
+    let mut frames: Vec<Frame> = Vec::new();
     let mut bytes = 0;
     let mut before = None;
     for (batch, event) in wanted {
@@ -219,7 +289,7 @@ fn frames(wanted: Vec<(i64, Event)>, last: i64) -> Vec<(Vec<Event>, Option<i64>)
             events.len() >= FRAME_EVENTS_MAX || bytes + size > FRAME_BYTES_MAX
         });
         if full {
-            if let (Some((_, end)), Some((of_batch, _))) = (frames.last_mut(), before)
+            if let (Some((_, end)), Some(of_batch)) = (frames.last_mut(), before)
                 && of_batch != batch
             {
                 // Everything before this commit was sent.
@@ -229,7 +299,7 @@ fn frames(wanted: Vec<(i64, Event)>, last: i64) -> Vec<(Vec<Event>, Option<i64>)
             bytes = 0;
         }
         bytes += size;
-        before = Some((batch, event.position));
+        before = Some(batch);
         if let Some((events, _)) = frames.last_mut() {
             events.push(event);
         }
@@ -242,18 +312,20 @@ fn frames(wanted: Vec<(i64, Event)>, last: i64) -> Vec<(Vec<Event>, Option<i64>)
 
 #[cfg(test)]
 mod tests {
-    use stepwell_store::StoredDefinition;
+    use stepwell_proto::v1::Event;
+    use stepwell_store::{Said, StoredDefinition};
+    use uuid::Uuid;
 
     use super::*;
-    use crate::ring::Recorded;
 
-    fn events(batches: &[(i64, usize)], bytes: usize) -> Vec<(i64, Event)> {
+    fn events(batches: &[(i64, usize)], bytes: usize) -> Vec<(i64, EncodedEvent)> {
         let mut events = Vec::new();
         for (batch, n) in batches {
             for i in 0..*n {
                 let position = batch + i64::try_from(i).unwrap();
                 let task_id = "x".repeat(bytes);
-                events.push((*batch, Event { position, task_id, ..Event::default() }));
+                let event = Event { position, task_id, ..Event::default() };
+                events.push((*batch, EncodedEvent::new(event)));
             }
         }
         events
@@ -267,15 +339,13 @@ mod tests {
             let definition = Arc::new(StoredDefinition {
                 id: 1,
                 version: [1, 0, 0],
-                definition: stepwell_proto::v1::Definition::default(),
-                queues: Vec::new(),
-                parents: Vec::new(),
-                children: Vec::new(),
-                is_timed: false,
+                ..StoredDefinition::default()
             });
             let event = Event { position, ..Event::default() };
-            let recorded = Recorded { event, batch: position, definition, bytes: 100 };
-            ring.push(Page { after: position - 1, last: position, events: vec![recorded] });
+            let said = Said::default();
+            let recorded =
+                Recorded::new(event, position, Uuid::nil(), &definition, said, Forms::default());
+            ring.push(Page::new(position - 1, position, vec![recorded]));
         }
         let Found::Page(first) = ring.after(0) else { panic!("it is there") };
         let pages = gather(&ring, first);
@@ -292,14 +362,18 @@ mod tests {
         assert_eq!(ends, [(256, Some(299)), (256, None), (256, None), (91, Some(950))]);
     }
 
+    fn position(event: &EncodedEvent) -> i64 {
+        event.decode().unwrap().position
+    }
+
     #[test]
     fn frames_are_bounded_in_bytes_and_lose_nothing() {
         let all = events(&[(1, 10), (20, 10)], 100_000);
         let sent = frames(all.clone(), 30);
         assert!(sent.iter().all(|(events, _)| events.len() <= 2));
         let positions: Vec<_> =
-            sent.iter().flat_map(|(events, _)| events.iter().map(|e| e.position)).collect();
-        assert_eq!(positions, all.iter().map(|(_, e)| e.position).collect::<Vec<_>>());
+            sent.iter().flat_map(|(events, _)| events.iter().map(position)).collect();
+        assert_eq!(positions, all.iter().map(|(_, e)| position(e)).collect::<Vec<_>>());
         assert_eq!(frames(Vec::new(), 30).len(), 0);
     }
 }

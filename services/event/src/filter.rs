@@ -4,16 +4,22 @@ use std::collections::HashSet;
 
 use stepwell_proto::{
     catalog::{EVENTS, event_type},
+    id::check_correlation_id,
     refusal::Refusal,
-    v1::{ErrorReason, Event, EventFilter},
+    v1::EventFilter,
 };
 use uuid::Uuid;
+
+use crate::{
+    catalog::unknown,
+    ring::{Piece, Recorded},
+};
 
 const NAMES_MAX: usize = 100;
 const TASKS_MAX: usize = 1_000;
 const TEXT_BYTES_MAX: usize = 64;
-/// A name that is this much like another is what was meant.
-const ALIKE: f64 = 0.8;
+const TAG_BYTES_MAX: usize = 128;
+const CORRELATION_IDS_MAX: usize = 1_000;
 
 /// A checked filter.
 #[derive(Clone, Debug, Default)]
@@ -21,10 +27,14 @@ pub(crate) struct Filter {
     /// Names that match, recorded and derived.
     names: HashSet<&'static str>,
     derived: bool,
-    tasks: HashSet<String>,
+    tasks: HashSet<Uuid>,
     uids: Vec<Uuid>,
     definitions: HashSet<String>,
     namespaces: HashSet<String>,
+    steps: HashSet<String>,
+    tags: HashSet<String>,
+    correlation_ids: HashSet<String>,
+    only_final_failures: bool,
 }
 
 impl Filter {
@@ -40,6 +50,9 @@ impl Filter {
         bounded("task_ids", filter.task_ids.len(), TASKS_MAX);
         bounded("definition_names", filter.definition_names.len(), NAMES_MAX);
         bounded("namespaces", filter.namespaces.len(), NAMES_MAX);
+        bounded("step_names", filter.step_names.len(), NAMES_MAX);
+        bounded("tags", filter.tags.len(), NAMES_MAX);
+        bounded("correlation_ids", filter.correlation_ids.len(), CORRELATION_IDS_MAX);
         let mut uids = Vec::new();
         for (i, id) in filter.task_ids.iter().enumerate().take(TASKS_MAX) {
             match Uuid::try_parse(id) {
@@ -47,12 +60,19 @@ impl Filter {
                 Err(_) => faults.push((format!("filter.task_ids[{i}]"), "must be a UUID".into())),
             }
         }
-        for (path, names) in
-            [("definition_names", &filter.definition_names), ("namespaces", &filter.namespaces)]
-        {
-            for (i, _) in names.iter().enumerate().filter(|(_, name)| name.len() > TEXT_BYTES_MAX) {
-                let what = format!("at most {TEXT_BYTES_MAX} bytes");
-                faults.push((format!("filter.{path}[{i}]"), what));
+        for (path, texts, max) in [
+            ("definition_names", &filter.definition_names, TEXT_BYTES_MAX),
+            ("namespaces", &filter.namespaces, TEXT_BYTES_MAX),
+            ("step_names", &filter.step_names, TEXT_BYTES_MAX),
+            ("tags", &filter.tags, TAG_BYTES_MAX),
+        ] {
+            let long = texts.iter().take(NAMES_MAX).enumerate().filter(|(_, t)| t.len() > max);
+            let fault = |i| (format!("filter.{path}[{i}]"), format!("at most {max} bytes"));
+            faults.extend(long.map(|(i, _)| fault(i)));
+        }
+        for (i, id) in filter.correlation_ids.iter().enumerate().take(CORRELATION_IDS_MAX) {
+            if let Err(what) = check_correlation_id(id) {
+                faults.push((format!("filter.correlation_ids[{i}]"), what));
             }
         }
         if !faults.is_empty() {
@@ -63,10 +83,14 @@ impl Filter {
         Ok(Self {
             names,
             derived,
-            tasks: uids.iter().map(Uuid::to_string).collect(),
+            tasks: uids.iter().copied().collect(),
             uids,
             definitions: filter.definition_names.into_iter().collect(),
             namespaces: filter.namespaces.into_iter().collect(),
+            steps: filter.step_names.into_iter().collect(),
+            tags: filter.tags.into_iter().collect(),
+            correlation_ids: filter.correlation_ids.into_iter().collect(),
+            only_final_failures: filter.only_final_failures,
         })
     }
 
@@ -80,16 +104,24 @@ impl Filter {
         self.derived
     }
 
-    /// Whether the event is about what it wants, whatever the event's name is.
-    pub(crate) fn wants_about(&self, event: &Event) -> bool {
-        (self.tasks.is_empty() || self.tasks.contains(&event.task_id))
-            && (self.definitions.is_empty() || self.definitions.contains(&event.definition_name))
-            && (self.namespaces.is_empty() || self.namespaces.contains(&event.namespace))
+    /// Whether a recorded event and what is derived from it are about what it wants, whatever their
+    /// names and steps are.
+    pub(crate) fn wants_about(&self, recorded: &Recorded) -> bool {
+        let Recorded { task, definition, said, is_tried_again, .. } = recorded;
+        let definition = &definition.definition;
+        (self.tasks.is_empty() || self.tasks.contains(task))
+            && (self.definitions.is_empty() || self.definitions.contains(&definition.name))
+            && (self.namespaces.is_empty() || self.namespaces.contains(&definition.namespace))
+            && (self.correlation_ids.is_empty()
+                || self.correlation_ids.contains(&*said.correlation_id))
+            && (self.tags.is_empty() || said.tags.iter().any(|tag| self.tags.contains(tag)))
+            && !(self.only_final_failures && *is_tried_again)
     }
 
-    /// Whether it wants events of this name.
-    pub(crate) fn wants_name(&self, name: &str) -> bool {
-        self.names.contains(name)
+    /// Whether it wants this very event, recorded or derived, of those about what it wants.
+    pub(crate) fn wants_one(&self, piece: &Piece) -> bool {
+        self.names.contains(piece.name.as_str())
+            && (self.steps.is_empty() || self.steps.contains(&piece.step_name))
     }
 }
 
@@ -108,50 +140,52 @@ fn names(patterns: &[String]) -> Result<HashSet<&'static str>, Refusal> {
             _ => event_type(pattern).map(|e| e.name).into_iter().collect(),
         };
         if meant.is_empty() {
-            return Err(unknown(i, pattern));
+            return Err(unknown(format!("filter.names[{i}]"), pattern));
         }
         names.extend(meant);
     }
     Ok(names)
 }
 
-fn unknown(index: usize, pattern: &str) -> Refusal {
-    let shown: String = pattern.chars().take(100).collect();
-    let closest = EVENTS
-        .iter()
-        .map(|e| (strsim::jaro_winkler(e.name, &shown), e.name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(alike, _)| *alike >= ALIKE)
-        .map(|(_, name)| name);
-    let hint = closest.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
-    let message = format!("no event is called {shown:?}{hint}");
-    let refusal = Refusal::new(ErrorReason::EventUnknown, &message)
-        .with("name", shown)
-        .with_violations(vec![(format!("filter.names[{index}]"), message)]);
-    match closest {
-        Some(name) => refusal.with("suggestion", name),
-        None => refusal,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use stepwell_proto::v1::{Definition, ErrorReason, Event, StepFailed};
+    use stepwell_store::{Said, StoredDefinition};
+
     use super::*;
+    use crate::ring::Forms;
+
+    fn recorded(event: Event, task: Uuid, definition: &str, said: Said) -> Recorded {
+        let definition = StoredDefinition {
+            id: 1,
+            version: [1, 0, 0],
+            definition: Definition { name: definition.into(), ..Definition::default() },
+            ..StoredDefinition::default()
+        };
+        Recorded::new(event, 1, task, &Arc::new(definition), said, Forms::default())
+    }
 
     fn filter(names: &[&str]) -> Result<Filter, Refusal> {
         let names = names.iter().map(|&n| n.to_owned()).collect();
         Filter::read(EventFilter { names, ..EventFilter::default() })
     }
 
+    fn wants(filter: &Filter, name: &str) -> bool {
+        let event = Event { name: name.into(), ..Event::default() };
+        filter.wants_one(&recorded(event, Uuid::nil(), "d", Said::default()).piece)
+    }
+
     #[test]
     fn everything_means_what_is_recorded_and_the_rest_must_be_named() {
         for all in [filter(&[]).unwrap(), filter(&["*"]).unwrap()] {
-            assert!(all.wants_name("step.completed") && !all.wants_name("workflow.step_completed"));
+            assert!(wants(&all, "step.completed") && !wants(&all, "workflow.step_completed"));
             assert!(!all.wants_derived());
         }
         let steps = filter(&["step.*", "task.failed"]).unwrap();
-        assert!(steps.wants_name("step.initialize_requested") && steps.wants_derived());
-        assert!(steps.wants_name("task.failed") && !steps.wants_name("task.completed"));
+        assert!(wants(&steps, "step.initialize_requested") && steps.wants_derived());
+        assert!(wants(&steps, "task.failed") && !wants(&steps, "task.completed"));
         assert!(filter(&["task.failed", "task.failed"]).is_ok());
     }
 
@@ -180,17 +214,47 @@ mod tests {
         let wanted = Filter::read(EventFilter {
             task_ids: vec![uid.to_string().to_uppercase()],
             definition_names: vec!["d".into()],
+            correlation_ids: vec!["c".into(), "c2".into()],
+            tags: vec!["eu".into(), "us".into()],
+            step_names: vec!["s".into()],
             ..EventFilter::default()
         })
         .unwrap();
-        let event = |task: Uuid, definition: &str| Event {
-            task_id: task.to_string(),
-            definition_name: definition.into(),
+        let event = |step: &str| Event {
+            name: "step.completed".into(),
+            step_name: step.into(),
             ..Event::default()
         };
-        assert!(wanted.wants_about(&event(uid, "d")));
-        assert!(!wanted.wants_about(&event(uid, "e")));
-        assert!(!wanted.wants_about(&event(Uuid::now_v7(), "d")));
+        let wants = |task, definition, correlation_id: &str, step, tags: &[&str]| {
+            let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+            let said = Said { correlation_id: correlation_id.into(), tags };
+            let recorded = recorded(event(step), task, definition, said);
+            wanted.wants_about(&recorded) && wanted.wants_one(&recorded.piece)
+        };
+        assert!(wants(uid, "d", "c", "s", &["eu"]));
+        assert!(wants(uid, "d", "c2", "s", &["asia", "us"]), "any of the tags");
+        assert!(!wants(uid, "e", "c", "s", &["eu"]));
+        assert!(!wants(Uuid::now_v7(), "d", "c", "s", &["eu"]));
+        assert!(!wants(uid, "d", "", "s", &["eu"]));
+        assert!(!wants(uid, "d", "c", "s", &["asia"]));
+        assert!(!wants(uid, "d", "c", "s", &[]));
+        assert!(!wants(uid, "d", "c", "other", &["eu"]));
+        assert!(!wants(uid, "d", "c", "", &["eu"]), "it is about the task");
+    }
+
+    #[test]
+    fn of_failures_only_those_without_a_further_attempt_may_be_wanted() {
+        let wanted =
+            Filter::read(EventFilter { only_final_failures: true, ..EventFilter::default() });
+        let wanted = wanted.unwrap();
+        let failed = |r#final| {
+            let detail = Some(StepFailed { r#final, ..StepFailed::default() }.into());
+            recorded(Event { detail, ..Event::default() }, Uuid::nil(), "d", Said::default())
+        };
+        assert!(wanted.wants_about(&failed(true)) && !wanted.wants_about(&failed(false)));
+        let other = recorded(Event::default(), Uuid::nil(), "d", Said::default());
+        assert!(wanted.wants_about(&other), "what is no failure is not touched");
+        assert!(Filter::default().wants_about(&failed(false)));
     }
 
     #[test]
@@ -199,10 +263,33 @@ mod tests {
             names: vec!["*".into(); 101],
             task_ids: vec!["x".into()],
             namespaces: vec!["x".repeat(65)],
+            step_names: vec!["x".repeat(64), "x".repeat(65)],
+            tags: vec!["x".repeat(129); 2],
+            correlation_ids: vec!["fine".into(), "_".into()],
             ..EventFilter::default()
         })
         .unwrap_err();
         let paths: Vec<_> = refusal.violations.into_iter().map(|v| v.0).collect();
-        assert_eq!(paths, ["filter.names", "filter.task_ids[0]", "filter.namespaces[0]"]);
+        assert_eq!(
+            paths,
+            [
+                "filter.names",
+                "filter.task_ids[0]",
+                "filter.namespaces[0]",
+                "filter.step_names[1]",
+                "filter.tags[0]",
+                "filter.tags[1]",
+                "filter.correlation_ids[1]",
+            ]
+        );
+        let refusal = Filter::read(EventFilter {
+            step_names: vec![String::new(); 101],
+            tags: vec![String::new(); 101],
+            correlation_ids: vec!["c".into(); 1_001],
+            ..EventFilter::default()
+        })
+        .unwrap_err();
+        let paths: Vec<_> = refusal.violations.into_iter().map(|v| v.0).collect();
+        assert_eq!(paths, ["filter.step_names", "filter.tags", "filter.correlation_ids"]);
     }
 }

@@ -1,13 +1,17 @@
 //! event-service: the feed of everything that happened, in the order of commits, without gaps.
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
-//! all → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream. A durable `subscription` has its place in the database. Beside it, `survey` now and then looks at the whole, for `metrics`.
+//! all, encoded once → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
+//! stream. A durable `subscription` has its place in the database. `catalog` says which types of events there
+//! are. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
+mod catalog;
 mod deliver;
 mod filter;
 mod metrics;
+mod place;
 mod ring;
+mod said;
 mod service;
 mod subscription;
 mod survey;
@@ -23,13 +27,14 @@ use stepwell_proto::v1::{
     subscription_service_server::SubscriptionServiceServer,
 };
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
-use stepwell_store::{READER_LEASE, Store, Topic};
+use stepwell_store::{Keep, READER_LEASE, Store, Topic};
 use tokio::{net::TcpListener, sync::Notify};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
     metrics::{Metrics, Seats},
     ring::Ring,
+    said::SaidOf,
     service::Feed,
     subscription::{Keeper, Subscriptions},
     survey::Surveying,
@@ -64,6 +69,26 @@ pub struct Options {
     /// some minutes later.
     #[arg(long, env = "STEPWELL_SURVEY_INTERVAL", default_value_t = 15, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub survey_interval: u64,
+    /// How long events are kept. Those of one partition, 33,554,432 positions, are dropped together when the
+    /// last of them is so old; the partition of the newest event stays. A subscriber that has not come so far is
+    /// told `CURSOR_EXPIRED`. Hours, 1 to 876,000, or 0: for ever.
+    #[arg(long, env = "STEPWELL_KEEP_EVENTS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=876_000))]
+    pub keep_events: u64,
+    /// How large the log may grow before its oldest partition is dropped, however young it is. One takes some 8 GiB.
+    /// GiB, 1 to 1,048,576, or 0: no matter how large.
+    #[arg(long, env = "STEPWELL_KEEP_EVENTS_GIB", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
+    pub keep_events_gib: u64,
+}
+
+impl Options {
+    /// What of the log is kept.
+    fn keep(&self) -> Keep {
+        let unless_zero = |n: u64| (n > 0).then_some(n);
+        Keep {
+            age: unless_zero(self.keep_events).map(|hours| Duration::from_secs(hours * 3600)),
+            bytes: unless_zero(self.keep_events_gib).map(|gib| gib << 30),
+        }
+    }
 }
 
 /// Runs the service until it is told to stop.
@@ -92,6 +117,7 @@ pub async fn run(
 ) -> anyhow::Result<ExitCode> {
     let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     let ring = Arc::new(Ring::new(size(options.ring_mib) << 20));
+    let said = Arc::new(SaidOf::default());
     let begun = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::new(&service.meter()));
     let seats = Arc::new(Seats::default());
@@ -118,6 +144,7 @@ pub async fn run(
     let tail = Tail {
         store: store.clone(),
         ring: Arc::clone(&ring),
+        said: Arc::clone(&said),
         epoch,
         metrics: Arc::clone(&metrics),
         reader: None,
@@ -154,19 +181,41 @@ pub async fn run(
         }
     });
 
+    let keep = options.keep();
+    if !keep.is_everything() {
+        let log = store.clone();
+        let mut ticker = every(Arc::default(), 8000, 12_000);
+        service.spawn_loop("old", async move {
+            while ticker.next().await {
+                match log.drop_old_events(keep).await {
+                    Ok(0) => ticker.ok(),
+                    Ok(partitions) => {
+                        tracing::info!(partitions, "old events dropped");
+                        ticker.ok();
+                    }
+                    Err(error) => ticker.back_off(&error),
+                }
+            }
+        });
+    }
+
     let health = store.clone();
     service.ready("database", move || {
         let health = health.clone();
         Box::pin(async move { health.ping().await.map_err(|error| error.to_string()) })
     });
-    let subscriptions = SubscriptionServiceServer::new(Subscriptions { store: store.clone() })
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Zstd)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let subscriptions = SubscriptionServiceServer::new(Subscriptions {
+        store: store.clone(),
+        said: Arc::clone(&said),
+    })
+    .accept_compressed(CompressionEncoding::Gzip)
+    .accept_compressed(CompressionEncoding::Zstd)
+    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let feed = Feed {
         store,
         ring,
+        said,
         begun,
         shutdown: service.shutdown().clone(),
         subscriptions_max: size(options.subscriptions_max),

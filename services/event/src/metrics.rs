@@ -15,7 +15,7 @@ use opentelemetry::{
 };
 use stepwell_proto::{
     catalog::{EVENTS, Edge, event_type_by_number},
-    v1::{Entity, Event, State},
+    v1::{Entity, State},
 };
 use stepwell_serve::LABELS_MAX;
 use stepwell_store::{Count, READY_COUNTED_MAX, Ready, Survey};
@@ -163,10 +163,9 @@ impl Metrics {
     // ── the feed ────────────────────────────────────────────────────────────────────────────────
 
     /// The log's end was read.
-    pub(crate) fn tailed(&self, events: usize, oldest: Option<&Event>) {
+    pub(crate) fn tailed(&self, events: usize, oldest: Option<i64>) {
         self.tail_batch.record(count(events), &[]);
-        let Some(at) = oldest.and_then(|event| event.at) else { return };
-        let at = at.seconds * 1_000_000 + i64::from(at.nanos) / 1000;
+        let Some(at) = oldest else { return };
         let database_began = self.database_began.load(Ordering::Relaxed);
         if database_began == 0 {
             return;
@@ -393,6 +392,11 @@ impl Seat {
     /// Everything up to this position was sent.
     pub(crate) fn at(&self, position: i64) {
         self.place.position.store(position, Ordering::Relaxed);
+    }
+
+    /// It has everything, and hears when there is more.
+    pub(crate) fn level(&self) {
+        self.at(i64::MAX);
     }
 
     /// It reads the table, or the ring again.

@@ -9,10 +9,10 @@ use std::{
 };
 
 use stepwell_proto::{
-    id::Cursor,
     refusal::Refusal,
     v1::{
-        ErrorReason, SubscribeRequest, SubscribeResponse, event_service_server,
+        ErrorReason, GetEventTypeRequest, GetEventTypeResponse, ListEventTypesRequest,
+        ListEventTypesResponse, SubscribeRequest, SubscribeResponse, Task, event_service_server,
         subscribe_request::Start,
     },
 };
@@ -22,12 +22,16 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 use tracing::Instrument;
+use uuid::Uuid;
 
 use crate::{
+    catalog,
     deliver::Delivery,
     filter::Filter,
     metrics::{Metrics, Seats},
-    ring::Ring,
+    place,
+    ring::{Ring, strip_failure},
+    said::SaidOf,
     subscription::{self, Keeper, Reading},
 };
 
@@ -38,6 +42,7 @@ const RESPONSES_WAITING_MAX: usize = 4;
 pub(crate) struct Feed {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     /// Rings when somebody subscribes.
     pub(crate) begun: Arc<Notify>,
     pub(crate) shutdown: Shutdown,
@@ -49,6 +54,14 @@ pub(crate) struct Feed {
     pub(crate) keeper: Arc<Keeper>,
 }
 
+/// Where and with what a subscription begins.
+struct Beginning {
+    filter: Filter,
+    epoch: i64,
+    place: i64,
+    snapshot: Option<Task>,
+}
+
 impl Feed {
     /// A stream of a durable subscription.
     async fn read(
@@ -56,10 +69,12 @@ impl Feed {
         request: SubscribeRequest,
         out: mpsc::Sender<Result<SubscribeResponse, Status>>,
     ) -> Result<Reading, Refusal> {
+        let metadata_only = request.metadata_only;
         let start = subscription::start(&self.store, request).await?;
         Ok(Reading {
             store: self.store.clone(),
             ring: Arc::clone(&self.ring),
+            said: Arc::clone(&self.said),
             shutdown: self.shutdown.clone(),
             begun: Arc::clone(&self.begun),
             keeper: Arc::clone(&self.keeper),
@@ -71,41 +86,69 @@ impl Feed {
             reader: start.reader,
             wanted: start.partitions,
             most: start.most,
+            metadata_only,
         })
     }
 
-    async fn start(&self, request: SubscribeRequest) -> Result<(Filter, i64, i64), Refusal> {
-        let filter = Filter::read(request.filter.unwrap_or_default())?;
+    async fn begin(&self, request: SubscribeRequest) -> Result<Beginning, Refusal> {
+        let SubscribeRequest { start, filter, metadata_only, with_snapshot } = request;
+        let filter = Filter::read(filter.unwrap_or_default())?;
+        let task = snapshot_of(with_snapshot, start.as_ref(), &filter)?;
         let epoch = self.store.log_epoch().await?;
-        let head = self.store.head().await?;
-        let place = match request.start {
+        let mut snapshot = None;
+        let place = match start {
             // A durable subscription has its place in the database, and does not come here.
-            None | Some(Start::Latest(_) | Start::Subscription(_)) => head,
-            Some(Start::Earliest(_)) if filter.tasks().is_empty() => 0,
+            None | Some(Start::Latest(_) | Start::Subscription(_)) => match task {
+                None => self.store.head().await?,
+                Some(uid) => {
+                    let (mut task, place) =
+                        self.store.snapshot(uid).await?.ok_or_else(|| task_not_found(uid))?;
+                    if metadata_only {
+                        task.context.clear();
+                        task.steps.iter_mut().for_each(|s| strip_failure(s.last_error.as_mut()));
+                    }
+                    snapshot = Some(task);
+                    place
+                }
+            },
+            Some(Start::Earliest(_)) if filter.tasks().is_empty() => self.store.earliest().await?,
             // Nothing about these tasks is older than their first event.
             Some(Start::Earliest(_)) => {
-                self.store.before_first(filter.tasks()).await?.unwrap_or(head)
+                let head = self.store.head().await?;
+                let first = self.store.before_first(filter.tasks()).await?.unwrap_or(head);
+                first.max(self.store.earliest().await?)
             }
-            Some(Start::AfterCursor(text)) => place_of(&text, epoch, head)?,
+            Some(Start::AtTime(time)) => place::at_time(&self.store, "at_time", &time).await?,
+            Some(Start::AfterCursor(text)) => {
+                place::after_cursor(&self.store, "after_cursor", &text).await?
+            }
         };
-        Ok((filter, epoch, place))
+        Ok(Beginning { filter, epoch, place, snapshot })
     }
 }
 
-/// The place that a cursor of this log says.
-pub(crate) fn place_of(text: &str, epoch: i64, head: i64) -> Result<i64, Refusal> {
-    let cursor = Cursor::decode(text).ok_or_else(|| {
-        let what = "not a cursor that was received";
-        Refusal::new(ErrorReason::CursorMalformed, format!("after_cursor: {what}"))
-            .with_violations(vec![("after_cursor".into(), what.into())])
-    })?;
-    if cursor.epoch != epoch || cursor.position > head {
-        return Err(Refusal::new(
-            ErrorReason::CursorAhead,
-            "the cursor belongs to another log; the database was restored or replaced",
-        ));
+/// The task that a snapshot is wanted of; none: none is.
+fn snapshot_of(
+    with_snapshot: bool,
+    start: Option<&Start>,
+    filter: &Filter,
+) -> Result<Option<Uuid>, Refusal> {
+    if !with_snapshot {
+        return Ok(None);
     }
-    Ok(cursor.position)
+    if matches!(start, Some(Start::Earliest(_) | Start::AtTime(_))) {
+        let what = "a snapshot is of now: only `latest` or a cursor may stand with it";
+        return Err(Refusal::field("with_snapshot", what));
+    }
+    match filter.tasks() {
+        [task] => Ok(Some(*task)),
+        _ => Err(Refusal::field("filter.task_ids", "a snapshot wants exactly one")),
+    }
+}
+
+fn task_not_found(uid: Uuid) -> Refusal {
+    Refusal::new(ErrorReason::TaskNotFound, format!("there is no task {uid}"))
+        .with("task_id", uid.to_string())
 }
 
 /// One open subscription; counts as long as it lives.
@@ -159,13 +202,17 @@ impl event_service_server::EventService for Feed {
             tokio::spawn(read.instrument(span));
             return Ok(Response::new(Box::pin(ReceiverStream::new(responses))));
         }
-        let (filter, epoch, place) = self.start(request).await?;
+        let metadata_only = request.metadata_only;
+        let Beginning { filter, epoch, place, snapshot } = self.begin(request).await?;
         let delivery = Delivery {
             store: self.store.clone(),
             ring: Arc::clone(&self.ring),
+            said: Arc::clone(&self.said),
             shutdown: self.shutdown.clone(),
             begun: Arc::clone(&self.begun),
             filter,
+            metadata_only,
+            snapshot,
             epoch,
             place,
             age: self.age,
@@ -180,5 +227,19 @@ impl event_service_server::EventService for Feed {
         };
         tokio::spawn(delivered.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn list_event_types(
+        &self,
+        request: Request<ListEventTypesRequest>,
+    ) -> Result<Response<ListEventTypesResponse>, Status> {
+        Ok(Response::new(catalog::list(request.get_ref())?))
+    }
+
+    async fn get_event_type(
+        &self,
+        request: Request<GetEventTypeRequest>,
+    ) -> Result<Response<GetEventTypeResponse>, Status> {
+        Ok(Response::new(catalog::get(request.get_ref())?))
     }
 }

@@ -3,19 +3,17 @@
 
 use std::sync::Arc;
 
-use prost::Message;
 use stepwell_serve::Ticker;
 use stepwell_store::{Error, EventRow, Store, Writer, event};
 
 use crate::{
     metrics::Metrics,
-    ring::{Page, Recorded, Ring},
+    ring::{Forms, Page, Recorded, Ring},
+    said::SaidOf,
 };
 
 /// Rows of one read, about.
 const ROWS_MAX: i64 = 2000;
-/// What a row costs in memory beside its payload.
-const ROW_BYTES: usize = 512;
 
 /// What a look came to.
 enum Looked {
@@ -29,6 +27,7 @@ enum Looked {
 pub(crate) struct Tail {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     /// Which log this process reads.
     pub(crate) epoch: i64,
     pub(crate) metrics: Arc<Metrics>,
@@ -69,6 +68,16 @@ impl Tail {
         Ok(if self.tick().await? { Looked::More } else { Looked::All })
     }
 
+    async fn page(&self, end: i64, rows: &[EventRow]) -> Result<Option<Page>, Error> {
+        page(&self.store, &self.said, end, rows, true, self.ring.forms()).await
+    }
+
+    /// Goes on at this place, wherever it was before.
+    fn begin(&self, place: i64) {
+        self.said.forget();
+        self.ring.wake(place);
+    }
+
     /// True when there may be more to read at once.
     async fn tick(&mut self) -> Result<bool, Error> {
         if self.ring.readers() == 0 {
@@ -76,14 +85,23 @@ impl Tail {
             return Ok(false);
         }
         let Some(end) = self.ring.end() else {
-            self.ring.wake(self.store.head().await?);
+            self.begin(self.store.head().await?);
             return Ok(true);
         };
         let reader = self.store.connected(&mut self.reader).await?;
-        let rows = reader.read_after(end, ROWS_MAX).await?;
-        let Some(page) = page(&self.store, end, &rows).await? else { return Ok(false) };
+        let rows = match reader.read_after(end, ROWS_MAX).await {
+            // It stood still for so long that what comes next was dropped: those who have come no
+            // further are told.
+            Err(Error::Expired { earliest }) => {
+                self.begin(earliest);
+                return Ok(true);
+            }
+            rows => rows?,
+        };
+        let Some(page) = self.page(end, &rows).await? else { return Ok(false) };
         let full = i64::try_from(page.events.len()).is_ok_and(|n| n >= ROWS_MAX);
-        self.metrics.tailed(page.events.len(), page.events.first().map(|first| &first.event));
+        self.metrics
+            .tailed(page.events.len(), rows.first().map(|first| first.at.timestamp_micros()));
         self.ring.push(page);
         Ok(full)
     }
@@ -92,32 +110,49 @@ impl Tail {
 /// The commits after a place, as far as one read goes; none: there are none yet.
 pub(crate) async fn read_page(
     store: &Store,
+    said: &SaidOf,
     after: i64,
     rows_max: i64,
 ) -> Result<Option<Page>, Error> {
     let rows = store.read_after(after, rows_max).await?;
-    page(store, after, &rows).await
+    page(store, said, after, &rows, false, Forms::default()).await
 }
 
-/// Rows of whole commits as a page; none: there are none.
-pub(crate) async fn page(
+/// The events at these positions that are kept, in order.
+pub(crate) async fn read_some(
     store: &Store,
+    said: &SaidOf,
+    positions: &[i64],
+) -> Result<Vec<Recorded>, Error> {
+    let rows = store.rows_at(positions).await?;
+    let page = page(store, said, 0, &rows, false, Forms::default()).await?;
+    Ok(page.map(|page| page.events).unwrap_or_default())
+}
+
+/// Rows of whole commits as a page; none: there are none. `keep`: see `SaidOf::of`; `forms`: in which its
+/// events are encoded.
+async fn page(
+    store: &Store,
+    said: &SaidOf,
     after: i64,
     rows: &[EventRow],
+    keep: bool,
+    forms: Forms,
 ) -> Result<Option<Page>, Error> {
     let Some(last) = rows.last().map(|row| row.position) else { return Ok(None) };
     let mut ids: Vec<i32> = rows.iter().map(|row| row.definition).collect();
     ids.sort_unstable();
     ids.dedup();
     let definitions = store.definitions(&ids).await?;
+    let mut found = said.of(store, rows, keep).await?;
     let recorded = |row: &EventRow| -> Result<Recorded, Error> {
         let definition = definitions.get(&row.definition).ok_or_else(|| {
             Error::Inconsistent(format!("event {} has no definition", row.position))
         })?;
-        let event = event(row, definition)?;
-        let bytes = ROW_BYTES + event.encoded_len();
-        Ok(Recorded { event, batch: row.batch, definition: Arc::clone(definition), bytes })
+        let mut event = event(row, definition)?;
+        let said = said.tell(&mut found, row.task, &mut event, keep);
+        Ok(Recorded::new(event, row.batch, row.uid, definition, said, forms))
     };
     let events = rows.iter().map(recorded).collect::<Result<_, _>>()?;
-    Ok(Some(Page { after, last, events }))
+    Ok(Some(Page::new(after, last, events)))
 }

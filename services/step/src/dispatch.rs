@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
-    contexts::{Contexts, Known},
+    contexts::{self, Contexts, Known},
     metrics::{Metrics, Way},
     node::{Acting, Node},
     sessions::{Held, Sessions},
@@ -102,7 +102,7 @@ impl Dispatch {
             settler,
             node,
             metrics,
-            contexts: Arc::default(),
+            contexts: Arc::new(Mutex::new(Contexts::new(contexts::BYTES_MAX))),
             queues: Arc::default(),
             fills,
             returns: TaskTracker::new(),
@@ -125,7 +125,9 @@ impl Dispatch {
     pub(crate) fn learn(&self, tasks: Vec<(i64, Uuid, String, Option<TraceContext>)>) {
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
         for (task, uid, context, trace) in tasks {
-            contexts.put(task, Known { uid, context: context.into(), trace });
+            let known = Known { uid, context: context.into(), trace };
+            let bytes = known.bytes();
+            contexts.put(task, known, bytes);
         }
     }
 
@@ -316,7 +318,7 @@ impl Dispatch {
             let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
             for (task, (uid, context, trace)) in inputs.tasks.drain() {
                 let of_task = Known { uid, context: context.into(), trace };
-                contexts.put(task, of_task.clone());
+                contexts.put(task, of_task.clone(), of_task.bytes());
                 known.insert(task, of_task);
             }
         }

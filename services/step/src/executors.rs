@@ -2,6 +2,7 @@
 
 use stepwell_proto::{
     id::parse_executor_id,
+    page,
     refusal::Refusal,
     v1::{
         DrainExecutorRequest, DrainExecutorResponse, ErrorReason, ListExecutorsRequest,
@@ -12,7 +13,6 @@ use stepwell_store::{Note, Offering, Store};
 
 use crate::offer::{NAME_RULE, is_name};
 
-const PAGE_DEFAULT: i32 = 100;
 const PAGE_MAX: i32 = 1000;
 
 /// The RPCs about executors and handlers.
@@ -101,13 +101,11 @@ fn offering(namespace: String, handler: String, faults: &mut Faults) -> Offering
     Offering { namespace, handler }
 }
 
-fn page(size: i32, faults: &mut Faults) -> i32 {
-    match size {
-        0 => return PAGE_DEFAULT,
-        1..=PAGE_MAX => {}
-        _ => faults.push(("page_size".to_owned(), format!("1 to {PAGE_MAX}"))),
-    }
-    size
+fn page(asked: i32, faults: &mut Faults) -> i32 {
+    page::size(asked, PAGE_MAX).unwrap_or_else(|what| {
+        faults.push(("page_size".to_owned(), what));
+        asked
+    })
 }
 
 fn strange<T: Default>(faults: &mut Faults) -> T {

@@ -78,7 +78,7 @@ mod tests {
             queues: vec![1; 3],
             parents: vec![vec![], vec![], vec![0, 1]],
             children: vec![vec![2], vec![2], vec![]],
-            is_timed: false,
+            ..StoredDefinition::default()
         };
         let of = Surroundings {
             step: State::Pending,

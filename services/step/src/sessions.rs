@@ -20,8 +20,10 @@ pub(crate) const SLOTS_PER_CALL_MAX: usize = 500;
 /// A step that may become ready when its parent completes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Child {
-    /// Its queue.
+    /// Its queue at its definition's priority.
     pub(crate) queue: i32,
+    /// Its parent's queue: its task has one priority.
+    pub(crate) like: i32,
     /// Its key.
     pub(crate) step: i64,
     /// Whose slot its parent frees.
@@ -429,27 +431,32 @@ impl Sessions {
     pub(crate) fn reserve_for_children(&self, children: &[Child]) -> Vec<Option<i64>> {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let mut waiting = HashMap::new();
+        let several = inner.priorities.are_several();
+        let mut waiting: HashMap<i64, Vec<i16>> = HashMap::new();
         let mut seen = HashSet::with_capacity(children.len());
         let mut left = SLOTS_PER_CALL_MAX;
         let reserve = |child: &Child| {
             if left == 0 || !seen.insert(child.step) {
                 return None;
             }
-            let own = inner.priorities.of(child.queue);
-            let waiting =
-                waiting.entry(child.session).or_insert_with(|| inner.waiting(child.session));
-            let shared = waiting.iter().any(|other| *other != own);
-            let turn = !shared || child.sure && inner.priorities.is_turn(own, waiting);
-            if !turn || inner.heads.get(&child.queue).is_some_and(|head| *head < child.step) {
+            let (mut queue, mut shared, mut turn) = (child.queue, false, true);
+            let own = inner.priorities.of(child.like);
+            if several {
+                queue = inner.priorities.beside(queue, child.like);
+                let waiting =
+                    waiting.entry(child.session).or_insert_with(|| inner.waiting(child.session));
+                shared = waiting.iter().any(|other| *other != own);
+                turn = !shared || child.sure && inner.priorities.is_turn(own, waiting);
+            }
+            if !turn || inner.heads.get(&queue).is_some_and(|head| *head < child.step) {
                 if child.sure {
-                    let head = inner.heads.entry(child.queue).or_insert(child.step);
+                    let head = inner.heads.entry(queue).or_insert(child.step);
                     *head = (*head).min(child.step);
                 }
                 self.freed.notify_one();
                 return None;
             }
-            let session = inner.reserve(child.queue, Some(child.session))?;
+            let session = inner.reserve(queue, Some(child.session))?;
             left -= 1;
             if shared {
                 inner.priorities.served(own);
@@ -473,11 +480,6 @@ impl Sessions {
     /// The queues there are.
     pub(crate) fn know_queues(&self, queues: &[QueueRow]) {
         self.lock().priorities.know(queues);
-    }
-
-    /// The queue beside this one, at the priority of another.
-    pub(crate) fn queue_beside(&self, queue: i32, like: i32) -> i32 {
-        self.lock().priorities.beside(queue, like)
     }
 
     // ── leases ──────────────────────────────────────────────────────────────────────────────────
@@ -750,7 +752,7 @@ mod tests {
     fn reserve(sessions: &Sessions, children: &[(i32, i64, i64)]) -> Vec<Option<i64>> {
         let child = |(queue, step, session): &(i32, i64, i64)| {
             let (queue, step, session) = (*queue, *step, *session);
-            Child { queue, step, session, sure: true }
+            Child { queue, like: queue, step, session, sure: true }
         };
         sessions.reserve_for_children(&children.iter().map(child).collect::<Vec<_>>())
     }
@@ -763,7 +765,7 @@ mod tests {
             max_attempts: 3,
             queue: 1,
             session,
-            own_config: false,
+            ..LeaseRow::default()
         }
     }
 
@@ -924,7 +926,7 @@ mod tests {
         sessions.know_queues(&[queue(1, 1), queue(2, 5)]);
         let taken = sessions.reserve_for_ready(&[(2, 1, 10), (2, 2, 20)], &[1, 2]);
         sessions.unreserve(taken.sessions());
-        let child = |session, sure| Child { queue: 1, step: 30, session, sure };
+        let child = |session, sure| Child { queue: 1, like: 1, step: 30, session, sure };
         let once = |child| {
             let slots = sessions.reserve_for_children(&[child]);
             sessions.unreserve(slots.iter().flatten());

@@ -254,12 +254,16 @@ impl Settling {
         let Some(numbers) = place(number).and_then(|n| definition.children.get(n)) else { return };
         children.extend(numbers.iter().map(|child| {
             let queue = place(*child).and_then(|n| definition.queues.get(n)).copied();
-            // Its task has its parent's priority.
-            let queue = self.sessions.queue_beside(queue.unwrap_or_default(), ended.queue);
             let step = first + i64::from(*child);
             let sure =
                 place(*child).and_then(|n| definition.parents.get(n)).is_some_and(|p| p.len() == 1);
-            Child { queue, step, session: ended.session, sure }
+            Child {
+                queue: queue.unwrap_or_default(),
+                like: ended.queue,
+                step,
+                session: ended.session,
+                sure,
+            }
         }));
     }
 
@@ -395,7 +399,7 @@ mod tests {
                 max_attempts: 3,
                 queue: 1,
                 session: 7,
-                own_config: false,
+                ..LeaseRow::default()
             };
             let since = began + Duration::from_secs(after);
             Ended { ending, since, is_swept: false, ..Ended::unsent(&row, "") }
@@ -416,7 +420,7 @@ mod tests {
             max_attempts: 3,
             queue: 1,
             session: 7,
-            own_config: false,
+            ..LeaseRow::default()
         };
         assert_eq!(released_at(&batch, &child), began + Duration::from_secs(5));
     }
@@ -434,7 +438,7 @@ mod tests {
                     max_attempts,
                     queue: 1,
                     session: 7,
-                    own_config: false,
+                    ..LeaseRow::default()
                 },
                 "",
             )
@@ -464,7 +468,7 @@ mod tests {
             max_attempts: 3,
             queue: 1,
             session: 7,
-            own_config: false,
+            ..LeaseRow::default()
         };
         let push = async |n: usize| {
             for _ in 0..n {

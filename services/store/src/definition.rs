@@ -14,7 +14,7 @@ use stepwell_proto::{refusal::Refusal, v1};
 use crate::{Error, Store, Topic, patient::silent};
 
 /// A definition with what the database knows of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct StoredDefinition {
     /// Its key.
     pub id: i32,
@@ -352,7 +352,6 @@ fn children(parents: &[Vec<i32>]) -> Vec<Vec<i32>> {
     children
 }
 
-/// The definition's row; none: the version is taken.
 /// Stores a definition with its plan; none: its version is there already.
 async fn insert_all(
     connection: &mut PgConnection,
@@ -372,6 +371,7 @@ async fn insert_all(
     Ok(Some(id))
 }
 
+/// The definition's row; none: the version is taken.
 async fn insert(
     transaction: &mut Transaction<'_, Postgres>,
     definition: &v1::Definition,
@@ -511,6 +511,11 @@ pub fn timestamp(at: chrono::DateTime<chrono::Utc>) -> prost_types::Timestamp {
     }
 }
 
+/// A time as it goes over the wire; none: it is no time.
+pub fn time_of(at: &prost_types::Timestamp) -> Option<chrono::DateTime<chrono::Utc>> {
+    chrono::DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -549,10 +554,7 @@ mod tests {
                     description: "x".repeat(100 << 20),
                     ..v1::Definition::default()
                 },
-                queues: Vec::new(),
-                parents: Vec::new(),
-                children: Vec::new(),
-                is_timed: false,
+                ..StoredDefinition::default()
             })
         };
         (0..4).for_each(|id| cache.put(&stored(id)));

@@ -25,6 +25,12 @@ pub enum Error {
     /// The schema is not the one this build needs.
     #[error("{0}")]
     Schema(String),
+    /// What comes after the place is not kept any more.
+    #[error("events after this place are no longer kept; the earliest are those after {earliest}")]
+    Expired {
+        /// The first place after which everything is kept.
+        earliest: i64,
+    },
     /// A row that cannot be: a fault of ours.
     #[error("inconsistent row: {0}")]
     Inconsistent(String),
@@ -97,6 +103,9 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => *refusal,
+            error @ Error::Expired { .. } => {
+                Refusal::new(ErrorReason::CursorExpired, error.to_string())
+            }
             error if error.is_transient() => {
                 Refusal::new(ErrorReason::DatabaseUnavailable, "the database does not answer")
                     .retry_after(Duration::from_millis(250))

@@ -12,6 +12,7 @@ static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 const VERBS: &[(&str, &str)] = &[
     ("00_types", include_str!("../../../migrations/verbs/00_types.sql")),
     ("10_append", include_str!("../../../migrations/verbs/10_append.sql")),
+    ("12_log", include_str!("../../../migrations/verbs/12_log.sql")),
     ("15_gate", include_str!("../../../migrations/verbs/15_gate.sql")),
     ("17_queue", include_str!("../../../migrations/verbs/17_queue.sql")),
     ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
@@ -27,6 +28,7 @@ const VERBS: &[(&str, &str)] = &[
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
     ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
     ("88_unserved", include_str!("../../../migrations/verbs/88_unserved.sql")),
+    ("89_remove", include_str!("../../../migrations/verbs/89_remove.sql")),
     ("89_subscription", include_str!("../../../migrations/verbs/89_subscription.sql")),
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
 ];

@@ -6,7 +6,7 @@ mod readiness;
 mod unserved;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -151,7 +151,7 @@ impl Sweep {
 }
 
 /// The right to run one attempt, as the verbs answer it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRow {
     /// The step's key.
     pub step: i64,
@@ -527,6 +527,7 @@ fn leases(
 /// Marks those whose steps have configs of their own.
 fn with_config(mut leases: Vec<LeaseRow>, own: Option<Vec<i64>>) -> Vec<LeaseRow> {
     if let Some(own) = own {
+        let own: HashSet<i64> = own.into_iter().collect();
         leases.iter_mut().for_each(|lease| lease.own_config = own.contains(&lease.step));
     }
     leases

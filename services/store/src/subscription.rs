@@ -708,13 +708,6 @@ impl Store {
         Ok(n)
     }
 
-    /// The last position before a time.
-    pub async fn position_before(&self, time: DateTime<Utc>) -> Result<i64, Error> {
-        let call =
-            sqlx::query_scalar!(r#"select stepwell.position_before($1) as "position!""#, time);
-        Ok(call.fetch_one(self.reads()).await?)
-    }
-
     /// The rows of the log at these positions, by position; those that are not kept any more are left out.
     pub async fn rows_at(&self, positions: &[i64]) -> Result<Vec<EventRow>, Error> {
         let rows = sqlx::query_as!(

@@ -89,9 +89,12 @@ impl Store {
                                       from (select from stepwell.ready_step r
                                              where r.queue = hop.queue limit $2) r) c
                       left join lateral (
-                           -- What a timer released has its time on the step and no event.
+                           -- What a timer released has its time on the step and no event. Of an event
+                           -- that is no longer kept, the first one that is tells the least.
                            select coalesce((select e.at from stepwell.event e where e.position = r.id),
-                                           s.not_before) since
+                                           s.not_before,
+                                           (select e.at from stepwell.event e where e.position > r.id
+                                             order by e.position limit 1)) since
                              from (select * from stepwell.ready_step r where r.queue = hop.queue
                                     order by r.queue, r.id, r.key limit $3) r,
                                   lateral (select * from stepwell.step where key = r.key offset 0) s

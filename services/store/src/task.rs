@@ -2,6 +2,7 @@
 
 mod list;
 mod moves;
+mod remove;
 mod steps;
 
 use std::{
@@ -20,6 +21,7 @@ use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp
 
 pub use list::Counted;
 pub use moves::{Cancelled, Paused, Retried};
+pub use remove::KeepTasks;
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct NewTask {
     pub priority: Option<i16>,
     /// What it shares its concurrency key with; none: its definition has none.
     pub concurrency: Option<i64>,
+    /// What it belongs to in its creator's eyes.
+    pub correlation_id: String,
     /// Where in a trace it goes on; none: nobody said.
     pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
@@ -73,6 +77,7 @@ impl NewTask {
             total_steps: self.definition.total_steps(),
             end_time: done.then_some(create_time),
             create_time: Some(create_time),
+            correlation_id: self.correlation_id,
             ..v1::Task::default()
         }
     }
@@ -94,6 +99,8 @@ pub enum Created {
 pub(crate) struct Keys(Mutex<VecDeque<i64>>);
 
 const KEYS_AT_ONCE: usize = 1_000;
+/// A task that is there may be removed before it is read, once.
+const TRIES_MAX: usize = 3;
 
 impl Keys {
     /// So many keys, or as many as there are.
@@ -116,6 +123,20 @@ impl Writer {
         store: &Store,
         tasks: &mut [NewTask],
     ) -> Result<Vec<Created>, Error> {
+        for _ in 0..TRIES_MAX {
+            if let Some(answers) = self.try_create(store, tasks).await? {
+                return Ok(answers);
+            }
+        }
+        Err(Error::Inconsistent("a task was neither made nor found".to_owned()))
+    }
+
+    /// The same; none: a task that was there was removed before it could be read, so its id is free.
+    async fn try_create(
+        &mut self,
+        store: &Store,
+        tasks: &mut [NewTask],
+    ) -> Result<Option<Vec<Created>>, Error> {
         let keys = self.draw_keys(store, tasks).await?;
         let call = self.call_create(tasks, &keys);
         let Made { keys: new, at, queues } =
@@ -143,12 +164,13 @@ impl Writer {
         };
         let mut answers = Vec::with_capacity(tasks.len());
         for (task, key) in tasks.iter().zip(&keys) {
-            answers.push(match at.filter(|_| new.contains(key)) {
-                Some(at) => Created::New(timestamp(at)),
-                None => existing_task(store, task, *key, rows.get(&task.uid)).await?,
+            answers.push(match (at.filter(|_| new.contains(key)), rows.get(&task.uid)) {
+                (Some(at), _) => Created::New(timestamp(at)),
+                (None, Some(row)) => existing_task(store, task, *key, row).await?,
+                (None, None) => return Ok(None),
             });
         }
-        Ok(answers)
+        Ok(Some(answers))
     }
 
     /// The tasks' keys; those tried before have one already.
@@ -193,9 +215,10 @@ impl Writer {
             .map(|t| t.definition.definition.concurrency.as_ref().map(|c| c.limit))
             .collect();
         let priorities: Vec<Option<i16>> = tasks.iter().map(|t| t.priority).collect();
+        let correlations: Vec<&str> = tasks.iter().map(|t| t.correlation_id.as_str()).collect();
         let row = sqlx::query!(
             r#"select n_key as keys, n_at as at, queues_n as "queues!"
-                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"#,
             keys,
             &uids,
             &definitions,
@@ -210,6 +233,7 @@ impl Writer {
             &keys_shared as &[Option<i64>],
             &rooms as &[Option<i32>],
             &priorities as &[Option<i16>],
+            &correlations as &[&str],
         )
         .fetch_one(&mut self.connection)
         .await?;
@@ -233,11 +257,8 @@ async fn existing_task(
     store: &Store,
     task: &NewTask,
     key: i64,
-    row: Option<&TaskRow>,
+    row: &TaskRow,
 ) -> Result<Created, Error> {
-    let Some(row) = row else {
-        return Err(Error::Inconsistent(format!("task {} was neither made nor found", task.uid)));
-    };
     if row.id == key {
         // An earlier try of this very request was carried out, only its answer was lost.
         return Ok(Created::New(timestamp(row.created_at)));
@@ -280,6 +301,7 @@ pub(crate) struct TaskRow {
     pub(crate) deadline: Option<DateTime<Utc>>,
     pub(crate) held: bool,
     pub(crate) priority: i16,
+    pub(crate) correlation_id: String,
 }
 
 impl TaskRow {
@@ -304,6 +326,7 @@ impl TaskRow {
             deadline: self.deadline.map(timestamp),
             held: self.held,
             priority: self.priority.into(),
+            correlation_id: self.correlation_id,
         })
     }
 }
@@ -327,7 +350,8 @@ pub(crate) async fn read_tasks(
                   d.initiator as "initiator!", d.source_system as "source_system!",
                   d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!",
                   t.paused as "paused!", t.deadline as "deadline?",
-                  t.held and t.finished_at is null as "held!", d.priority as "priority!"
+                  t.held and t.finished_at is null as "held!", d.priority as "priority!",
+                  d.correlation_id as "correlation_id!"
              from unnest($1::uuid[]) i(uid),
                   lateral (select * from stepwell.task where uid = i.uid offset 0) t,
                   lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,

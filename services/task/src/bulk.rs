@@ -8,7 +8,7 @@ use std::{
 };
 
 use stepwell_proto::{
-    id::PageToken,
+    page::{self, place, token},
     refusal::Refusal,
     v1::{
         BulkOperation, BulkPreview, BulkRetry, BulkState, CancelBulkOperationRequest,
@@ -32,7 +32,6 @@ use crate::{
     rule::{self, Fault},
 };
 
-const PAGE_DEFAULT: i32 = 100;
 const TASKS_PAGE_MAX: i32 = 1_000;
 const OPERATIONS_PAGE_MAX: i32 = 100;
 /// So many previews are counted at once: others need the connections too.
@@ -208,33 +207,9 @@ fn not_found(id: Uuid) -> Refusal {
         .with("operation_id", id.to_string())
 }
 
+/// How many items of a list are wanted.
 pub(crate) fn page_size(asked: i32, most: i32) -> Result<i32, Refusal> {
-    match asked {
-        0 => Ok(PAGE_DEFAULT),
-        n if (1..=most).contains(&n) => Ok(n),
-        _ => Err(Refusal::field("page_size", format!("must be from 1 to {most}"))),
-    }
-}
-
-/// Where the page begins.
-pub(crate) fn place(text: &str, list: u64) -> Result<Option<i64>, Refusal> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let refused = |what: &str| {
-        Refusal::new(ErrorReason::PageTokenInvalid, format!("page_token: {what}"))
-            .with_violations(vec![("page_token".into(), what.into())])
-    };
-    let token = PageToken::decode(text).ok_or_else(|| refused("not one that was received"))?;
-    if token.list == list {
-        Ok(Some(token.before))
-    } else {
-        Err(refused("belongs to another list"))
-    }
-}
-
-pub(crate) fn token(list: u64, next: Option<i64>) -> String {
-    next.map(|before| PageToken { list, before }.encode()).unwrap_or_default()
+    page::size(asked, most).map_err(|what| Refusal::field("page_size", what))
 }
 
 /// Runs the operations that are running, a chunk of each in turns.
@@ -356,16 +331,5 @@ mod tests {
         sizes.undone(id);
         sizes.keep(&[other]);
         assert_eq!(sizes.of(id), 100, "one that has ended is forgotten");
-    }
-
-    #[test]
-    fn a_page_token_is_of_one_list() {
-        let text = token(7, Some(42));
-        assert_eq!(place(&text, 7), Ok(Some(42)));
-        assert_eq!(place("", 7), Ok(None));
-        for (text, list) in [(text.as_str(), 8), ("x", 7)] {
-            assert_eq!(place(text, list).unwrap_err().reason, ErrorReason::PageTokenInvalid);
-        }
-        assert_eq!(token(7, None), "");
     }
 }

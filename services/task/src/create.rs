@@ -279,11 +279,8 @@ mod tests {
         let definition = StoredDefinition {
             id: 1,
             version: [1, 0, 0],
-            definition: stepwell_proto::v1::Definition::default(),
             queues: vec![1; steps],
-            parents: Vec::new(),
-            children: Vec::new(),
-            is_timed: false,
+            ..StoredDefinition::default()
         };
         NewTask {
             uid: Uuid::now_v7(),
@@ -297,6 +294,7 @@ mod tests {
             skipped: Vec::new(),
             priority: None,
             concurrency: None,
+            correlation_id: String::new(),
             trace: None,
             key: None,
         }

@@ -15,6 +15,7 @@ mod graph;
 mod metrics;
 mod pause;
 mod plan;
+mod remove;
 mod resolve;
 mod rule;
 mod schema;
@@ -30,7 +31,7 @@ use anyhow::Context;
 use clap::Parser;
 use stepwell_proto::v1::task_service_server::TaskServiceServer;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
-use stepwell_store::{Store, Topic};
+use stepwell_store::{KeepTasks, Store, Topic};
 use tokio::{
     net::TcpListener,
     sync::{Notify, Semaphore},
@@ -61,6 +62,21 @@ pub struct Options {
     /// A larger context is refused. Bytes, 1,024 to 3,145,728.
     #[arg(long, env = "STEPWELL_PAYLOAD_BYTES_MAX", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1024..=3 << 20))]
     pub payload_bytes_max: u32,
+    /// How long tasks are kept that are complete, cancelled or resolved. Then they are removed with their steps and
+    /// results, and their ids are free again. Hours, 1 to 876,000, or 0: for ever.
+    #[arg(long, env = "STEPWELL_KEEP_TASKS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=876_000))]
+    pub keep_tasks: u64,
+    /// The same of tasks in error, which a person may still go on with. Hours, 1 to 876,000, or 0: for ever.
+    #[arg(long, env = "STEPWELL_KEEP_TASKS_IN_ERROR", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=876_000))]
+    pub keep_tasks_in_error: u64,
+}
+
+impl Options {
+    /// How long tasks are kept.
+    fn keep(&self) -> KeepTasks {
+        let age = |hours: u64| (hours > 0).then(|| Duration::from_secs(hours * 3600));
+        KeepTasks { ended: age(self.keep_tasks), in_error: age(self.keep_tasks_in_error) }
+    }
 }
 
 /// Runs the service until it is told to stop.
@@ -113,6 +129,12 @@ pub async fn run(
     let bulk = Arc::new(metrics::Bulk::new(&service.meter()));
     let runner = bulk::Runner::new(store.clone(), service.shutdown().clone(), Arc::clone(&bulk));
     service.spawn_loop("bulk", runner.run(ticker));
+    let keep = options.keep();
+    if !keep.is_everything() {
+        let ticker =
+            service.ticker(Arc::default(), Duration::from_secs(300)..Duration::from_secs(600));
+        service.spawn_loop("remove", remove::run(store.clone(), keep, ticker));
+    }
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
     let ticker = service.ticker(look, Duration::from_millis(800)..Duration::from_millis(1200));

@@ -1,14 +1,17 @@
 //! Pauses of definitions and of namespaces.
 
 use stepwell_proto::{
+    page,
     refusal::Refusal,
     v1::{ErrorReason, ListPausesRequest, ListPausesResponse},
 };
 use stepwell_store::{Note, Store};
 
-use crate::rule::{self, NAMESPACE_DEFAULT};
+use crate::{
+    bulk::page_size,
+    rule::{self, NAMESPACE_DEFAULT},
+};
 
-const PAGE_DEFAULT: i32 = 100;
 const PAGE_MAX: i32 = 1000;
 
 /// Pauses definitions, or lets them go on. Answers how many the pause covers, and whether there was nothing
@@ -59,19 +62,23 @@ pub(crate) async fn list(
     store: &Store,
     request: &ListPausesRequest,
 ) -> Result<ListPausesResponse, Refusal> {
-    let size = match request.page_size {
-        0 => PAGE_DEFAULT,
-        n if (1..=PAGE_MAX).contains(&n) => n,
-        _ => return Err(Refusal::field("page_size", format!("must be from 1 to {PAGE_MAX}"))),
-    };
-    let after = request.page_token.split_once(':');
-    if after.is_none() && !request.page_token.is_empty() {
-        let what = "must be the `next_page_token` of a page";
-        let violations = vec![("page_token".to_owned(), what.to_owned())];
-        return Err(Refusal::new(ErrorReason::PageTokenInvalid, format!("page_token: {what}"))
-            .with_violations(violations));
+    let namespace = &request.namespace;
+    if !namespace.is_empty()
+        && let Some(what) = rule::name_fault(namespace)
+    {
+        return Err(Refusal::field("namespace", what));
     }
-    let (pauses, more) = store.pauses(&request.namespace, after.unwrap_or_default(), size).await?;
+    let size = page_size(request.page_size, PAGE_MAX)?;
+    // A token is where a page ended. Neither name has a colon.
+    let is_name = |text: &str| rule::name_fault(text).is_none();
+    let after = match request.page_token.split_once(':') {
+        None if request.page_token.is_empty() => ("", ""),
+        Some((namespace, name)) if is_name(namespace) && (name.is_empty() || is_name(name)) => {
+            (namespace, name)
+        }
+        _ => return Err(page::strange("not one that was received")),
+    };
+    let (pauses, more) = store.pauses(namespace, after, size).await?;
     let last = pauses.last().filter(|_| more);
     let next_page_token =
         last.map(|last| format!("{}:{}", last.namespace, last.definition_name)).unwrap_or_default();

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde_json::Value;
 use stepwell_proto::{
+    id::check_correlation_id,
     json,
     refusal::{Refusal, describe},
     v1::{Concurrency, CreateTaskRequest, Definition, ErrorReason, UpdateTaskRequest},
@@ -39,6 +40,8 @@ pub(crate) struct Draft {
     tags: Vec<String>,
     bypass_steps: Vec<String>,
     priority: Option<i16>,
+    /// What the task belongs to, if its request says so.
+    correlation_id: String,
     /// Where in a trace the task goes on.
     trace: Option<TraceContext>,
     hash: [u8; 32],
@@ -67,6 +70,11 @@ impl Draft {
         faults.text("reason", &reason, TEXT_BYTES_MAX);
         faults.tags("tags", &request.tags);
         let priority = faults.priority(request.priority);
+        if !request.correlation_id.is_empty()
+            && let Err(what) = check_correlation_id(&request.correlation_id)
+        {
+            faults.add("correlation_id", what);
+        }
         if request.bypass_steps.len() > STEPS_MAX {
             faults.add("bypass_steps", format!("at most {STEPS_MAX} are allowed"));
         }
@@ -104,14 +112,17 @@ impl Draft {
             tags: request.tags,
             bypass_steps: request.bypass_steps,
             priority,
+            correlation_id: request.correlation_id,
             trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
         })
     }
 
-    /// The task goes on from the call that creates it, unless its request says from where.
-    pub(crate) fn continuing(mut self, call: Call) -> Self {
+    /// The task goes on from the call that creates it, and belongs to what the call does, unless its
+    /// request says otherwise.
+    pub(crate) fn continuing(mut self, call: &Call) -> Self {
         self.trace = call.task(self.trace);
+        self.correlation_id = call.correlation_id(self.correlation_id);
         self
     }
 
@@ -155,6 +166,7 @@ impl Draft {
             skipped,
             priority: self.priority,
             concurrency,
+            correlation_id: self.correlation_id,
             trace: self.trace,
             key: None,
         })
@@ -359,6 +371,7 @@ mod tests {
             context: "[]".into(),
             initiator: "x".repeat(300),
             tags: vec!["\0".into()],
+            correlation_id: "-".into(),
             ..CreateTaskRequest::default()
         };
         let faults = Draft::read(request, 100, "requests[3].").unwrap_err();
@@ -372,7 +385,8 @@ mod tests {
                 "requests[3].definition_version",
                 "requests[3].context",
                 "requests[3].initiator",
-                "requests[3].tags[0]"
+                "requests[3].tags[0]",
+                "requests[3].correlation_id"
             ]
         );
     }
@@ -402,6 +416,11 @@ mod tests {
         let tagged =
             CreateTaskRequest { tags: vec!["t".into()], ..request(r#"{"a": 1.0, "b": [true]}"#) };
         assert_ne!(one.hash, draft(tagged).hash);
+        let named = CreateTaskRequest {
+            correlation_id: "c".into(),
+            ..request(r#"{"a": 1.0, "b": [true]}"#)
+        };
+        assert_eq!(one.hash, draft(named).hash);
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Tasks {
         call: Call,
     ) -> Result<CreateTaskResponse, Refusal> {
         let draft = Draft::read(request, self.context_bytes_max, "").map_err(Refusal::fields)?;
-        let draft = draft.continuing(call);
+        let draft = draft.continuing(&call);
         let mut answers = self.create_all(vec![(draft, String::new())]).await?;
         let answer = answers
             .pop()
@@ -138,7 +138,7 @@ impl Tasks {
         for (i, request) in request.requests.into_iter().enumerate() {
             let prefix = format!("requests[{i}].");
             match Draft::read(request, self.context_bytes_max, &prefix) {
-                Ok(draft) => drafts.push((draft.continuing(call), prefix)),
+                Ok(draft) => drafts.push((draft.continuing(&call), prefix)),
                 Err(found) => faults.extend(found),
             }
         }

@@ -4,6 +4,7 @@
 use prost::Message;
 use stepwell_proto::{
     id::step_id,
+    page::{place, token},
     refusal::Refusal,
     v1::{
         BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, BatchGetTaskContextsResult,
@@ -17,7 +18,7 @@ use stepwell_store::{StandingStep, Store, Summed, TaskSteps, timestamp};
 use uuid::Uuid;
 
 use crate::{
-    bulk::{page_size, place, token},
+    bulk::page_size,
     filter::list_of,
     graph::Depths,
     service::{task_id, task_not_found},
@@ -281,7 +282,7 @@ mod tests {
             queues: vec![1; parents.len()],
             parents,
             children,
-            is_timed: false,
+            ..StoredDefinition::default()
         };
         TaskSteps {
             uid: Uuid::now_v7(),

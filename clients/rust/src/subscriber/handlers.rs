@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use stepwell_proto::{
-    catalog::{EVENTS, EventMessage, EventType, event_type},
+    catalog::{EVENTS, EventMessage, EventType, elsewhere, event_type},
     v1::Event,
 };
 use tokio::select;
@@ -54,6 +54,7 @@ pub struct Subscriber<S = NoCursor> {
     start: Start,
     filter: Subscription,
     handlers: Vec<(Pattern, Handler)>,
+    wants: Box<dyn Fn(&Event) -> bool + Send + Sync>,
     store: S,
 }
 
@@ -65,6 +66,7 @@ impl Subscriber {
             start: Start::default(),
             filter: Subscription::new(),
             handlers: Vec::new(),
+            wants: Box::new(|_| true),
             store: NoCursor,
         }
     }
@@ -104,6 +106,17 @@ impl<S: CursorStore> Subscriber<S> {
         Ok(self)
     }
 
+    /// Calls handlers only for events of which this is true; the others count as handled. Default: all. What
+    /// the filter can say is better said there: the service does not send it then.
+    #[must_use]
+    pub fn should_process(
+        mut self,
+        wants: impl Fn(&Event) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.wants = Box::new(wants);
+        self
+    }
+
     /// Where to begin when no cursor was saved. Default [`Start::Latest`].
     #[must_use]
     pub fn from(mut self, start: Start) -> Self {
@@ -132,10 +145,38 @@ impl<S: CursorStore> Subscriber<S> {
         self
     }
 
+    /// Only events of these steps. Default: all; at most 100.
+    #[must_use]
+    pub fn steps<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter = self.filter.steps(names);
+        self
+    }
+
+    /// Only events of tasks that have any of these tags. Default: all; at most 100.
+    #[must_use]
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.filter = self.filter.tags(tags);
+        self
+    }
+
+    /// Only events of tasks with these correlation ids. Default: all; at most 1,000.
+    #[must_use]
+    pub fn correlation_ids<T: Into<String>>(mut self, ids: impl IntoIterator<Item = T>) -> Self {
+        self.filter = self.filter.correlation_ids(ids);
+        self
+    }
+
+    /// Of `step.failed`, and of what is derived from it, only what is final.
+    #[must_use]
+    pub fn only_final_failures(mut self) -> Self {
+        self.filter = self.filter.only_final_failures();
+        self
+    }
+
     /// Where to keep the cursor. Default: nowhere.
     pub fn cursor_store<N: CursorStore>(self, store: N) -> Subscriber<N> {
-        let Self { client, start, filter, handlers, store: _ } = self;
-        Subscriber { client, start, filter, handlers, store }
+        let Self { client, start, filter, handlers, wants, store: _ } = self;
+        Subscriber { client, start, filter, handlers, wants, store }
     }
 
     /// Runs until `shutdown` is done; handlers that were called are not interrupted. Waits for the
@@ -177,7 +218,7 @@ impl<S: CursorStore> Subscriber<S> {
     }
 
     async fn handle(&self, delivery: Delivery) {
-        for event in delivery.events {
+        for event in delivery.events.into_iter().filter(|event| (self.wants)(event)) {
             let event = Arc::new(event);
             for (pattern, handler) in &self.handlers {
                 if pattern.fits(&event.name) {
@@ -268,7 +309,7 @@ fn similar(text: &str) -> Option<String> {
     let names = EVENTS.iter().map(|event| event.name.to_owned()).chain(prefixes);
     let scored = names.map(|name| (strsim::jaro_winkler(text, &name), name));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (best.0 >= SIMILAR).then_some(best.1)
+    (best.0 >= SIMILAR && elsewhere(text).is_none()).then_some(best.1)
 }
 
 #[cfg(test)]
@@ -292,6 +333,13 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_name_from_elsewhere_is_refused_with_what_stands_for_it() {
+        let refused = Pattern::read("step.before_handle").unwrap_err().to_string();
+        let (name, here) = ("no event is named \"step.before_handle\". ", "Executor::observer");
+        assert!(refused.starts_with(name) && refused.contains(here), "{refused}");
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl Progress {
     pub(super) fn take(&mut self, message: SubscribeResponse) -> Option<Delivery> {
         let mut events = match message.kind {
             Some(Kind::Events(batch)) => batch.events,
-            Some(Kind::Checkpoint(_)) | None => Vec::new(),
+            // What is told beside the events moves the cursor at most.
+            _ => Vec::new(),
         };
         if self.repeating {
             let repeated = events.iter().take_while(|event| self.is_repeat(event)).count();
@@ -83,7 +84,8 @@ mod tests {
     }
 
     fn events(cursor: &str, events: &[Event]) -> SubscribeResponse {
-        let kind = Some(Kind::Events(EventBatch { events: events.to_vec() }));
+        let kind =
+            Some(Kind::Events(EventBatch { events: events.to_vec(), ..EventBatch::default() }));
         SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }
     }
 

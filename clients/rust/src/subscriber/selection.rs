@@ -1,5 +1,7 @@
 //! Which events a subscriber wants, and from where.
 
+use std::time::SystemTime;
+
 use stepwell_proto::v1::{self, subscribe_request};
 
 /// Where a feed begins.
@@ -10,6 +12,9 @@ pub enum Start {
     /// With the first event after the call.
     #[default]
     Latest,
+    /// With the first commit at or after this time of the database; before all that is kept:
+    /// `Earliest`, yet to come: `Latest`.
+    At(SystemTime),
     /// After this cursor, taken from an earlier delivery.
     After(String),
 }
@@ -21,6 +26,8 @@ pub enum Start {
 pub struct Subscription {
     start: Start,
     filter: v1::EventFilter,
+    metadata_only: bool,
+    with_snapshot: bool,
 }
 
 impl Subscription {
@@ -58,15 +65,56 @@ impl Subscription {
         self.filter.namespaces.extend(names.into_iter().map(Into::into));
         self
     }
+
+    /// Names of steps; events about a task as a whole have none. Default: all; at most 100.
+    pub fn steps<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.filter.step_names.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Tags: events of tasks that have any of them. Default: all; at most 100.
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.filter.tags.extend(tags.into_iter().map(Into::into));
+        self
+    }
+
+    /// Correlation ids of tasks. Default: all; at most 1,000.
+    pub fn correlation_ids<T: Into<String>>(mut self, ids: impl IntoIterator<Item = T>) -> Self {
+        self.filter.correlation_ids.extend(ids.into_iter().map(Into::into));
+        self
+    }
+
+    /// Of `step.failed`, and of what is derived from it, only what is final. Other events come too.
+    pub fn only_final_failures(mut self) -> Self {
+        self.filter.only_final_failures = true;
+        self
+    }
+}
+
+impl Subscription {
+    /// Without contexts, results, configs and what failures say: see `SubscribeRequest.metadata_only`.
+    pub fn metadata_only(mut self) -> Self {
+        self.metadata_only = true;
+        self
+    }
+
+    /// Begin with the task as it is, see [`crate::EventStream::snapshot`]; the events after it follow,
+    /// nothing missing and nothing twice. Wants exactly one task, and no start but [`Start::Latest`].
+    pub fn with_snapshot(mut self) -> Self {
+        self.with_snapshot = true;
+        self
+    }
 }
 
 impl From<Subscription> for v1::SubscribeRequest {
     fn from(subscription: Subscription) -> Self {
-        let start = match subscription.start {
+        let start = match subscription.start.clone() {
             Start::Earliest => subscribe_request::Start::Earliest(v1::Earliest {}),
             Start::Latest => subscribe_request::Start::Latest(v1::Latest {}),
+            Start::At(time) => subscribe_request::Start::AtTime(time.into()),
             Start::After(cursor) => subscribe_request::Start::AfterCursor(cursor),
         };
-        Self { start: Some(start), filter: Some(subscription.filter) }
+        let Subscription { filter, metadata_only, with_snapshot, .. } = subscription;
+        Self { start: Some(start), filter: Some(filter), metadata_only, with_snapshot }
     }
 }

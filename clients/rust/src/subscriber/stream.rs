@@ -5,7 +5,7 @@ use std::{pin::Pin, time::Duration};
 
 use futures::{FutureExt, Stream, future::BoxFuture, stream};
 use stepwell_proto::v1::{
-    SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient,
+    SubscribeRequest, SubscribeResponse, Task, event_service_client::EventServiceClient,
     subscribe_request::Start, subscribe_response::Kind,
 };
 use tokio::{
@@ -35,6 +35,8 @@ pub struct EventStream {
     turn: usize,
     backoff: Backoff,
     stage: Stage,
+    snapshot: Option<Task>,
+    is_behind: bool,
 }
 
 enum Stage {
@@ -67,6 +69,8 @@ impl EventStream {
             turn: client.pools.event.turn(),
             backoff: Backoff::of_streams(),
             stage: Stage::Down(Box::pin(sleep(Duration::ZERO))),
+            snapshot: None,
+            is_behind: false,
         };
         while feed.progress.cursor().is_empty() {
             match feed.hear().await {
@@ -87,6 +91,18 @@ impl EventStream {
     /// ended.
     pub fn cursor(&self) -> &str {
         self.progress.cursor()
+    }
+
+    /// The task as it was when the feed began, if [`crate::Subscription::with_snapshot`] asked for it:
+    /// its deliveries are what happened since.
+    pub fn snapshot(&self) -> Option<&Task> {
+        self.snapshot.as_ref()
+    }
+
+    /// True while what comes next is read from the table: the feed began in the past, or is read too
+    /// slowly.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// The next events. None: an error was delivered before. Nothing is lost when the wait is given
@@ -142,10 +158,23 @@ impl EventStream {
                 Stage::Over => Err(Lost::Ended),
             };
             match &heard {
-                Ok(_) => self.backoff.reset(),
+                Ok(message) => {
+                    self.backoff.reset();
+                    self.note(message);
+                }
                 Err(lost) => self.down(lost),
             }
             return heard;
+        }
+    }
+
+    /// Keeps what is told beside the events.
+    fn note(&mut self, message: &SubscribeResponse) {
+        match &message.kind {
+            Some(Kind::Snapshot(task)) => self.snapshot = Some(task.clone()),
+            Some(Kind::FellBehind(_)) => self.is_behind = true,
+            Some(Kind::CaughtUp(_)) => self.is_behind = false,
+            _ => {}
         }
     }
 
@@ -165,6 +194,7 @@ impl EventStream {
 
     fn down(&mut self, lost: &Lost) {
         self.progress.rewind();
+        self.is_behind = false;
         self.turn += 1;
         let wait = self.backoff.next().max(lost.retry_after().unwrap_or_default());
         self.stage = Stage::Down(Box::pin(sleep(wait)));
@@ -186,8 +216,11 @@ impl Up {
         };
         let message = message.ok_or(Lost::Silent(self.silence))??.ok_or(Lost::Ended)?;
         self.alarm.as_mut().reset(after(self.silence));
-        let is_checkpoint = matches!(message.kind, Some(Kind::Checkpoint(_)));
-        if !self.begun && (!is_checkpoint || message.cursor.is_empty()) {
+        if matches!(message.kind, Some(Kind::End(_))) {
+            return Err(Lost::Ended);
+        }
+        let is_first = matches!(message.kind, Some(Kind::Checkpoint(_) | Kind::Snapshot(_)));
+        if !self.begun && (!is_first || message.cursor.is_empty()) {
             return Err(Lost::Unexpected("a checkpoint with a cursor"));
         }
         self.begun = true;

@@ -361,7 +361,7 @@ impl Feed {
     }
 
     pub async fn events(&self, cursor: &str, events: &[Event]) {
-        let batch = EventBatch { events: events.to_vec() };
+        let batch = EventBatch { events: events.to_vec(), ..EventBatch::default() };
         let kind = Some(subscribe_response::Kind::Events(batch));
         self.send(SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }).await;
     }

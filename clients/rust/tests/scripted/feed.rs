@@ -123,9 +123,12 @@ async fn a_feed_that_does_not_begin_with_a_checkpoint_is_opened_again() {
 #[tokio::test]
 async fn a_refused_cursor_or_name_is_an_error_at_once() {
     let fake = Fake::start().await;
-    for reason in
-        [ErrorReason::CursorMalformed, ErrorReason::CursorAhead, ErrorReason::EventUnknown]
-    {
+    for reason in [
+        ErrorReason::CursorMalformed,
+        ErrorReason::CursorAhead,
+        ErrorReason::CursorExpired,
+        ErrorReason::EventUnknown,
+    ] {
         let client = fake.client();
         let wanted = Subscription::new().from(Start::After("strange".into()));
         let opening = tokio::spawn(async move { client.subscribe(wanted).await });

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use std::time::Duration;
 
-use stepwell_proto::v1::Event;
 use stepwell_store::{Again, Standing};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// Events of a partition that may wait for their acknowledgement.
 pub(crate) const WINDOW: usize = 1_000;
@@ -32,7 +32,7 @@ pub(crate) struct Partition {
     failing: i64,
     attempt: i32,
     /// Ids of tasks that have parked events; none: it is not known.
-    pub(crate) parked: Option<HashSet<String>>,
+    pub(crate) parked: Option<HashSet<Uuid>>,
     /// What was delivered alone: since when, and how often it had failed.
     alone: BTreeMap<i64, (Instant, i32)>,
     /// Something is to be delivered alone then.
@@ -152,10 +152,10 @@ impl Partition {
     }
 }
 
-/// The partition of an event: by its task, the same for ever.
-pub(crate) fn partition_of(event: &Event, partitions: i32) -> i32 {
+/// The partition of a task's events, the same for ever.
+pub(crate) fn partition_of(task: Uuid, partitions: i32) -> i32 {
     // FNV-1a: ids of tasks may be chosen by callers, so not every byte of them varies.
-    let mixed = event.task_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    let mixed = task.into_bytes().into_iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     let partitions = u64::try_from(partitions).unwrap_or(1).max(1);
@@ -238,14 +238,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_task_has_one_partition_and_tasks_are_spread(n in 1..=64i32, seed: u128) {
-            let event = |i: u128| Event {
-                task_id: uuid::Uuid::from_u128(seed.wrapping_add(i << 80)).to_string(),
-                ..Event::default()
-            };
+            let task = |i: u128| Uuid::from_u128(seed.wrapping_add(i << 80));
             let mut counts = vec![0; usize::try_from(n).unwrap()];
             for i in 0..2_000 {
-                let of = partition_of(&event(i), n);
-                prop_assert_eq!(of, partition_of(&event(i), n));
+                let of = partition_of(task(i), n);
+                prop_assert_eq!(of, partition_of(task(i), n));
                 counts[usize::try_from(of).unwrap()] += 1;
             }
             let most = counts.iter().max().unwrap();

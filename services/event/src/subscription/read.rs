@@ -3,18 +3,18 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use prost::Message;
 use stepwell_proto::{
+    EncodedEvent,
     refusal::Refusal,
     v1::{
-        Checkpoint, ErrorReason, Event, EventBatch, HeldPartition, PartitionDelivery,
-        SubscribeResponse, subscribe_response::Kind,
+        Checkpoint, EndReason, EventBatch, HeldPartition, PartitionDelivery, SubscribeResponse,
+        subscribe_response::Kind,
     },
 };
 use stepwell_serve::{Age, Shutdown};
 use stepwell_store::{Error, Nack, Nacked, Store, StoredSubscription, Taker};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc},
     time::Instant,
 };
 use tonic::Status;
@@ -26,25 +26,22 @@ use super::{
     request::not_found,
 };
 use crate::{
-    deliver::wanted,
+    deliver::{
+        CATCH_UP_ROWS, CHECKPOINT_AFTER, FRAME_BYTES_MAX, FRAME_EVENTS_MAX, LAST_WORD, Wanted, end,
+        wanted,
+    },
     filter::Filter,
     metrics::{Metrics, Seats},
-    ring::{Found, Page, Ring},
-    tail, trace,
+    place,
+    ring::{Forms, Found, Page, Ring, Visit},
+    said::SaidOf,
+    tail,
 };
 
-const FRAME_EVENTS_MAX: usize = 256;
-const FRAME_BYTES_MAX: usize = 256 << 10;
-/// Rows of one read of a partition that is behind.
-const CATCH_UP_ROWS: i64 = 500;
-/// Without an event for so long, a checkpoint tells that the feed is alive.
-const CHECKPOINT_AFTER: Duration = Duration::from_secs(15);
 /// Between two attempts to take what has got free.
 const BETWEEN_TAKES: Duration = Duration::from_millis(200);
 /// How long a partition rests when there is no room to keep what follows parked events.
 const REST_WHEN_FULL: Duration = Duration::from_secs(1);
-/// How long a reader has at the end to make room for being told so.
-const LAST_WORD: Duration = Duration::from_secs(1);
 const WAIT_FIRST: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -52,6 +49,7 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Reading {
     pub(crate) store: Store,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) said: Arc<SaidOf>,
     pub(crate) shutdown: Shutdown,
     /// Rung once it looks at the ring: a sleeping tail wakes.
     pub(crate) begun: Arc<Notify>,
@@ -67,6 +65,14 @@ pub(crate) struct Reading {
     pub(crate) wanted: Vec<i32>,
     /// So many at once.
     pub(crate) most: usize,
+    pub(crate) metadata_only: bool,
+}
+
+/// An event of a partition, on its way out.
+struct Sent {
+    position: i64,
+    task: Uuid,
+    encoded: EncodedEvent,
 }
 
 /// Why a stream ends.
@@ -94,23 +100,20 @@ impl Reading {
         let (stream, seated) = self.keeper.join(subscription, name, reader);
         let holder = stream.holder;
         let old = tokio::time::sleep(self.age.of_a_stream());
-        let ended = tokio::select! {
-            refusal = self.deliver(stream) => refusal,
+        let last_word = tokio::select! {
+            refusal = self.deliver(stream) => refusal.map(|refusal| Err(refusal.into())),
             // It goes on where its events were acknowledged, maybe elsewhere.
-            () = old => None,
-            () = shutdown.wait() => Some(
-                Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
-                    .retry_after(Duration::from_millis(100)),
-            ),
+            () = old => Some(Ok(end(EndReason::Rotate))),
+            () = shutdown.wait() => Some(Ok(end(EndReason::Drain))),
         };
         drop(seated);
         if let Err(error) = store.release_partitions(subscription, holder).await {
             // They are free when their lease is over.
             tracing::debug!(error = &error as &dyn std::error::Error, "partitions not released");
         }
-        if let Some(refusal) = ended {
+        if let Some(last_word) = last_word {
             // A reader whose queue is full is waited for a little; it comes again in any case.
-            let _ = tokio::time::timeout(LAST_WORD, out.send(Err(refusal.into()))).await;
+            let _ = tokio::time::timeout(LAST_WORD, out.send(last_word)).await;
         }
     }
 
@@ -132,7 +135,7 @@ impl Reading {
             said: Instant::now(),
             take_at: Some(Instant::now()),
             taken_once: false,
-            changes: None,
+            visit: None,
             wait: WAIT_FIRST,
             failing: false,
             filter,
@@ -178,7 +181,7 @@ struct Stage {
     now_held: Option<Vec<HeldPartition>>,
     said: Instant,
     /// While it reads something, the ring is followed.
-    changes: Option<watch::Receiver<i64>>,
+    visit: Option<Visit>,
     wait: Duration,
     failing: bool,
 }
@@ -191,8 +194,8 @@ impl Stage {
         }
         self.take().await?;
         self.tell_held().await?;
-        if let Some(changes) = &mut self.changes {
-            changes.mark_unchanged();
+        if let Some(visit) = &mut self.visit {
+            visit.begin();
         }
         let numbers: Vec<i32> = self.stream.partitions().iter().map(|of| of.no).collect();
         let mut wake = self.said + CHECKPOINT_AFTER;
@@ -221,7 +224,7 @@ impl Stage {
                     self.take_at = Some(self.take_at.unwrap_or(soon));
                 }
             }
-            () = changed(&mut self.changes) => {}
+            () = changed(&mut self.visit) => {}
             () = tokio::time::sleep_until(wake) => {}
             () = self.of.out.closed() => return Err(End::Gone),
         }
@@ -255,6 +258,7 @@ impl Stage {
         self.of.subscription =
             found.filter(|found| found.id == self.taker.subscription).ok_or_else(gone)?;
         self.filter = Filter::read(self.of.subscription.filter.clone()).map_err(End::Refused)?;
+        self.visit = None;
         let now = Instant::now();
         let mut partitions = self.stream.partitions();
         for standing in &taken {
@@ -273,9 +277,11 @@ impl Stage {
             partitions.iter().map(held).collect()
         };
         if held.is_empty() {
-            self.changes = None;
-        } else if self.changes.is_none() {
-            self.changes = Some(self.of.ring.changes());
+            self.visit = None;
+        } else if self.visit.is_none() {
+            let forms = Forms { derived: self.filter.wants_derived(), bare: self.of.metadata_only };
+            // Each partition has a place of its own: none may be skipped for another.
+            self.visit = Some(self.of.ring.visit(&[], forms));
             self.of.begun.notify_one();
         }
         if self.now_held.as_ref() != Some(&held) {
@@ -345,13 +351,10 @@ impl Stage {
         };
         let mut positions: Vec<i64> = new.iter().map(|of| of.position).collect();
         positions.sort_unstable();
-        let rows = self.of.store.rows_at(&positions).await?;
-        let page = tail::page(&self.of.store, 0, &rows).await?;
-        let events: Vec<Event> = page
-            .iter()
-            .flat_map(|page| wanted(page, 0, &self.filter))
-            .map(|(_, event)| event)
-            .collect();
+        let events = tail::read_some(&self.of.store, &self.of.said, &positions).await?;
+        let page = Page::new(0, 0, events);
+        let events: Vec<Sent> =
+            wanted(&page, 0, &self.filter).flat_map(|of| self.sent(&of)).collect();
         let sent: HashSet<i64> = events.iter().map(|event| event.position).collect();
         let attempt = |position: i64| {
             new.iter().find(|of| of.position == position).map_or(1, |of| of.attempt + 1)
@@ -377,7 +380,7 @@ impl Stage {
         let page = match self.of.ring.after(read) {
             Found::Level => return Ok(false),
             Found::Page(page) => page,
-            Found::Behind => match tail::read_page(&self.of.store, read, CATCH_UP_ROWS).await? {
+            Found::Behind => match self.catch_up(read).await? {
                 Some(page) => Arc::new(page),
                 None => {
                     *wake = (*wake).min(now + WAIT_FIRST);
@@ -406,27 +409,39 @@ impl Stage {
         Ok(true)
     }
 
+    /// What comes next in the table; none: nothing yet.
+    async fn catch_up(&self, read: i64) -> Result<Option<Page>, End> {
+        match tail::read_page(&self.of.store, &self.of.said, read, CATCH_UP_ROWS).await {
+            // Nobody may pass over what is gone but who is responsible for the subscription.
+            Err(Error::Expired { earliest }) => {
+                let epoch = self.of.store.log_epoch().await?;
+                let refusal = place::expired(epoch, earliest);
+                Err(End::Refused(refusal.with("name", &self.of.subscription.name)))
+            }
+            page => Ok(page?),
+        }
+    }
+
+    /// What of an event goes out.
+    fn sent(&self, wanted: &Wanted<'_>) -> Vec<Sent> {
+        let (position, task) = (wanted.recorded.position, wanted.recorded.task);
+        let sent = wanted.sent(self.of.metadata_only);
+        sent.map(|encoded| Sent { position, task, encoded }).collect()
+    }
+
     /// The events of a page after a place that the partition wants, and where that ends: as many positions
     /// as there is room for.
-    fn next(&self, no: i32, page: &Page, read: i64, room: usize) -> (Vec<Event>, i64) {
+    fn next(&self, no: i32, page: &Page, read: i64, room: usize) -> (Vec<Sent>, i64) {
         let partitions = self.of.subscription.partitions;
-        let mut events = Vec::new();
-        let mut positions = 0;
-        for (_, event) in wanted(page, read, &self.filter) {
-            if partition_of(&event, partitions) != no {
-                continue;
-            }
-            let last = events.last().map(|last: &Event| last.position);
-            if last != Some(event.position) {
-                if positions == room {
-                    let end = last.unwrap_or(read);
-                    return (events, end);
-                }
-                positions += 1;
-            }
-            events.push(event);
-        }
-        (events, page.last)
+        let mut wanted = wanted(page, read, &self.filter)
+            .filter(|wanted| partition_of(wanted.recorded.task, partitions) == no);
+        let events: Vec<Sent> =
+            wanted.by_ref().take(room).flat_map(|wanted| self.sent(&wanted)).collect();
+        let end = match wanted.next() {
+            Some(_) => events.last().map_or(read, |last| last.position),
+            None => page.last,
+        };
+        (events, end)
     }
 
     /// The events without those that follow parked ones of their tasks: these are kept with them. None:
@@ -435,25 +450,22 @@ impl Stage {
         &self,
         no: i32,
         epoch: i64,
-        mut events: Vec<Event>,
-    ) -> Result<Option<Vec<Event>>, End> {
+        mut events: Vec<Sent>,
+    ) -> Result<Option<Vec<Sent>>, End> {
         if !self.of.subscription.ordered || events.is_empty() {
             return Ok(Some(events));
         }
         let id = self.of.subscription.id;
         if self.with(no, |of| of.parked.is_none()) == Some(true) {
             let tasks = self.of.store.parked_tasks(id, no).await?;
-            let tasks = tasks.iter().map(Uuid::to_string).collect();
+            let tasks = tasks.into_iter().collect();
             self.with(no, |of| of.parked = Some(tasks).filter(|_| of.epoch == epoch));
         }
         let mut follow: Vec<(i64, Uuid)> = Vec::new();
         self.with(no, |of| {
             let parked = of.parked.as_ref().filter(|parked| !parked.is_empty());
-            for event in events.iter().filter(|e| parked.is_some_and(|p| p.contains(&e.task_id))) {
-                if let Ok(uid) = Uuid::try_parse(&event.task_id) {
-                    follow.push((event.position, uid));
-                }
-            }
+            let events = events.iter().filter(|e| parked.is_some_and(|p| p.contains(&e.task)));
+            follow.extend(events.map(|event| (event.position, event.task)));
         });
         follow.dedup();
         if follow.is_empty() {
@@ -475,7 +487,7 @@ impl Stage {
         &mut self,
         no: i32,
         epoch: i64,
-        events: Vec<Event>,
+        events: Vec<Sent>,
         attempts: &[i32],
         retried: bool,
     ) -> Result<(), End> {
@@ -484,19 +496,19 @@ impl Stage {
         while events.peek().is_some() {
             let (mut frame, mut attempts, mut bytes) = (Vec::new(), Vec::new(), 0);
             while let Some((event, _)) = events.peek() {
-                let size = event.encoded_len();
+                let size = event.encoded.encoded_len();
                 let is_full = frame.len() >= FRAME_EVENTS_MAX || bytes + size > FRAME_BYTES_MAX;
                 if is_full && !frame.is_empty() {
                     break;
                 }
-                let Some((mut event, attempt)) = events.next() else { break };
+                let Some((event, attempt)) = events.next() else { break };
                 bytes += size;
-                trace::deliver(&mut event);
-                frame.push(event);
+                frame.push(event.encoded);
                 attempts.push(attempt);
             }
+            let batch = EventBatch { encoded: frame, ..EventBatch::default() };
             self.send(SubscribeResponse {
-                kind: Some(Kind::Events(EventBatch { events: frame })),
+                kind: Some(Kind::Events(batch)),
                 delivery: Some(PartitionDelivery { partition: no, epoch, attempts, retried }),
                 ..SubscribeResponse::default()
             })
@@ -507,9 +519,9 @@ impl Stage {
 }
 
 /// Waits for the ring to change; for ever if it is not followed.
-async fn changed(changes: &mut Option<watch::Receiver<i64>>) {
-    match changes {
-        Some(changes) => drop(changes.changed().await),
+async fn changed(visit: &mut Option<Visit>) {
+    match visit {
+        Some(visit) => visit.changed().await,
         None => std::future::pending().await,
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prost_types::Timestamp;
 use stepwell_proto::{
+    page,
     refusal::Refusal,
     time,
     v1::{
@@ -17,7 +18,7 @@ use stepwell_store::{
     NewSubscription, PARTITIONS_MAX, Store, StoredSubscription, SubscriptionChange,
 };
 
-use crate::{filter::Filter, service::place_of};
+use crate::{filter::Filter, place};
 
 const NAME_BYTES_MAX: usize = 64;
 const NAME_RULE: &str = "1 to 64 letters, digits, `_`, `-`, `.`, `/`";
@@ -27,7 +28,6 @@ const ATTEMPTS_MAX: i32 = 1_000;
 const ATTEMPTS_DEFAULT: i32 = 10;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
-const PAGE_DEFAULT: i32 = 100;
 const PAGE_MAX: i32 = 1_000;
 
 type Faults = Vec<(String, String)>;
@@ -57,6 +57,9 @@ pub(crate) async fn start(store: &Store, request: SubscribeRequest) -> Result<St
     let mut faults = Faults::new();
     if request.filter.is_some_and(|filter| filter != EventFilter::default()) {
         faults.push(("filter".into(), "the subscription has its own: leave it out".into()));
+    }
+    if request.with_snapshot {
+        faults.push(("with_snapshot".into(), "only `latest` or a cursor may stand with it".into()));
     }
     check_start(&start, &mut faults);
     refuse(faults)?;
@@ -109,7 +112,7 @@ pub(crate) async fn create(
         Some(create::Start::AfterCursor(cursor)) => Place::After(cursor),
         Some(create::Start::Earliest(_)) => Place::Earliest,
         Some(create::Start::Latest(_)) => Place::Latest,
-        Some(create::Start::Time(time)) => Place::Time(time),
+        Some(create::Start::AtTime(time)) => Place::Time(time),
     };
     Ok(NewSubscription {
         name: sent.name,
@@ -139,7 +142,7 @@ pub(crate) async fn update(
         update::Seek::AfterCursor(cursor) => Place::After(cursor),
         update::Seek::Earliest(_) => Place::Earliest,
         update::Seek::Latest(_) => Place::Latest,
-        update::Seek::Time(time) => Place::Time(time),
+        update::Seek::AtTime(time) => Place::Time(time),
     });
     let place = match place {
         Some(place) => Some(place.find(store).await?),
@@ -194,18 +197,7 @@ pub(crate) fn replay(sent: &[i64]) -> Result<(), Refusal> {
 
 /// The size of a page.
 pub(crate) fn page_size(sent: i32) -> Result<i32, Refusal> {
-    match sent {
-        0 => Ok(PAGE_DEFAULT),
-        n if (1..=PAGE_MAX).contains(&n) => Ok(n),
-        _ => Err(Refusal::field("page_size", format!("must be from 1 to {PAGE_MAX}"))),
-    }
-}
-
-/// A page token that was never received.
-pub(crate) fn token_refused() -> Refusal {
-    let what = "must be the `next_page_token` of a page";
-    Refusal::new(ErrorReason::PageTokenInvalid, format!("page_token: {what}"))
-        .with_violations(vec![("page_token".into(), what.into())])
+    page::size(sent, PAGE_MAX).map_err(|what| Refusal::field("page_size", what))
 }
 
 /// A place in the log, as it is asked for.
@@ -218,28 +210,13 @@ enum Place {
 
 impl Place {
     async fn find(self, store: &Store) -> Result<i64, Refusal> {
-        Ok(match self {
-            Self::Earliest => 0,
-            Self::Latest => store.head().await?,
-            Self::After(cursor) => {
-                let (epoch, head) = (store.log_epoch().await?, store.head().await?);
-                place_of(&cursor, epoch, head)?
-            }
-            Self::Time(time) => {
-                let nanos = u32::try_from(time.nanos).ok();
-                let time = nanos.and_then(|nanos| store_time(time.seconds, nanos));
-                let time =
-                    time.ok_or_else(|| Refusal::field("time", "must be a time from 1970 to 9999"))?;
-                store.position_before(time).await?
-            }
-        })
+        match self {
+            Self::Earliest => Ok(store.earliest().await?),
+            Self::Latest => Ok(store.head().await?),
+            Self::After(cursor) => place::after_cursor(store, "after_cursor", &cursor).await,
+            Self::Time(time) => place::at_time(store, "at_time", &time).await,
+        }
     }
-}
-
-fn store_time(seconds: i64, nanos: u32) -> Option<chrono::DateTime<chrono::Utc>> {
-    const YEAR_10000: i64 = 253_402_300_800;
-    let time = chrono::DateTime::from_timestamp(seconds, nanos)?;
-    (0..YEAR_10000).contains(&seconds).then_some(time)
 }
 
 fn refuse(faults: Faults) -> Result<(), Refusal> {

@@ -1,10 +1,11 @@
 //! SubscriptionService: durable subscriptions are made, changed and acknowledged.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use prost::Message;
 use stepwell_proto::{
     id::Cursor,
+    page,
     refusal::Refusal,
     v1::{
         AckEventsRequest, AckEventsResponse, CreateSubscriptionRequest, CreateSubscriptionResponse,
@@ -23,7 +24,7 @@ use stepwell_store::{
 use tonic::{Request, Response, Status};
 
 use super::request::{self, not_found};
-use crate::tail;
+use crate::{said::SaidOf, tail};
 
 /// Bytes of the events of a page, about.
 const PAGE_BYTES_MAX: usize = 2 << 20;
@@ -31,6 +32,7 @@ const PAGE_BYTES_MAX: usize = 2 << 20;
 /// The RPCs.
 pub(crate) struct Subscriptions {
     pub(crate) store: Store,
+    pub(crate) said: Arc<SaidOf>,
 }
 
 impl Subscriptions {
@@ -50,17 +52,14 @@ impl Subscriptions {
         let more = rows.len() > size;
         rows.truncate(size);
         let positions: Vec<i64> = rows.iter().map(|row| row.position).collect();
-        let log = self.store.rows_at(&positions).await?;
-        let page = tail::page(&self.store, 0, &log).await?;
+        let kept = tail::read_some(&self.store, &self.said, &positions).await?;
         let (mut parked, mut bytes, mut last) = (Vec::new(), 0, None);
         for row in rows {
-            let event = page.iter().flat_map(|page| &page.events);
-            let event = event.map(|of| &of.event).find(|event| event.position == row.position);
+            let event = kept.iter().find(|of| of.position == row.position);
+            let event = event.and_then(|of| of.piece.sent(false).decode().ok());
             let one = ParkedEvent {
                 event: Some(
-                    event
-                        .cloned()
-                        .unwrap_or_else(|| Event { position: row.position, ..Event::default() }),
+                    event.unwrap_or_else(|| Event { position: row.position, ..Event::default() }),
                 ),
                 partition: row.no,
                 failed_attempts: row.attempt,
@@ -174,7 +173,7 @@ impl SubscriptionService for Subscriptions {
         let request = request.into_inner();
         let size = request::page_size(request.page_size)?;
         if request.page_token.contains('\0') {
-            return Err(request::token_refused().into());
+            return Err(page::strange("not one that was received").into());
         }
         let mut rows = self.store.subscriptions(&request.page_token, i64::from(size) + 1).await?;
         let more = rows.len() > usize::try_from(size).unwrap_or_default();
@@ -295,7 +294,7 @@ impl SubscriptionService for Subscriptions {
         let size = request::page_size(request.page_size)?;
         let after = match request.page_token.as_str() {
             "" => 0,
-            text => text.parse().map_err(|_| request::token_refused())?,
+            text => text.parse().map_err(|_| page::strange("not one that was received"))?,
         };
         let stored = self.find(&request.name).await?;
         let (events, next) = self.page_of_parked(stored.id, after, size).await?;

@@ -17,7 +17,7 @@ use stepwell_trace::TraceContext;
 use super::EventRow;
 use crate::{Error, Note, StoredDefinition, StoredFailure, definition::timestamp};
 
-/// The event of a row.
+/// The event of a row, but for its correlation id.
 pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> {
     let number = u32::try_from(row.r#type).unwrap_or(0);
     let Some(of_type) = event_type_by_number(number) else {
@@ -41,6 +41,7 @@ pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> 
         attempt: row.attempt.unwrap_or(0),
         ordinal: 0,
         traceparent: row.trace.as_deref().map(traceparent).unwrap_or_default(),
+        correlation_id: String::new(),
         detail: Some(detail(row, number, stored)?),
     })
 }

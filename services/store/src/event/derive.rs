@@ -1,13 +1,16 @@
 //! The events that have no row of their own: each is made from one that has. Pure.
 
+use prost_types::{Duration, Timestamp};
 use stepwell_proto::{
     catalog::EventMessage,
     id::step_id,
     v1::{
-        Event, ObservabilityStepBackoff, ObservabilityStepMaxRetriesReached, ObservabilityStepSkip,
-        ObservabilityTaskEnqueue, ProcessingMode, State, StepInitializeRequested,
-        WorkflowStepCompleted, WorkflowStepFailed, WorkflowTaskCompleted, WorkflowTaskFailed,
-        WorkflowTaskFinalizationCompleted, WorkflowTaskStarted, WorkflowViableStepsDiscovered,
+        Event, NoViableStepsReason, ObservabilityStepBackoff, ObservabilityStepMaxRetriesReached,
+        ObservabilityStepSkip, ObservabilityTaskEnqueue, ProcessingMode, State,
+        StepInitializeRequested, WorkflowNoViableSteps, WorkflowStepCompleted, WorkflowStepFailed,
+        WorkflowTaskCompleted, WorkflowTaskFailed, WorkflowTaskFinalizationCompleted,
+        WorkflowTaskFinalizationStarted, WorkflowTaskReenqueueDelayed,
+        WorkflowTaskReenqueueRequested, WorkflowTaskStarted, WorkflowViableStepsDiscovered,
         event::Detail,
     },
 };
@@ -27,21 +30,23 @@ pub fn derive(recorded: &Event, stored: &StoredDefinition) -> Vec<Event> {
             events
         }
         Detail::TaskStartRequested(_) => one(WorkflowTaskStarted {}.into()),
-        Detail::TaskCompleted(_) => vec![
-            about(recorded, WorkflowTaskCompleted {}.into()),
-            finalized(recorded, stored, State::Complete),
-        ],
-        Detail::TaskFailed(_) => vec![
-            about(recorded, WorkflowTaskFailed {}.into()),
-            finalized(recorded, stored, State::Error),
-        ],
-        Detail::TaskCancelled(_) => vec![finalized(recorded, stored, State::Cancelled)],
+        Detail::TaskCompleted(_) => {
+            let ended = WorkflowTaskCompleted {}.into();
+            finalized(recorded, stored, State::Complete, Some(ended))
+        }
+        Detail::TaskFailed(_) => {
+            finalized(recorded, stored, State::Error, Some(WorkflowTaskFailed {}.into()))
+        }
+        Detail::TaskCancelled(_) => finalized(recorded, stored, State::Cancelled, None),
         Detail::TaskResolvedManually(_) => {
-            vec![finalized(recorded, stored, State::ResolvedManually)]
+            finalized(recorded, stored, State::ResolvedManually, None)
+        }
+        Detail::TaskRetryRequested(retried) => {
+            one(WorkflowTaskReenqueueRequested { reason: retried.reason.clone() }.into())
         }
         Detail::StepCompleted(completed) => {
             let mut events = one(WorkflowStepCompleted {}.into());
-            events.extend(released(recorded, stored, &completed.released));
+            events.push(released(recorded, stored, &completed.released));
             events
         }
         Detail::StepResolvedManually(resolved) => {
@@ -50,7 +55,7 @@ pub fn derive(recorded: &Event, stored: &StoredDefinition) -> Vec<Event> {
             if resolved.skipped {
                 events.extend(one(skip.into()));
             }
-            events.extend(released(recorded, stored, &resolved.released));
+            events.push(released(recorded, stored, &resolved.released));
             events
         }
         Detail::StepFailed(failed) => {
@@ -70,7 +75,17 @@ pub fn derive(recorded: &Event, stored: &StoredDefinition) -> Vec<Event> {
                     ObservabilityStepMaxRetriesReached { attempts, retry_limit }.into(),
                 ));
             }
+            if failed.r#final {
+                events.push(none_viable(recorded, stored, Some(NoViableStepsReason::StepFailed)));
+            }
             events
+        }
+        Detail::StepRetryRequested(retried) => {
+            let delayed = retried.not_before.map(|until| WorkflowTaskReenqueueDelayed {
+                delay: recorded.at.map(|at| between(at, until)),
+                scheduled_for: Some(until),
+            });
+            delayed.map(|delayed| about(recorded, delayed.into())).into_iter().collect()
         }
         _ => Vec::new(),
     }
@@ -115,19 +130,63 @@ fn viable(recorded: &Event, stored: &StoredDefinition, numbers: &[i32]) -> Event
         step_count: i32::try_from(numbers.len()).unwrap_or(i32::MAX),
         processing_mode: ProcessingMode::Concurrent.into(),
     };
-    let about_task =
-        Event { step_id: String::new(), step_name: String::new(), attempt: 0, ..recorded.clone() };
-    about(&about_task, found.into())
+    about(&of_task(recorded), found.into())
+}
+
+/// The same about the task.
+fn of_task(recorded: &Event) -> Event {
+    Event { step_id: String::new(), step_name: String::new(), attempt: 0, ..recorded.clone() }
 }
 
 /// What a step that ended well released.
-fn released(recorded: &Event, stored: &StoredDefinition, names: &[String]) -> Option<Event> {
-    (!names.is_empty()).then(|| viable(recorded, stored, &numbers(stored, names)))
+fn released(recorded: &Event, stored: &StoredDefinition, names: &[String]) -> Event {
+    if names.is_empty() {
+        none_viable(recorded, stored, None)
+    } else {
+        viable(recorded, stored, &numbers(stored, names))
+    }
 }
 
-fn finalized(recorded: &Event, stored: &StoredDefinition, state: State) -> Event {
+/// Nothing became ready by a step that ended: for this reason, or because of those that wait for it.
+fn none_viable(
+    recorded: &Event,
+    stored: &StoredDefinition,
+    reason: Option<NoViableStepsReason>,
+) -> Event {
+    let mut steps = stored.definition.steps.iter();
+    let number = steps.position(|step| step.name == recorded.step_name);
+    let checked = number.and_then(|number| stored.children.get(number)).map_or(0, Vec::len);
+    let by_those = match checked {
+        0 => NoViableStepsReason::NoneWaiting,
+        _ => NoViableStepsReason::OthersAwaited,
+    };
+    let total_steps_checked = i32::try_from(checked).unwrap_or(i32::MAX);
+    let reason = reason.unwrap_or(by_those).into();
+    about(&of_task(recorded), WorkflowNoViableSteps { reason, total_steps_checked }.into())
+}
+
+/// That a task ended: before, what is special to how it did.
+fn finalized(
+    recorded: &Event,
+    stored: &StoredDefinition,
+    state: State,
+    ended: Option<Detail>,
+) -> Vec<Event> {
     let (final_status, total_steps) = (state.into(), stored.total_steps());
-    about(recorded, WorkflowTaskFinalizationCompleted { final_status, total_steps }.into())
+    let started = WorkflowTaskFinalizationStarted { total_steps }.into();
+    let completed = WorkflowTaskFinalizationCompleted { final_status, total_steps }.into();
+    let details = [Some(started), ended, Some(completed)];
+    details.into_iter().flatten().map(|detail| about(recorded, detail)).collect()
+}
+
+/// From one time to a later one; nothing if it is not later.
+fn between(from: Timestamp, until: Timestamp) -> Duration {
+    let nanos = |at: Timestamp| i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
+    let passed = (nanos(until) - nanos(from)).max(0);
+    Duration {
+        seconds: i64::try_from(passed / 1_000_000_000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(passed % 1_000_000_000).expect("below a thousand million"),
+    }
 }
 
 fn roots(stored: &StoredDefinition) -> Vec<i32> {
@@ -147,9 +206,9 @@ mod tests {
     use stepwell_proto::{
         catalog::{EVENTS, event_type},
         v1::{
-            Definition, Failure, StepCompleted, StepFailed, StepResolvedManually, StepTemplate,
-            TaskCancelled, TaskCompleted, TaskFailed, TaskInitializeRequested,
-            TaskResolvedManually, TaskStartRequested,
+            Definition, Failure, StepCompleted, StepFailed, StepResolvedManually,
+            StepRetryRequested, StepTemplate, TaskCancelled, TaskCompleted, TaskFailed,
+            TaskInitializeRequested, TaskResolvedManually, TaskRetryRequested, TaskStartRequested,
         },
     };
 
@@ -172,12 +231,12 @@ mod tests {
             queues: vec![1, 1],
             parents: vec![vec![], vec![0]],
             children: vec![vec![1], vec![]],
-            is_timed: false,
+            ..StoredDefinition::default()
         }
     }
 
     fn recorded() -> Vec<Event> {
-        let failed = |r#final, backoff: Option<prost_types::Duration>| StepFailed {
+        let failed = |r#final, backoff: Option<Duration>| StepFailed {
             error: Some(Failure { retryable: true, ..Failure::default() }),
             r#final,
             max_attempts: 3,
@@ -199,13 +258,22 @@ mod tests {
             }
             .into(),
             failed(true, None).into(),
-            failed(false, Some(prost_types::Duration::default())).into(),
+            failed(false, Some(Duration::default())).into(),
+            TaskRetryRequested::default().into(),
+            StepRetryRequested {
+                not_before: Some(Timestamp { seconds: 12, nanos: 0 }),
+                ..StepRetryRequested::default()
+            }
+            .into(),
+            StepCompleted::default().into(),
+            StepResolvedManually::default().into(),
         ];
         let event = |detail: Detail| Event {
             position: 7,
             name: detail.name().to_owned(),
             task_id: "t".into(),
             attempt: 3,
+            at: Some(Timestamp { seconds: 9, nanos: 500_000_000 }),
             detail: Some(detail),
             ..Event::default()
         };
@@ -239,5 +307,47 @@ mod tests {
         let steps: Vec<_> =
             events.iter().filter(|e| e.name == StepInitializeRequested::NAME).collect();
         assert_eq!((steps.len(), steps[1].step_id.as_str()), (2, "t.1"));
+    }
+    #[test]
+    fn why_no_step_became_ready_is_said_with_those_that_wait() {
+        let why = |step: &str, detail: Detail| {
+            let ended = Event {
+                step_name: step.into(),
+                step_id: "t.0".into(),
+                detail: Some(detail),
+                ..Event::default()
+            };
+            let mut events = derive(&ended, &stored()).into_iter();
+            let event = events.find(|e| e.name == WorkflowNoViableSteps::NAME).unwrap();
+            assert_eq!((event.step_id, event.step_name), (String::new(), String::new()));
+            let Some(Detail::WorkflowNoViableSteps(it)) = event.detail else { panic!() };
+            (it.reason(), it.total_steps_checked)
+        };
+        let completed = || Detail::from(StepCompleted::default());
+        assert_eq!(why("a", completed()), (NoViableStepsReason::OthersAwaited, 1));
+        assert_eq!(why("b", completed()), (NoViableStepsReason::NoneWaiting, 0));
+        let failed = StepFailed { r#final: true, ..StepFailed::default() };
+        assert_eq!(why("a", failed.into()), (NoViableStepsReason::StepFailed, 1));
+    }
+
+    #[test]
+    fn what_waits_says_how_long_and_until_when_and_what_does_not_wait_says_nothing() {
+        let retried = |seconds| {
+            let not_before = Some(Timestamp { seconds, nanos: 0 });
+            let detail = StepRetryRequested { not_before, ..StepRetryRequested::default() };
+            let at = Some(Timestamp { seconds: 9, nanos: 500_000_000 });
+            let event = Event { at, detail: Some(detail.into()), ..Event::default() };
+            let mut events = derive(&event, &stored());
+            let Some(Detail::WorkflowTaskReenqueueDelayed(it)) = events.remove(0).detail else {
+                panic!()
+            };
+            assert_eq!(it.scheduled_for, not_before);
+            it.delay.unwrap()
+        };
+        assert_eq!(retried(12), Duration { seconds: 2, nanos: 500_000_000 });
+        assert_eq!(retried(9), Duration::default(), "it is due");
+        let at_once =
+            Event { detail: Some(StepRetryRequested::default().into()), ..Event::default() };
+        assert_eq!(derive(&at_once, &stored()), []);
     }
 }

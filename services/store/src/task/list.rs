@@ -42,7 +42,8 @@ impl Store {
                       t.paused as "paused?", t.deadline as "deadline?",
                       t.held and t.finished_at is null as "held?", d.initiator as "initiator?",
                       d.source_system as "source_system?", d.reason as "reason?", d.tags as "tags?",
-                      d.created_at as "created_at?", d.priority as "priority?"
+                      d.created_at as "created_at?", d.priority as "priority?",
+                      d.correlation_id as "correlation_id?"
                  from stepwell.match_tasks($1::text::json, $2, $3, $4, null) m
                  left join lateral unnest(m.m_task) i on true
                  left join lateral (select * from stepwell.task where id = i offset 0) t on true
@@ -75,6 +76,7 @@ impl Store {
                 deadline: row.deadline,
                 held: row.held?,
                 priority: row.priority?,
+                correlation_id: row.correlation_id?,
             })
         });
         let rows: Vec<TaskRow> = rows.collect();

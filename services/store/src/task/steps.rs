@@ -3,17 +3,25 @@
 use std::ops::RangeInclusive;
 
 use prost::Message;
-use sqlx::types::{
-    Uuid,
-    chrono::{DateTime, Utc},
+use sqlx::{
+    PgExecutor,
+    types::{
+        Uuid,
+        chrono::{DateTime, Utc},
+    },
 };
 use stepwell_proto::{
     id::{number_of, step_id},
     v1::{self, Failure, State},
 };
 
-use super::{read_tasks, state};
-use crate::{Error, Store, StoredDefinition, StoredFailure, definition::timestamp};
+use super::{TaskRow, read_tasks, state};
+use crate::{
+    Error, Store, StoredDefinition, StoredFailure,
+    definition::timestamp,
+    event::read_head,
+    patient::{Reads, silent},
+};
 
 /// No step has a higher number.
 const LAST: i32 = 16_383;
@@ -56,8 +64,36 @@ impl Store {
         include_results: bool,
     ) -> Result<Option<v1::Task>, Error> {
         let Some(row) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
+        let rows = step_rows(self.reads(), row.id, 0..=LAST, include_results).await?;
+        self.with_steps(row, rows, include_results).await.map(Some)
+    }
+
+    /// A task with its steps, without their results, and the place in the log behind which it is exactly
+    /// that: both are read at one moment. None: there is no such task.
+    pub async fn snapshot(&self, uid: Uuid) -> Result<Option<(v1::Task, i64)>, Error> {
+        let Reads { pool, patience, .. } = self.reads();
+        let read = async {
+            let begin = "begin isolation level repeatable read read only";
+            let mut moment = pool.begin_with(begin).await?;
+            let head = read_head(&mut *moment).await?;
+            let Some(row) = read_tasks(&mut *moment, &[uid]).await?.pop() else { return Ok(None) };
+            let rows = step_rows(&mut *moment, row.id, 0..=LAST, false).await?;
+            moment.commit().await?;
+            Ok::<_, Error>(Some((row, rows, head)))
+        };
+        let read = tokio::time::timeout(patience, read).await;
+        let read = read.unwrap_or_else(|_| Err(Error::Database(silent(patience))))?;
+        let Some((row, rows, head)) = read else { return Ok(None) };
+        Ok(Some((self.with_steps(row, rows, false).await?, head)))
+    }
+
+    async fn with_steps(
+        &self,
+        row: TaskRow,
+        rows: Vec<Row>,
+        include_results: bool,
+    ) -> Result<v1::Task, Error> {
         let definition = self.definition(row.definition).await?;
-        let rows = self.step_rows(row.id, 0..=LAST, include_results).await?;
         let mut task = row.into_task(&definition)?;
         if let Some(first) = rows.first() {
             task.state = state(first.task_state)?.into();
@@ -68,14 +104,14 @@ impl Store {
         let steps = rows.into_iter().map(|row| row.into_step(&id, &definition, include_results));
         task.steps = steps.collect::<Result<_, _>>()?;
         fit(&mut task, ANSWER_BYTES_MAX);
-        Ok(Some(task))
+        Ok(task)
     }
 
     /// One step with its result, if that is not too large; none: there is no such step.
     pub async fn step(&self, uid: Uuid, number: i32) -> Result<Option<v1::Step>, Error> {
         let Some(task) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
         let definition = self.definition(task.definition).await?;
-        let row = self.step_rows(task.id, number..=number, true).await?.pop();
+        let row = step_rows(self.reads(), task.id, number..=number, true).await?.pop();
         row.map(|row| row.into_step(&uid.to_string(), &definition, true)).transpose()
     }
 
@@ -88,49 +124,49 @@ impl Store {
         let Some(task) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
         Ok(self.definition(task.definition).await?.step(number).cloned())
     }
+}
 
-    async fn step_rows(
-        &self,
-        task: i64,
-        numbers: RangeInclusive<i32>,
-        include_results: bool,
-    ) -> Result<Vec<Row>, Error> {
-        let rows = sqlx::query_as!(
-            Row,
-            r#"select t.state as "task_state!", t.started_at, t.finished_at, s.key as "key!",
-                      s.state as "state!", s.waiting_on as "waiting_on!", s.attempt as "attempt!",
-                      s.max_attempts as "max_attempts!",
-                      case when s.state = 1 and s.not_before > clock_timestamp()
-                           then s.not_before end as not_before,
-                      s.leased_at,
-                      case when $2 and s.size <= $3 and s.results <= $4 then s.result end as result,
-                      s.result is not null as "has_result!",
-                      case when s.failures <= $5 then s.last_error end as last_error,
-                      case when s.failures > $5
-                           then s.last_error::json ->> 'error_class' end as error_class,
-                      case when $6 = $7 then s.config end as config,
-                      s.config is not null as "has_config!"
-                 from stepwell.task t
-                 join (select *, octet_length(result) as size,
-                              sum(case when octet_length(result) <= $3 then octet_length(result) end)
-                                over (order by key) as results,
-                              sum(octet_length(last_error)) over (order by key) as failures
-                         from stepwell.step
-                        where key between ($1::bigint << 14) + $6::int and ($1 << 14) + $7::int) s on true
-                where t.id = $1
-                order by s.key"#,
-            task,
-            include_results,
-            RESULT_BYTES_MAX,
-            RESULTS_BYTES_MAX,
-            FAILURES_BYTES_MAX,
-            numbers.start(),
-            numbers.end(),
-        )
-        .fetch_all(self.reads())
-        .await?;
-        Ok(rows)
-    }
+async fn step_rows(
+    connection: impl PgExecutor<'_>,
+    task: i64,
+    numbers: RangeInclusive<i32>,
+    include_results: bool,
+) -> Result<Vec<Row>, Error> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select t.state as "task_state!", t.started_at, t.finished_at, s.key as "key!",
+                  s.state as "state!", s.waiting_on as "waiting_on!", s.attempt as "attempt!",
+                  s.max_attempts as "max_attempts!",
+                  case when s.state = 1 and s.not_before > clock_timestamp()
+                       then s.not_before end as not_before,
+                  s.leased_at,
+                  case when $2 and s.size <= $3 and s.results <= $4 then s.result end as result,
+                  s.result is not null as "has_result!",
+                  case when s.failures <= $5 then s.last_error end as last_error,
+                  case when s.failures > $5
+                       then s.last_error::json ->> 'error_class' end as error_class,
+                  case when $6 = $7 then s.config end as config,
+                  s.config is not null as "has_config!"
+             from stepwell.task t
+             join (select *, octet_length(result) as size,
+                          sum(case when octet_length(result) <= $3 then octet_length(result) end)
+                            over (order by key) as results,
+                          sum(octet_length(last_error)) over (order by key) as failures
+                     from stepwell.step
+                    where key between ($1::bigint << 14) + $6::int and ($1 << 14) + $7::int) s on true
+            where t.id = $1
+            order by s.key"#,
+        task,
+        include_results,
+        RESULT_BYTES_MAX,
+        RESULTS_BYTES_MAX,
+        FAILURES_BYTES_MAX,
+        numbers.start(),
+        numbers.end(),
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
 }
 
 /// Makes a task fit into one answer.

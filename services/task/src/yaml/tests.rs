@@ -70,9 +70,14 @@ fn each_kind_of_fault_says_where_and_what_was_probably_meant() {
     for (text, path, what) in [
         ("nmae: d\nsteps: [{name: a}]\n".to_owned(), "nmae at 1:1", "did you mean `name`?"),
         (
-            "name: d\npriority: 3\nsteps: [{name: a}]".into(),
-            "priority at 2:1",
+            "name: d\nurgency: 3\nsteps: [{name: a}]".into(),
+            "urgency at 2:1",
             "is unknown; known are",
+        ),
+        (
+            "name: d\npriority: 6\nsteps: [{name: a}]".into(),
+            "priority at 2:11",
+            "must be a whole number from 1 to 5",
         ),
         (step("depend_on: [a]"), "steps[0].depend_on at 4:5", "did you mean `depends_on`?"),
         (step("retry: {max_atempts: 3}"), "steps[0].retry.max_atempts at 4:13", "`max_attempts`"),

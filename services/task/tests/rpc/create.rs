@@ -215,3 +215,29 @@ async fn tasks_of_many_steps_are_made_in_bounded_calls() {
     assert!(results.iter().all(|r| matches!(r.outcome, Some(Outcome::Task(_)))));
     assert_eq!(world.get(&requests[19].task_id).await.unwrap().steps.len(), 3000);
 }
+
+#[tokio::test]
+async fn a_task_belongs_to_what_its_request_or_its_call_says() {
+    let world = World::new().await;
+    world.register(PAIR).await;
+    let own = CreateTaskRequest { correlation_id: "own".into(), ..request(r#"{"n": 1}"#) };
+    let other = request(r#"{"n": 1}"#);
+    let requests = vec![own.clone(), other.clone()];
+    let mut call = tonic::Request::new(BatchCreateTasksRequest { requests });
+    call.metadata_mut().insert("x-correlation-id", "of-the-call".parse().unwrap());
+    answer(world.client().batch_create_tasks(call).await).unwrap();
+    assert_eq!(world.get(&own.task_id).await.unwrap().correlation_id, "own");
+    assert_eq!(world.get(&other.task_id).await.unwrap().correlation_id, "of-the-call");
+
+    // A repeat is the same request, whatever it belongs to; the task stays with what it has.
+    let repeat = CreateTaskRequest { correlation_id: "another".into(), ..own };
+    let (task, already_existed) = world.create(repeat.clone()).await.unwrap();
+    assert!(already_existed);
+    assert_eq!(task.correlation_id, "own");
+
+    let bad = CreateTaskRequest { correlation_id: "a b".into(), task_id: new_id(), ..repeat };
+    let refusal = world.create(bad.clone()).await.unwrap_err();
+    assert_eq!(refusal.reason, ErrorReason::InvalidRequest);
+    assert_eq!(refusal.violations[0].0, "correlation_id");
+    assert!(!world.has(&bad.task_id).await);
+}

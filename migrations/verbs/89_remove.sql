@@ -1,0 +1,46 @@
+-- Removes tasks that ended long ago with all that is theirs, oldest first: those above the key p_after that are complete,
+-- cancelled or resolved and ended p_age_s seconds ago or earlier, and those in error that did so p_error_s seconds ago
+-- (0: they are kept). p_limit at most, out of p_scan that are looked at. One that somebody else has locked is
+-- passed. Events stay, and so do rows of queues and clocks, which hold for nothing without their step.
+--
+-- Locks   tasks (SKIP LOCKED), then what is theirs.
+-- Answers how many it removed, and the key above which to go on. Null: there are no more, or those to come were
+--         created too late.
+create or replace function stepwell.remove_tasks(
+    p_after bigint, p_age_s bigint, p_error_s bigint, p_scan int, p_limit int, p_at timestamptz default null,
+    out removed_n int, out m_next bigint)
+  language plpgsql volatile set search_path = stepwell as $$
+declare
+  v_at    timestamptz := coalesce(p_at, clock_timestamp());
+  v_age   timestamptz := case when p_age_s > 0 then v_at - p_age_s * interval '1 s' end;
+  v_error timestamptz := case when p_error_s > 0 then v_at - p_error_s * interval '1 s' end;
+  v_seen  bigint[];
+  v_task  bigint[];
+begin
+  v_seen := array(select id from task where id > p_after order by id limit p_scan);
+  v_task := array(select id from task
+                   where id = any(v_seen)
+                     and (state in (3, 5, 6) and finished_at <= v_age or state = 4 and finished_at <= v_error)
+                   order by id limit p_limit);
+  if cardinality(v_task) = p_limit then
+    m_next := v_task[p_limit];
+  elsif cardinality(v_seen) = p_scan then
+    select v_seen[p_scan] from task_detail
+     where task = v_seen[p_scan] and created_at <= greatest(v_age, v_error) into m_next;
+  end if;
+  v_task := array(select id from task
+                   where id = any(v_task)
+                     and (state in (3, 5, 6) and finished_at <= v_age or state = 4 and finished_at <= v_error)
+                   order by id for update skip locked);
+  removed_n := cardinality(v_task);
+  if removed_n = 0 then return; end if;
+  with c as (
+    delete from concurrency c using unnest(v_task) t(id)
+     where c.id = (select concurrency from task where id = t.id) and c.task = t.id
+    returning c.id)
+  insert into concurrency_wake select distinct id from c;
+  delete from parked_step where task = any(v_task);
+  delete from step s using unnest(v_task) t(id) where s.key between t.id << 14 and (t.id << 14) + 16383;
+  delete from task_detail where task = any(v_task);
+  delete from task where id = any(v_task);
+end $$;

@@ -1,0 +1,61 @@
+//! Pages of lists: how long one is, where it begins, and what is said of a token that fits none.
+
+use crate::{id::PageToken, refusal::Refusal, v1::ErrorReason};
+
+/// Items of a page unless the caller says otherwise.
+const SIZE_DEFAULT: i32 = 100;
+
+/// How many items are wanted; or what is wrong with the number.
+pub fn size(asked: i32, most: i32) -> Result<i32, String> {
+    match asked {
+        0 => Ok(SIZE_DEFAULT),
+        n if (1..=most).contains(&n) => Ok(n),
+        _ => Err(format!("must be from 1 to {most}")),
+    }
+}
+
+/// Where the page of a list begins; none: at the beginning.
+pub fn place(text: &str, list: u64) -> Result<Option<i64>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let token = PageToken::decode(text).ok_or_else(|| strange("not one that was received"))?;
+    if token.list == list {
+        Ok(Some(token.before))
+    } else {
+        Err(strange("belongs to another list"))
+    }
+}
+
+/// The token of the page that begins there; empty if there is none.
+pub fn token(list: u64, next: Option<i64>) -> String {
+    next.map(|before| PageToken { list, before }.encode()).unwrap_or_default()
+}
+
+/// A token is refused.
+pub fn strange(what: &str) -> Refusal {
+    Refusal::new(ErrorReason::PageTokenInvalid, format!("page_token: {what}"))
+        .with_violations(vec![("page_token".into(), what.into())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_token_is_of_one_list() {
+        let text = token(7, Some(42));
+        assert_eq!(place(&text, 7), Ok(Some(42)));
+        assert_eq!(place("", 7), Ok(None));
+        for (text, list) in [(text.as_str(), 8), ("x", 7)] {
+            assert_eq!(place(text, list).unwrap_err().reason, ErrorReason::PageTokenInvalid);
+        }
+        assert_eq!(token(7, None), "");
+    }
+
+    #[test]
+    fn a_page_has_a_hundred_items_unless_another_number_is_given_within_bounds() {
+        assert_eq!((size(0, 10), size(1, 10), size(10, 10)), (Ok(100), Ok(1), Ok(10)));
+        assert!(size(-1, 10).is_err() && size(11, 10).is_err());
+    }
+}
