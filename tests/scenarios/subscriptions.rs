@@ -1,9 +1,13 @@
 //! Durable subscriptions: whoever reads and whoever dies, each event is acknowledged in the end, those of a
 //! task in order, and no partition has two readers that can acknowledge.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use serde_json::json;
+use sqlx::{Connection, PgConnection};
 use stepwell_client::{Executor, HandlerError};
 use stepwell_proto::{
     refusal::Refusal,
@@ -18,8 +22,9 @@ use stepwell_proto::{
         update_subscription_request::Seek,
     },
 };
+use stepwell_store::{Keep, Options, Store};
 use stepwell_suite::{Kind as Service, Nodes, Signal};
-use stepwell_tests::{SOON, World};
+use stepwell_tests::{SOON, World, cut_log};
 use tokio::time::timeout;
 use tonic::{Status, Streaming, transport::Channel};
 
@@ -93,7 +98,7 @@ impl Reader {
         let start = Some(subscribe_request::Start::Subscription(start));
         let address = world.suite.addresses().event[node].clone();
         let mut service = EventServiceClient::connect(address).await.unwrap();
-        let request = SubscribeRequest { start, filter: None };
+        let request = SubscribeRequest { start, ..SubscribeRequest::default() };
         let stream = service.subscribe(request).await.unwrap().into_inner();
         let calls = calls(world, node).await;
         Self { name: name.into(), stream, calls, held: Vec::new() }
@@ -517,9 +522,61 @@ async fn what_is_wrong_with_a_subscription_is_refused_with_its_reason_and_change
             ..SubscriptionStart::default()
         };
         let start = Some(subscribe_request::Start::Subscription(start));
-        let refused = service.subscribe(SubscribeRequest { start, filter }).await.unwrap_err();
+        let refused =
+            service.subscribe(SubscribeRequest { start, filter, ..SubscribeRequest::default() });
+        let refused = refused.await.unwrap_err();
         assert_eq!(reason(&refused), why);
     }
     let partition = &look(&world, "s").await.partitions[0];
     assert_eq!((partition.reader_id.as_str(), partition.events_behind), ("", 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_what_is_no_longer_kept_is_told_and_only_a_seek_passes_over_it() {
+    let database = stepwell_suite::test_database().await.unwrap();
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    cut_log(&mut connection, 10, 20).await;
+    let store = Store::connect(&Options::new(&database.url), "test").await.unwrap();
+    let world = World::over(database, |options| {
+        options.env = vec![("STEPWELL_RING_MIB".into(), "1".into())];
+    })
+    .await;
+    create(&world, named("s", &["task.*"])).await;
+    tasks(&world, 10).await;
+    sqlx::query("update stepwell.event set at = at - interval '2 hours'")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let keep = Keep { age: Some(Duration::from_secs(3600)), bytes: None };
+    while store.earliest().await.unwrap() < store.head().await.unwrap() - 10 {
+        store.drop_old_events(keep).await.unwrap();
+    }
+    let mut reader = Reader::open(&world, 0, "s", "r").await;
+    let refused = loop {
+        match reader.message().await {
+            Ok(message) => assert!(matches!(message.kind, Some(Kind::Checkpoint(_)))),
+            Err(status) => break Refusal::from_status(&status).unwrap(),
+        }
+    };
+    assert_eq!(
+        (refused.reason, refused.metadata["name"].as_str()),
+        (ErrorReason::CursorExpired, "s")
+    );
+    let earliest = refused.metadata["earliest"].clone();
+    let update = UpdateSubscriptionRequest { name: "s".into(), ..Default::default() };
+    let mut calls = calls(&world, 0).await;
+    for change in [
+        UpdateSubscriptionRequest { paused: Some(true), ..update.clone() },
+        UpdateSubscriptionRequest {
+            paused: Some(false),
+            seek: Some(Seek::AfterCursor(earliest)),
+            ..update
+        },
+    ] {
+        calls.update_subscription(change).await.unwrap();
+    }
+    let mut reader = Reader::open(&world, 0, "s", "r").await;
+    let (_, events) = reader.events().await;
+    let kept = store.earliest().await.unwrap();
+    assert!(events.iter().all(|event| event.position > kept), "{events:?}");
 }
