@@ -125,8 +125,11 @@ mod tests {
             assert_eq!(encoded.decode().as_ref(), Ok(event));
             assert_eq!(encoded.encoded_len(), event.encoded_len());
         }
-        let message =
-            |batch| SubscribeResponse { cursor: "c".into(), kind: Some(Kind::Events(batch)) };
+        let message = |batch| SubscribeResponse {
+            cursor: "c".into(),
+            kind: Some(Kind::Events(batch)),
+            ..SubscribeResponse::default()
+        };
         let plain = message(EventBatch { events: events.clone(), ..EventBatch::default() });
         let mixed = EventBatch { encoded: encoded[..2].to_vec(), events: events[2..].to_vec() };
         for batch in [EventBatch { encoded, ..EventBatch::default() }, mixed] {
