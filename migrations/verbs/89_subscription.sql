@@ -26,7 +26,7 @@ create or replace function stepwell.create_subscription(
   language plpgsql volatile set search_path = stepwell as $$
 begin
   r_made := false; r_same := false;
-  perform pg_advisory_xact_lock(48);
+  perform pg_advisory_xact_lock(50);
   select id, (filter, ordered, max_attempts, ack_deadline_ms, partitions)
            = (p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions)
     from subscription where name = p_name into r_id, r_same;

@@ -576,6 +576,7 @@ async fn a_reader_of_what_is_no_longer_kept_is_told_and_only_a_seek_passes_over_
         calls.update_subscription(change).await.unwrap();
     }
     let mut reader = Reader::open(&world, 0, "s", "r").await;
+    tasks(&world, 1).await;
     let (_, events) = reader.events().await;
     let kept = store.earliest().await.unwrap();
     assert!(events.iter().all(|event| event.position > kept), "{events:?}");
