@@ -6,6 +6,7 @@
 
 mod clocks;
 mod database;
+mod feeds;
 mod kills;
 mod load;
 mod partitions;
