@@ -61,17 +61,16 @@ where
 /// Drops of the log what no durable reader has to read any more, and keeps it as a witness.
 async fn drop_what_is_done(world: &World, store: &Store) {
     let mut connection = world.connection().await;
+    let done: i64 =
+        of(&mut connection, "select min(place) from stepwell.subscription_partition").await;
     for statement in [
-        "create table if not exists public.witness (position bigint primary key, batch bigint, task text)",
         "insert into public.witness
-         select position, batch, uid::text from stepwell.event
-          where position <= (select min(place) from stepwell.subscription_partition)
+         select position, batch, uid::text from stepwell.event where position <= $1
          on conflict do nothing",
         "update stepwell.event set at = at - interval '2 hours'
-          where position <= (select min(place) from stepwell.subscription_partition)
-            and at > clock_timestamp() - interval '1 hour'",
+          where position <= $1 and at > clock_timestamp() - interval '1 hour'",
     ] {
-        sqlx::query(statement).execute(&mut connection).await.unwrap();
+        sqlx::query(statement).bind(done).execute(&mut connection).await.unwrap();
     }
     // A reader that is in the midst of a page is waited for by the next one.
     let keep = Keep { age: Some(Duration::from_secs(3600)), bytes: None };
@@ -152,6 +151,12 @@ async fn whatever_is_cut_killed_or_dropped_every_reader_has_what_its_feed_promis
     })
     .await;
     cut_log(&mut world.connection().await, PARTITION, 400).await;
+    sqlx::query(
+        "create table public.witness (position bigint primary key, batch bigint, task text)",
+    )
+    .execute(&mut world.connection().await)
+    .await
+    .unwrap();
     world.define(CHAIN).await;
     let addresses = world.suite.addresses().event;
     let mut proxies = Vec::new();
