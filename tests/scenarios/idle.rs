@@ -44,10 +44,13 @@ async fn idle_services_send_two_statements_a_second_at_most_whatever_cannot_go_o
         ("stepwell-step", &addresses.step[0]),
         ("stepwell-event", &addresses.event[0]),
     ];
+    let began = tokio::time::Instant::now();
     let before = (logged(&world), counted(&services).await);
     let still = (blocked.clone(), head(&world).await);
     tokio::time::sleep(WATCHED).await;
     let after = (logged(&world), counted(&services).await);
+    // A busy machine looks again later than it was to.
+    let watched = began.elapsed();
     let mut now = Vec::new();
     for task in &blocked {
         now.push(world.task(&task.task_id).await);
@@ -57,8 +60,8 @@ async fn idle_services_send_two_statements_a_second_at_most_whatever_cannot_go_o
         let of = |statements: &BTreeMap<String, u64>| statements.get(name).copied().unwrap_or(0);
         let logged = of(&after.0) - of(&before.0);
         let counted = of(&after.1) - of(&before.1);
-        let allowed = 2 * WATCHED.as_secs();
-        assert!(logged <= allowed, "{name}: {logged} statements in {WATCHED:?}");
+        let allowed = 2 * (watched.as_secs() + 1);
+        assert!(logged <= allowed, "{name}: {logged} statements in {watched:?}");
         // The two looks are not at one moment.
         assert!(logged.abs_diff(counted) <= 4, "{name}: {logged} in the log, {counted} counted");
     }

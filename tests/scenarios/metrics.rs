@@ -5,6 +5,7 @@ mod pushed;
 
 use serde_json::{Value, json};
 use stepwell_client::{Executor, HandlerError, Start, StepContext, v1};
+use stepwell_proto::v1::subscription_service_client::SubscriptionServiceClient;
 use stepwell_suite::{Kind, Nodes, Signal};
 use stepwell_tests::{Gate, SOON, Scrape, World, check, short_terms, until};
 use tokio::time::Instant;
@@ -76,6 +77,7 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     for definition in DEFINITIONS {
         world.define(definition).await;
     }
+    subscribe_durably(&world).await;
     let running = world.run(executor(&world));
     let mut feed = world.feed(Start::Latest).await;
     let waits = run_seven(&world).await;
@@ -125,6 +127,12 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     })
     .await;
     counted(&event);
+    let unread = [("subscription", "unread")];
+    assert!(event.sum("stepwell_subscription_behind_seconds", &unread) > 0.0);
+    assert_eq!(event.sum("stepwell_subscription_parked_events", &unread), 0.0);
+    let paused = [("subscription", "paused")];
+    assert!(event.has("stepwell_subscription_behind_seconds", &paused));
+    assert_eq!(event.sum("stepwell_subscription_behind_seconds", &paused), 0.0);
     assert_eq!(event.sum("stepwell_subscriber_open", &[]), 1.0);
     assert_eq!(event.sum("stepwell_subscriber_lag_events", &[]), 0.0);
     let delivered = event.sum("stepwell_event_delivered_total", &[]);
@@ -139,6 +147,24 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     documents::agree(&task.and(&step).and(&event).and(&waits));
     running.stop().await;
     check(&mut connection).await;
+}
+
+/// Two subscriptions that nobody reads, one of them paused.
+async fn subscribe_durably(world: &World) {
+    let address = world.suite.addresses().event[0].clone();
+    let mut calls = SubscriptionServiceClient::connect(address).await.unwrap();
+    for name in ["unread", "paused"] {
+        let subscription =
+            Some(v1::Subscription { name: name.into(), ..v1::Subscription::default() });
+        let request = v1::CreateSubscriptionRequest { subscription, start: None };
+        calls.create_subscription(request).await.unwrap();
+    }
+    let pause = v1::UpdateSubscriptionRequest {
+        name: "paused".into(),
+        paused: Some(true),
+        ..v1::UpdateSubscriptionRequest::default()
+    };
+    calls.update_subscription(pause).await.unwrap();
 }
 
 /// What the log has of the seven tasks.

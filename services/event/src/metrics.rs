@@ -18,7 +18,7 @@ use stepwell_proto::{
     v1::{Entity, State},
 };
 use stepwell_serve::LABELS_MAX;
-use stepwell_store::{Count, READY_COUNTED_MAX, Ready, Survey};
+use stepwell_store::{Count, READY_COUNTED_MAX, Ready, SubscriptionProgress, Survey};
 
 use crate::ring::Ring;
 
@@ -34,6 +34,7 @@ pub(crate) struct Metrics {
     delivered: Counter<u64>,
     survey: Histogram<f64>,
     surveyed: Arc<Mutex<Option<Surveyed>>>,
+    progress: Arc<Mutex<Vec<SubscriptionProgress>>>,
     /// Where microseconds are counted from here.
     began: Instant,
     /// The database's time at that moment, in microseconds; 0 until it was asked.
@@ -96,6 +97,7 @@ impl Metrics {
                 "One survey of the whole, counting of the log included",
             ),
             surveyed: Arc::default(),
+            progress: Arc::default(),
             began: Instant::now(),
             database_began: AtomicI64::new(0),
             failed: Mutex::default(),
@@ -103,6 +105,7 @@ impl Metrics {
         metrics.delivered.add(0, &[]);
         metrics.begin_at_zero();
         watch_survey(meter, &metrics.surveyed);
+        watch_progress(meter, &metrics.progress);
         metrics
     }
 
@@ -188,6 +191,11 @@ impl Metrics {
         self.database_began.store(survey.at.timestamp_micros() - middle, Ordering::Relaxed);
         let surveyed = Surveyed { survey, when: Instant::now() };
         *self.surveyed.lock().unwrap_or_else(PoisonError::into_inner) = Some(surveyed);
+    }
+
+    /// How far durable subscriptions have come, those furthest behind first.
+    pub(crate) fn subscriptions(&self, progress: Vec<SubscriptionProgress>) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
     }
 
     /// So long the survey took with the counting.
@@ -277,6 +285,43 @@ fn watch_ready(meter: &Meter, surveyed: &Arc<Mutex<Option<Surveyed>>>) {
         .with_unit("s")
         .with_callback(move |seen| observe_ready(&looked_at, seen, |ready| ready.oldest, f64::max))
         .build();
+}
+
+fn watch_progress(meter: &Meter, progress: &Arc<Mutex<Vec<SubscriptionProgress>>>) {
+    let gauge = |name,
+                 what: &str,
+                 unit,
+                 read: fn(&SubscriptionProgress) -> f64,
+                 and: fn(f64, f64) -> f64| {
+        let progress = Arc::clone(progress);
+        let what = format!("{what}; past {LABELS_MAX} subscriptions, other");
+        let gauge = meter.f64_observable_gauge(name).with_description(what).with_unit(unit);
+        let observe = move |seen: &dyn AsyncInstrument<f64>| {
+            let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+            for of in progress.iter().take(LABELS_MAX) {
+                seen.observe(read(of), &[KeyValue::new("subscription", of.name.clone())]);
+            }
+            if let Some(rest) = progress.iter().skip(LABELS_MAX).map(read).reduce(and) {
+                seen.observe(rest, &[KeyValue::new("subscription", "other")]);
+            }
+        };
+        gauge.with_callback(observe).build();
+    };
+    gauge(
+        "stepwell_subscription_behind_seconds",
+        "Age of the oldest event of the log that a durable subscription has still to do with, wanted \
+         or not; 0 while it is paused",
+        "s",
+        |of| of.behind,
+        f64::max,
+    );
+    gauge(
+        "stepwell_subscription_parked_events",
+        "Events of a durable subscription that are parked",
+        "",
+        |of| whole(of.parked),
+        |sum, next| sum + next,
+    );
 }
 
 fn observe_ready(

@@ -62,6 +62,7 @@ impl Surveying {
         let head = survey.head;
         self.ring(&survey.ready);
         self.metrics.surveyed(survey, began, Instant::now());
+        self.metrics.subscriptions(self.store.progress().await?);
         let mut place = self.counted.map_or(head, |counted| counted.min(head));
         while place < head && !self.shutdown.begun() {
             let (counts, last) = self.store.count_after(place, head, &SECONDS).await?;

@@ -317,7 +317,38 @@ impl TryFrom<Row> for StoredSubscription {
     }
 }
 
+/// How far a subscription has come, of all its partitions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SubscriptionProgress {
+    /// Its name.
+    pub name: String,
+    /// Age of the oldest event of the log that the partition furthest behind has still to do with, wanted or
+    /// not. Seconds; 0: there is none, or the subscription is paused.
+    pub behind: f64,
+    /// Events that are parked.
+    pub parked: i64,
+}
+
 impl Store {
+    /// How far all subscriptions have come, those furthest behind first.
+    pub async fn progress(&self) -> Result<Vec<SubscriptionProgress>, Error> {
+        let rows = sqlx::query_as!(
+            SubscriptionProgress,
+            r#"select s.name, coalesce(p.behind, 0) as "behind!", coalesce(e.n, 0) as "parked!"
+                 from stepwell.subscription s
+                 left join lateral (
+                      select greatest(0, extract(epoch from clock_timestamp() - e.at))::float8 behind
+                        from (select min(place) place from stepwell.subscription_partition
+                               where subscription = s.id) p,
+                             lateral (select at from stepwell.event where position > p.place
+                                       order by position limit 1) e) p on not s.paused
+                 left join (select subscription, count(*) n from stepwell.parked_event where state = 1
+                             group by subscription) e on e.subscription = s.id
+                order by 2 desc, s.name"#
+        );
+        Ok(rows.fetch_all(self.reads()).await?)
+    }
+
     /// Makes a subscription, unless there is one of its name.
     pub async fn create_subscription(&self, new: &NewSubscription) -> Result<Made, Error> {
         let call = async {

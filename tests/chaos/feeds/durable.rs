@@ -217,6 +217,6 @@ pub(super) fn judge(record: &Record, log: &[Row]) {
         }
         assert_eq!(delivered, must.len(), "partition {partition} is not at its end");
     }
-    assert!(streams.len() > 10, "{} streams", streams.len());
+    assert!(streams.len() > 3, "{} streams", streams.len());
     eprintln!("durable: {} streams, {} epochs", streams.len(), owners.len());
 }

@@ -68,8 +68,8 @@ pub(super) fn agree(told: &Scrape) {
     labels_are_of_few_values(told, &text);
 }
 
-/// Each value of a label is one that the document lists, or a name that a user gave to a handler or a
-/// namespace. So there is no place for an id or a payload.
+/// Each value of a label is one that the document lists, or a name that a user gave to a handler, a
+/// namespace or a subscription. So there is no place for an id or a payload.
 fn labels_are_of_few_values(told: &Scrape, text: &str) {
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let table = text.split("## Labels").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -78,11 +78,22 @@ fn labels_are_of_few_values(told: &Scrape, text: &str) {
             values.insert(label, quoted(row[1]));
         }
     }
-    let named = ["default", "a", "b", "hang", "nobody", "other", env!("CARGO_PKG_VERSION")];
+    let named = [
+        "default",
+        "a",
+        "b",
+        "hang",
+        "nobody",
+        "unread",
+        "paused",
+        "other",
+        env!("CARGO_PKG_VERSION"),
+    ];
     for sample in &told.samples {
         for (label, value) in sample.labels.iter().filter(|(label, _)| *label != "le") {
             let listed = values.get(label).unwrap_or_else(|| panic!("the label {label}"));
-            let open = matches!(label.as_str(), "namespace" | "handler" | "version");
+            let open =
+                matches!(label.as_str(), "namespace" | "handler" | "subscription" | "version");
             let known = if open { named.contains(&value.as_str()) } else { listed.contains(value) };
             assert!(known, "{label}={value:?} of {}", sample.name);
         }
