@@ -12,7 +12,7 @@ use stepwell_client::{Executor, HandlerError};
 use stepwell_proto::{
     refusal::Refusal,
     v1::{
-        AckEventsRequest, CreateSubscriptionRequest, DeleteSubscriptionRequest, Earliest,
+        self, AckEventsRequest, CreateSubscriptionRequest, DeleteSubscriptionRequest, Earliest,
         ErrorReason, Event, EventFilter, GetSubscriptionRequest, GetSubscriptionResponse,
         HeldPartition, ListParkedEventsRequest, ListSubscriptionsRequest, NackEventsRequest,
         NackEventsResponse, PartitionDelivery, ReplayParkedEventsRequest, SubscribeRequest,
@@ -24,7 +24,7 @@ use stepwell_proto::{
 };
 use stepwell_store::{Keep, Options, Store};
 use stepwell_suite::{Kind as Service, Nodes, Signal};
-use stepwell_tests::{SOON, World, cut_log};
+use stepwell_tests::{SOON, Scrape, World, cut_log};
 use tokio::time::timeout;
 use tonic::{Status, Streaming, transport::Channel};
 
@@ -580,4 +580,36 @@ async fn a_reader_of_what_is_no_longer_kept_is_told_and_only_a_seek_passes_over_
     let (_, events) = reader.events().await;
     let kept = store.earliest().await.unwrap();
     assert!(events.iter().all(|event| event.position > kept), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_behind_reads_the_table_once_for_all_its_partitions() {
+    let world = World::start().await;
+    world.define(ONE).await;
+    create(&world, Subscription { partitions: 32, ..named("s", &["*"]) }).await;
+    for _ in 0..25 {
+        let request = v1::CreateTaskRequest {
+            definition_name: "one".into(),
+            context: "{}".into(),
+            ..v1::CreateTaskRequest::default()
+        };
+        let request = v1::BatchCreateTasksRequest { requests: vec![request; 100] };
+        world.client.batch_create_tasks(request).await.unwrap();
+    }
+    let wanted = recorded(&world).await;
+    assert_eq!(wanted.len(), 2_500);
+    let event = &world.suite.addresses().event[0];
+    let statements =
+        async || Scrape::of(event).await.sum("stepwell_database_statement_seconds_count", &[]);
+    let before = statements().await;
+    let mut reader = Reader::open(&world, 0, "s", "r").await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < wanted.len() {
+        let (_, events) = reader.events().await;
+        seen.extend(events.iter().map(|event| event.position));
+    }
+    let sent = statements().await - before;
+    // Five pages, each with what is said of its tasks; apart, each partition would read them all.
+    assert!(sent < 120.0, "{sent} statements");
+    assert_eq!(seen, wanted);
 }

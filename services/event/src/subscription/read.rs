@@ -136,6 +136,7 @@ impl Reading {
             take_at: Some(Instant::now()),
             taken_once: false,
             visit: None,
+            table: None,
             wait: WAIT_FIRST,
             failing: false,
             filter,
@@ -182,6 +183,8 @@ struct Stage {
     said: Instant,
     /// While it reads something, the ring is followed.
     visit: Option<Visit>,
+    /// What was read of the table last.
+    table: Option<Arc<Page>>,
     wait: Duration,
     failing: bool,
 }
@@ -379,9 +382,12 @@ impl Stage {
         let Some(Some((read, epoch, room))) = ready else { return Ok(false) };
         let page = match self.of.ring.after(read) {
             Found::Level => return Ok(false),
-            Found::Page(page) => page,
+            Found::Page(page) => {
+                self.table = None;
+                page
+            }
             Found::Behind => match self.catch_up(read).await? {
-                Some(page) => Arc::new(page),
+                Some(page) => page,
                 None => {
                     *wake = (*wake).min(now + WAIT_FIRST);
                     return Ok(false);
@@ -409,8 +415,11 @@ impl Stage {
         Ok(true)
     }
 
-    /// What comes next in the table; none: nothing yet.
-    async fn catch_up(&self, read: i64) -> Result<Option<Page>, End> {
+    /// What comes next in the table; none: nothing yet. Partitions that are about as far read it once.
+    async fn catch_up(&mut self, read: i64) -> Result<Option<Arc<Page>>, End> {
+        if let Some(page) = self.table.as_ref().filter(|of| of.after <= read && read < of.last) {
+            return Ok(Some(Arc::clone(page)));
+        }
         match tail::read_page(&self.of.store, &self.of.said, read, CATCH_UP_ROWS).await {
             // Nobody may pass over what is gone but who is responsible for the subscription.
             Err(Error::Expired { earliest }) => {
@@ -418,7 +427,10 @@ impl Stage {
                 let refusal = place::expired(epoch, earliest);
                 Err(End::Refused(refusal.with("name", &self.of.subscription.name)))
             }
-            page => Ok(page?),
+            page => {
+                self.table = page?.map(Arc::new);
+                Ok(self.table.clone())
+            }
         }
     }
 
