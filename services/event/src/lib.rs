@@ -9,6 +9,7 @@ mod catalog;
 pub mod cloud_event;
 mod deliver;
 mod filter;
+mod list;
 mod metrics;
 mod place;
 mod ring;

@@ -12,8 +12,8 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         ErrorReason, GetEventTypeRequest, GetEventTypeResponse, ListEventTypesRequest,
-        ListEventTypesResponse, SubscribeRequest, SubscribeResponse, Task, event_service_server,
-        subscribe_request::Start,
+        ListEventTypesResponse, ListEventsRequest, ListEventsResponse, SubscribeRequest,
+        SubscribeResponse, Task, event_service_server, subscribe_request::Start,
     },
 };
 use stepwell_serve::{Age, Shutdown};
@@ -28,6 +28,7 @@ use crate::{
     catalog,
     deliver::Delivery,
     filter::Filter,
+    list,
     metrics::{Metrics, Seats},
     place,
     ring::{Ring, strip_failure},
@@ -111,13 +112,7 @@ impl Feed {
                     place
                 }
             },
-            Some(Start::Earliest(_)) if filter.tasks().is_empty() => self.store.earliest().await?,
-            // Nothing about these tasks is older than their first event.
-            Some(Start::Earliest(_)) => {
-                let head = self.store.head().await?;
-                let first = self.store.before_first(filter.tasks()).await?.unwrap_or(head);
-                first.max(self.store.earliest().await?)
-            }
+            Some(Start::Earliest(_)) => place::earliest(&self.store, filter.tasks()).await?,
             Some(Start::AtTime(time)) => place::at_time(&self.store, "at_time", &time).await?,
             Some(Start::AfterCursor(text)) => {
                 place::after_cursor(&self.store, "after_cursor", &text).await?
@@ -227,6 +222,13 @@ impl event_service_server::EventService for Feed {
         };
         tokio::spawn(delivered.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
+        Ok(Response::new(list::list(&self.store, &self.said, request.into_inner()).await?))
     }
 
     async fn list_event_types(
