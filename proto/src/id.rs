@@ -185,6 +185,51 @@ impl PageToken {
     }
 }
 
+/// Where a page of a list of events begins, as it travels in `next_page_token`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventsToken {
+    /// What is listed: a token of one list is none of another.
+    pub list: u64,
+    /// What is left of it: events with positions above this one
+    pub after: i64,
+    /// and up to this one.
+    pub until: i64,
+    /// So many of the first event and what is derived from it were on the page before.
+    pub skip: u32,
+    /// Where the whole list ends.
+    pub end: i64,
+}
+
+impl EventsToken {
+    const VERSION: u8 = 2;
+
+    /// As it goes over the wire.
+    pub fn encode(self) -> String {
+        let mut bytes = [Self::VERSION; 37];
+        bytes[1..9].copy_from_slice(&self.list.to_be_bytes());
+        bytes[9..17].copy_from_slice(&self.after.to_be_bytes());
+        bytes[17..25].copy_from_slice(&self.until.to_be_bytes());
+        bytes[25..33].copy_from_slice(&self.end.to_be_bytes());
+        bytes[33..].copy_from_slice(&self.skip.to_be_bytes());
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads what came over the wire.
+    pub fn decode(text: &str) -> Option<Self> {
+        let mut bytes = [0; 37];
+        if BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) != Ok(37) {
+            return None;
+        }
+        let at = |from: usize| bytes[from..from + 8].try_into().expect("eight bytes");
+        let list = u64::from_be_bytes(at(1));
+        let [after, until, end] = [9, 17, 25].map(|from| i64::from_be_bytes(at(from)));
+        let skip = u32::from_be_bytes(bytes[33..].try_into().expect("four bytes"));
+        let in_order = 0 <= after && after <= until && until <= end;
+        let token = Self { list, after, until, skip, end };
+        (bytes[0] == Self::VERSION && in_order).then_some(token)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,15 +244,27 @@ mod tests {
         assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
         let token = PageToken { list: u64::MAX, before: i64::MAX };
         assert_eq!(PageToken::decode(&token.encode()), Some(token));
+        let token = EventsToken { list: 7, after: 1, until: 2, skip: u32::MAX, end: i64::MAX };
+        assert_eq!(EventsToken::decode(&token.encode()), Some(token));
+        assert_eq!(EventsToken::decode(&EventsToken { after: 3, ..token }.encode()), None);
     }
 
     #[test]
     fn other_text_is_refused() {
-        for text in ["", "x", "AAAA", "ÄÄÄ", &"A".repeat(23), &"A".repeat(27), &"B".repeat(400)]
-        {
+        for text in [
+            "",
+            "x",
+            "AAAA",
+            "ÄÄÄ",
+            &"A".repeat(23),
+            &"A".repeat(27),
+            &"A".repeat(50),
+            &"B".repeat(400),
+        ] {
             assert_eq!(LeaseId::decode(text), None, "{text}");
             assert_eq!(Cursor::decode(text), None, "{text}");
             assert_eq!(PageToken::decode(text), None, "{text}");
+            assert_eq!(EventsToken::decode(text), None, "{text}");
         }
     }
 

@@ -222,7 +222,7 @@ impl List {
 }
 
 /// Says how to see more.
-fn go_on(page_token: &str) {
+pub(crate) fn go_on(page_token: &str) {
     if !page_token.is_empty() {
         eprintln!("there may be more: --page-token {page_token}");
     }

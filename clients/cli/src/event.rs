@@ -3,18 +3,24 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use stepwell_client::{Start, Subscription};
+use prost_types::Timestamp;
 use stepwell_proto::v1::{
-    Entity, Event, EventCategory, EventType, GetEventTypeRequest, ListEventTypesRequest, State,
-    event::Detail,
+    Earliest, Entity, Event, EventCategory, EventFilter, EventType, GetEventTypeRequest, Latest,
+    ListEventTypesRequest, ListEventsRequest, State, SubscribeRequest, event::Detail,
+    list_events_request, subscribe_request::Start,
 };
 
-use crate::{connect::Connect, fault::Fault, output};
+use crate::{bulk::go_on, connect::Connect, fault::Fault, output};
+
+/// Most events of one page.
+const PAGE_MAX: u32 = 1_000;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Follow events until interrupted.
     Subscribe(Subscribe),
+    /// Show events that are kept.
+    List(List),
     /// Show which types of events there are.
     Types(Types),
     /// Show one type of events: what it means, its schema, an example.
@@ -68,12 +74,30 @@ enum Category {
 
 #[derive(Args)]
 pub(crate) struct Subscribe {
-    /// Names: exact, `prefix.*`, or `*`; everything recorded unless given.
-    names: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
     /// Where to start: `earliest`, `latest`, a time such as `2026-11-28T12:00:00Z`, or a cursor that was
     /// printed.
     #[arg(long, default_value = "latest")]
     from: String,
+    /// Without contexts, results, configs and what failures say.
+    #[arg(long)]
+    metadata_only: bool,
+    /// End after this many events.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// How they are shown. The last line of standard error is the cursor to go on from.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Which events: those that fit every flag.
+#[derive(Args)]
+struct Filter {
+    /// Names: exact, `prefix.*`, or `*`; everything recorded unless given.
+    names: Vec<String>,
     /// Only events of this task; may be given several times.
     #[arg(long)]
     task: Vec<String>,
@@ -95,23 +119,51 @@ pub(crate) struct Subscribe {
     /// Of failures of steps only those that are final.
     #[arg(long)]
     only_final_failures: bool,
+}
+
+impl From<Filter> for EventFilter {
+    fn from(filter: Filter) -> Self {
+        Self {
+            names: filter.names,
+            task_ids: filter.task,
+            definition_names: filter.definition,
+            namespaces: filter.namespace,
+            step_names: filter.step,
+            tags: filter.tag,
+            correlation_ids: filter.correlation_id,
+            only_final_failures: filter.only_final_failures,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    filter: Filter,
+    /// Where to start: `earliest`, a time such as `2026-11-28T12:00:00Z`, or a cursor that was printed.
+    #[arg(long, default_value = "earliest")]
+    from: String,
+    /// The last event first, down to where the list would start.
+    #[arg(long)]
+    newest_first: bool,
     /// Without contexts, results, configs and what failures say.
     #[arg(long)]
     metadata_only: bool,
-    /// End after this many events.
-    #[arg(long)]
-    limit: Option<usize>,
-    /// How they are shown. The last line of standard error is the cursor to go on from.
-    #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
+    /// Show so many events at most.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Go on where an earlier list of the same events ended.
+    #[arg(long, default_value = "")]
+    page_token: String,
     #[command(flatten)]
-    connect: Connect,
+    show: Show,
 }
 
 impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         match self {
             Self::Subscribe(subscribe) => subscribe.run().await,
+            Self::List(list) => list.run().await,
             Self::Types(types) => types.run().await,
             Self::Type(of_type) => of_type.run().await,
         }
@@ -201,32 +253,18 @@ fn records(of_type: &EventType) -> String {
 
 impl Subscribe {
     async fn run(self) -> Result<ExitCode, Fault> {
-        let start = match self.from.as_str() {
-            "earliest" => Start::Earliest,
-            "latest" => Start::Latest,
-            // No cursor has a colon.
-            time if time.contains(':') => {
-                let time: prost_types::Timestamp =
-                    time.parse().map_err(|_| Fault::usage(format!("{time:?} is no time")))?;
-                Start::At(time.try_into().map_err(|_| Fault::usage("the time is too far away"))?)
-            }
-            cursor => Start::After(cursor.to_owned()),
+        let start = match Place::read(&self.from)? {
+            Place::Earliest => Start::Earliest(Earliest {}),
+            Place::Latest => Start::Latest(Latest {}),
+            Place::At(time) => Start::AtTime(time),
+            Place::After(cursor) => Start::AfterCursor(cursor),
         };
-        let mut wanted = Subscription::new()
-            .names(self.names.clone())
-            .tasks(self.task.clone())
-            .definitions(self.definition.clone())
-            .namespaces(self.namespace.clone())
-            .steps(self.step.clone())
-            .tags(self.tag.clone())
-            .correlation_ids(self.correlation_id.clone())
-            .from(start);
-        if self.only_final_failures {
-            wanted = wanted.only_final_failures();
-        }
-        if self.metadata_only {
-            wanted = wanted.metadata_only();
-        }
+        let wanted = SubscribeRequest {
+            start: Some(start),
+            filter: Some(self.filter.into()),
+            metadata_only: self.metadata_only,
+            with_snapshot: false,
+        };
         let mut feed = self.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
         while left > 0 {
@@ -237,16 +275,76 @@ impl Subscribe {
             let Some(delivery) = delivery else { break };
             for event in delivery?.events.iter().take(left) {
                 left -= 1;
-                let line = match self.output {
-                    output::Format::Json => output::json("Event", event)?,
-                    output::Format::Table => describe(event),
-                };
-                output::line(line)?;
+                show(event, self.output)?;
             }
         }
         eprintln!("cursor: {}", feed.cursor());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+impl List {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let start = match Place::read(&self.from)? {
+            Place::Earliest => list_events_request::Start::Earliest(Earliest {}),
+            Place::Latest => return Err(Fault::usage("nothing follows `latest` in a list")),
+            Place::At(time) => list_events_request::Start::AtTime(time),
+            Place::After(cursor) => list_events_request::Start::AfterCursor(cursor),
+        };
+        let mut request = ListEventsRequest {
+            start: Some(start),
+            filter: Some(self.filter.into()),
+            metadata_only: self.metadata_only,
+            newest_first: self.newest_first,
+            page_token: self.page_token,
+            ..ListEventsRequest::default()
+        };
+        let mut left = self.limit;
+        loop {
+            request.page_size = i32::try_from(left.min(PAGE_MAX)).unwrap_or_default();
+            let page = client.list_events(request.clone()).await?;
+            for event in &page.events {
+                show(event, self.show.output)?;
+            }
+            left = left.saturating_sub(u32::try_from(page.events.len()).unwrap_or(left));
+            request.page_token = page.next_page_token;
+            if left == 0 || request.page_token.is_empty() {
+                go_on(&request.page_token);
+                eprintln!("cursor: {}", page.cursor);
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// Where to start, as it is typed.
+enum Place {
+    Earliest,
+    Latest,
+    At(Timestamp),
+    After(String),
+}
+
+impl Place {
+    fn read(text: &str) -> Result<Self, Fault> {
+        Ok(match text {
+            "earliest" => Self::Earliest,
+            "latest" => Self::Latest,
+            // No cursor has a colon.
+            time if time.contains(':') => {
+                Self::At(time.parse().map_err(|_| Fault::usage(format!("{time:?} is no time")))?)
+            }
+            cursor => Self::After(cursor.to_owned()),
+        })
+    }
+}
+
+fn show(event: &Event, format: output::Format) -> Result<(), Fault> {
+    output::line(match format {
+        output::Format::Json => output::json("Event", event)?,
+        output::Format::Table => describe(event),
+    })
 }
 
 /// An event on one line.

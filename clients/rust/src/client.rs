@@ -492,6 +492,18 @@ impl Client {
         .await
     }
 
+    /// A page of the events that are kept.
+    pub async fn list_events(
+        &self,
+        request: v1::ListEventsRequest,
+    ) -> Result<v1::ListEventsResponse, Error> {
+        self.events(
+            &request,
+            |mut service, request| async move { service.list_events(request).await },
+        )
+        .await
+    }
+
     /// A page of the types of events that there are.
     pub async fn list_event_types(
         &self,

@@ -249,12 +249,25 @@ pub(crate) struct Wanted<'a> {
     derived: Cow<'a, [Piece]>,
 }
 
-impl Wanted<'_> {
-    /// What of it is wanted, as it goes to one subscription.
-    pub(crate) fn sent(&self, bare: bool) -> impl Iterator<Item = EncodedEvent> {
+impl<'a> Wanted<'a> {
+    /// A recorded event that is about what the filter wants, if it or what is derived from it is wanted.
+    fn of(recorded: &'a Recorded, filter: &'a Filter) -> Option<Self> {
+        let itself = filter.wants_one(&recorded.piece);
+        let derived =
+            if filter.wants_derived() { recorded.derived() } else { Cow::Borrowed(&[][..]) };
+        let any = itself || derived.iter().any(|piece| filter.wants_one(piece));
+        any.then_some(Self { recorded, filter, itself, derived })
+    }
+
+    /// What of it is wanted, in order.
+    pub(crate) fn pieces(&self) -> impl DoubleEndedIterator<Item = &Piece> {
         let derived = self.derived.iter().filter(|piece| self.filter.wants_one(piece));
-        let pieces = self.itself.then_some(&self.recorded.piece).into_iter().chain(derived);
-        pieces.map(move |piece| trace::deliver(self.recorded, piece, bare))
+        self.itself.then_some(&self.recorded.piece).into_iter().chain(derived)
+    }
+
+    /// The same as it goes to one subscription.
+    pub(crate) fn sent(&self, bare: bool) -> impl Iterator<Item = EncodedEvent> {
+        self.pieces().map(move |piece| trace::deliver(self.recorded, piece, bare))
     }
 }
 
@@ -263,15 +276,9 @@ pub(crate) fn wanted<'a>(
     page: &'a Page,
     place: i64,
     filter: &'a Filter,
-) -> impl Iterator<Item = Wanted<'a>> {
+) -> impl DoubleEndedIterator<Item = Wanted<'a>> {
     let about = move |of: &&Recorded| of.position > place && filter.wants_about(of);
-    page.events.iter().filter(about).filter_map(move |recorded| {
-        let itself = filter.wants_one(&recorded.piece);
-        let derived =
-            if filter.wants_derived() { recorded.derived() } else { Cow::Borrowed(&[][..]) };
-        let any = itself || derived.iter().any(|piece| filter.wants_one(piece));
-        any.then_some(Wanted { recorded, filter, itself, derived })
-    })
+    page.events.iter().filter(about).filter_map(move |recorded| Wanted::of(recorded, filter))
 }
 
 /// Events with where a cursor may stand after them.

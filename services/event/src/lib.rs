@@ -6,13 +6,16 @@
 //! are. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod catalog;
+pub mod cloud_event;
 mod deliver;
 mod filter;
+mod list;
 mod metrics;
 mod place;
 mod ring;
 mod said;
 mod service;
+mod sse;
 mod subscription;
 mod survey;
 mod tail;
@@ -225,12 +228,14 @@ pub async fn run(
         seats,
         keeper,
     };
-    let server = EventServiceServer::new(feed)
+    let feed = Arc::new(feed);
+    let server = EventServiceServer::from_arc(Arc::clone(&feed))
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let routes = Routes::new(server).add_service(subscriptions);
+    let routes = Routes::new(server).add_service(subscriptions).into_axum_router();
+    let routes = Routes::from(routes.merge(sse::routes(feed)));
     let names = ["stepwell.v1.EventService", "stepwell.v1.SubscriptionService"];
     Ok(service.serve(listener, routes, &names).await)
 }

@@ -2,7 +2,8 @@
 
 use prost_types::Timestamp;
 use stepwell_proto::{id::Cursor, refusal::Refusal, v1::ErrorReason};
-use stepwell_store::Store;
+use stepwell_store::{Error, Store};
+use uuid::Uuid;
 
 /// What a reader is told whose next events may be gone.
 pub(crate) fn expired(epoch: i64, earliest: i64) -> Refusal {
@@ -30,6 +31,17 @@ pub(crate) async fn after_cursor(store: &Store, field: &str, text: &str) -> Resu
         return Err(expired(epoch, earliest));
     }
     Ok(cursor.position)
+}
+
+/// The place before the oldest event that is kept; of these tasks, if there are any, before their first.
+pub(crate) async fn earliest(store: &Store, tasks: &[Uuid]) -> Result<i64, Error> {
+    if tasks.is_empty() {
+        return store.earliest().await;
+    }
+    // Looked at before: what comes meanwhile is after it.
+    let head = store.head().await?;
+    let first = store.before_first(tasks).await?.unwrap_or(head);
+    Ok(first.max(store.earliest().await?))
 }
 
 /// The place before the first commit at or after a time, of those that are kept. `field` has the time.

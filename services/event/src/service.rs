@@ -12,8 +12,8 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         ErrorReason, GetEventTypeRequest, GetEventTypeResponse, ListEventTypesRequest,
-        ListEventTypesResponse, SubscribeRequest, SubscribeResponse, Task, event_service_server,
-        subscribe_request::Start,
+        ListEventTypesResponse, ListEventsRequest, ListEventsResponse, SubscribeRequest,
+        SubscribeResponse, Task, event_service_server, subscribe_request::Start,
     },
 };
 use stepwell_serve::{Age, Shutdown};
@@ -28,6 +28,7 @@ use crate::{
     catalog,
     deliver::Delivery,
     filter::Filter,
+    list,
     metrics::{Metrics, Seats},
     place,
     ring::{Ring, strip_failure},
@@ -37,6 +38,9 @@ use crate::{
 
 /// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
 const RESPONSES_WAITING_MAX: usize = 4;
+
+/// What a subscription delivers.
+pub(crate) type Responses = ReceiverStream<Result<SubscribeResponse, Status>>;
 
 /// The RPCs.
 pub(crate) struct Feed {
@@ -90,6 +94,55 @@ impl Feed {
         })
     }
 
+    /// Opens a subscription; what it delivers comes as it is taken.
+    pub(crate) async fn open(&self, request: SubscribeRequest) -> Result<Responses, Refusal> {
+        if self.shutdown.begun() {
+            return Err(Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
+                .retry_after(Duration::from_millis(100)));
+        }
+        let open = Open::take(&self.open, self.subscriptions_max)?;
+        let (out, responses) = mpsc::channel(RESPONSES_WAITING_MAX);
+        if let Some(Start::Subscription(_)) = request.start {
+            let reading = self.read(request, out).await?;
+            let span = tracing::info_span!(
+                "subscription",
+                service = "event",
+                name = reading.subscription.name
+            );
+            let read = async move {
+                let _open = open;
+                reading.run().await;
+            };
+            tokio::spawn(read.instrument(span));
+            return Ok(ReceiverStream::new(responses));
+        }
+        let metadata_only = request.metadata_only;
+        let Beginning { filter, epoch, place, snapshot } = self.begin(request).await?;
+        let delivery = Delivery {
+            store: self.store.clone(),
+            ring: Arc::clone(&self.ring),
+            said: Arc::clone(&self.said),
+            shutdown: self.shutdown.clone(),
+            begun: Arc::clone(&self.begun),
+            filter,
+            metadata_only,
+            snapshot,
+            epoch,
+            place,
+            age: self.age,
+            out,
+            metrics: Arc::clone(&self.metrics),
+            seat: self.seats.take(place),
+        };
+        let span = tracing::info_span!("subscription", service = "event", from = place);
+        let delivered = async move {
+            let _open = open;
+            delivery.run().await;
+        };
+        tokio::spawn(delivered.instrument(span));
+        Ok(ReceiverStream::new(responses))
+    }
+
     async fn begin(&self, request: SubscribeRequest) -> Result<Beginning, Refusal> {
         let SubscribeRequest { start, filter, metadata_only, with_snapshot } = request;
         let filter = Filter::read(filter.unwrap_or_default())?;
@@ -111,13 +164,7 @@ impl Feed {
                     place
                 }
             },
-            Some(Start::Earliest(_)) if filter.tasks().is_empty() => self.store.earliest().await?,
-            // Nothing about these tasks is older than their first event.
-            Some(Start::Earliest(_)) => {
-                let head = self.store.head().await?;
-                let first = self.store.before_first(filter.tasks()).await?.unwrap_or(head);
-                first.max(self.store.earliest().await?)
-            }
+            Some(Start::Earliest(_)) => place::earliest(&self.store, filter.tasks()).await?,
             Some(Start::AtTime(time)) => place::at_time(&self.store, "at_time", &time).await?,
             Some(Start::AfterCursor(text)) => {
                 place::after_cursor(&self.store, "after_cursor", &text).await?
@@ -180,53 +227,14 @@ impl event_service_server::EventService for Feed {
         &self,
         request: Request<SubscribeRequest>,
     ) -> Result<Response<BoxStream<SubscribeResponse>>, Status> {
-        if self.shutdown.begun() {
-            return Err(Refusal::new(ErrorReason::ShuttingDown, "this node goes down")
-                .retry_after(Duration::from_millis(100))
-                .into());
-        }
-        let open = Open::take(&self.open, self.subscriptions_max)?;
-        let (out, responses) = mpsc::channel(RESPONSES_WAITING_MAX);
-        let request = request.into_inner();
-        if let Some(Start::Subscription(_)) = request.start {
-            let reading = self.read(request, out).await?;
-            let span = tracing::info_span!(
-                "subscription",
-                service = "event",
-                name = reading.subscription.name
-            );
-            let read = async move {
-                let _open = open;
-                reading.run().await;
-            };
-            tokio::spawn(read.instrument(span));
-            return Ok(Response::new(Box::pin(ReceiverStream::new(responses))));
-        }
-        let metadata_only = request.metadata_only;
-        let Beginning { filter, epoch, place, snapshot } = self.begin(request).await?;
-        let delivery = Delivery {
-            store: self.store.clone(),
-            ring: Arc::clone(&self.ring),
-            said: Arc::clone(&self.said),
-            shutdown: self.shutdown.clone(),
-            begun: Arc::clone(&self.begun),
-            filter,
-            metadata_only,
-            snapshot,
-            epoch,
-            place,
-            age: self.age,
-            out,
-            metrics: Arc::clone(&self.metrics),
-            seat: self.seats.take(place),
-        };
-        let span = tracing::info_span!("subscription", service = "event", from = place);
-        let delivered = async move {
-            let _open = open;
-            delivery.run().await;
-        };
-        tokio::spawn(delivered.instrument(span));
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(Response::new(Box::pin(self.open(request.into_inner()).await?)))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
+        Ok(Response::new(list::list(&self.store, &self.said, request.into_inner()).await?))
     }
 
     async fn list_event_types(

@@ -118,6 +118,18 @@ pub(crate) async fn read_page(
     page(store, said, after, &rows, false, Forms::default()).await
 }
 
+/// The last events before a position, as far as one read goes; none: there are none.
+pub(crate) async fn read_page_before(
+    store: &Store,
+    said: &SaidOf,
+    before: i64,
+    rows_max: i64,
+) -> Result<Option<Page>, Error> {
+    let rows = store.read_before(before, rows_max).await?;
+    let after = rows.first().map_or(0, |first| first.position - 1);
+    page(store, said, after, &rows, false, Forms::default()).await
+}
+
 /// The events at these positions that are kept, in order.
 pub(crate) async fn read_some(
     store: &Store,

@@ -22,6 +22,11 @@ pub(crate) fn log_failure(said: &HeaderMap, cause: Option<&(dyn Error + 'static)
         return;
     };
     rpc::ended(rpc, code);
+    log_code(code, cause);
+}
+
+/// The same for an answer in plain HTTP.
+pub(crate) fn log_code(code: Code, cause: Option<&(dyn Error + 'static)>) {
     match code {
         Code::Ok => {}
         // These are ours to look into.

@@ -173,6 +173,22 @@ impl Store {
         Ok(rows)
     }
 
+    /// The last rows before a position, in the order of positions. The first and the last commit may be cut.
+    pub async fn read_before(&self, position: i64, max: i64) -> Result<Vec<EventRow>, Error> {
+        let mut rows = sqlx::query_as!(
+            EventRow,
+            r#"select position, batch, at, task, uid, definition, no, type, from_state, to_state,
+                      attempt, session, mark, text, names, trace
+                 from stepwell.event where position < $1 order by position desc limit $2"#,
+            position,
+            max,
+        )
+        .fetch_all(self.reads())
+        .await?;
+        rows.reverse();
+        Ok(rows)
+    }
+
     /// What is said of these tasks, by key; those that are no more are left out.
     pub async fn said_of(&self, tasks: &[i64]) -> Result<HashMap<i64, Said>, Error> {
         let rows = sqlx::query!(
