@@ -26,6 +26,8 @@ mod elsewhere;
 pub mod id;
 pub mod json;
 pub mod page;
+#[cfg(feature = "proto-json")]
+pub mod proto_json;
 pub mod refusal;
 pub mod time;
 

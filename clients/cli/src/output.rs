@@ -3,14 +3,13 @@
 use std::{
     collections::BTreeMap,
     io::{IsTerminal, Write},
-    sync::LazyLock,
 };
 
 use clap::ValueEnum;
 pub(crate) use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use stepwell_proto::proto_json;
 
 use crate::fault::Fault;
 
@@ -24,19 +23,10 @@ pub(crate) enum Format {
     Json,
 }
 
-static CONTRACT: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(stepwell_proto::CONTRACT).expect("it is the build's own")
-});
-
 /// A message as ProtoJSON.
 pub(crate) fn json(name: &str, message: &impl Message) -> Result<String, Fault> {
-    let unknown = || Fault::new(format!("the contract has no message {name}"));
-    let descriptor =
-        CONTRACT.get_message_by_name(&format!("stepwell.v1.{name}")).ok_or_else(unknown)?;
-    let bytes = message.encode_to_vec();
-    let message = DynamicMessage::decode(descriptor, bytes.as_slice())
-        .map_err(|error| Fault::new(error.to_string()))?;
-    serde_json::to_string(&message).map_err(|error| Fault::new(error.to_string()))
+    let json = proto_json::value(name, message).map_err(|error| Fault::new(error.to_string()))?;
+    serde_json::to_string(&json).map_err(|error| Fault::new(error.to_string()))
 }
 
 /// Prints a line to standard output.

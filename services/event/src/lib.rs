@@ -6,6 +6,7 @@
 //! are. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod catalog;
+pub mod cloud_event;
 mod deliver;
 mod filter;
 mod metrics;
