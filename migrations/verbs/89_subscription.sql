@@ -20,23 +20,135 @@ $$;
 --
 -- Answers its id; whether it was made now; if not, whether the one of this name is the same. An id of null:
 --         there are too many.
-create or replace function stepwell.create_subscription(
+create or replace function stepwell.make_subscription(
     p_name text, p_filter bytea, p_ordered bool, p_max_attempts int, p_ack_deadline_ms bigint, p_partitions int,
-    p_place bigint, p_most int, p_at timestamptz default null, out r_id int, out r_made bool, out r_same bool)
+    p_delivery bytea, p_config text, p_namespace text, p_definition text, p_disabled bool, p_place bigint, p_most int,
+    p_at timestamptz default null, out r_id int, out r_made bool, out r_same bool)
   language plpgsql volatile set search_path = stepwell as $$
 begin
   r_made := false; r_same := false;
   perform pg_advisory_xact_lock(50);
-  select id, (filter, ordered, max_attempts, ack_deadline_ms, partitions)
-           = (p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions)
+  select id, (filter, ordered, max_attempts, ack_deadline_ms, partitions, config, namespace, definition, disabled)
+           = (p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions, p_config, p_namespace, p_definition,
+              p_disabled)
+           and delivery is not distinct from p_delivery
     from subscription where name = p_name into r_id, r_same;
   if r_id is not null then return; end if;
   if (select count(*) from subscription) >= p_most then return; end if;
-  insert into subscription (name, filter, ordered, max_attempts, ack_deadline_ms, partitions, created_at)
-  values (p_name, p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions, coalesce(p_at, clock_timestamp()))
+  insert into subscription (name, filter, ordered, max_attempts, ack_deadline_ms, partitions, delivery, config, namespace,
+                            definition, disabled, created_at)
+  values (p_name, p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions, p_delivery, p_config, p_namespace,
+          p_definition, p_disabled, coalesce(p_at, clock_timestamp()))
   returning id into r_id;
   insert into subscription_partition (subscription, no, place) select r_id, i, p_place from generate_series(0, p_partitions - 1) i;
   r_made := true; r_same := true;
+end $$;
+
+-- Makes or changes declared subscriptions, all of them or none; the arrays have one entry for each, and names are
+-- all different. One that is new goes on after its place of p_place. One that changes keeps its places; nobody
+-- holds it afterwards, and what was delivered and not acked comes again, as the new filter has it. With p_prune,
+-- declared ones that are not among these are deleted.
+--
+-- Answers what is wrong: 1 the one at r_i is there and was not declared, or is of another definition; 2 its
+--         partitions would change while events are parked; 3 there would be more than p_most; 0 nothing. And what
+--         became of each: 1 made, 2 changed, 3 unchanged; and who was pruned.
+create or replace function stepwell.apply_subscriptions(
+    p_name text[], p_filter bytea[], p_ordered bool[], p_max_attempts int[], p_ack_deadline_ms bigint[],
+    p_partitions int[], p_delivery bytea[], p_config text[], p_namespace text[], p_definition text[],
+    p_disabled bool[], p_place bigint[], p_prune bool, p_most int, p_at timestamptz default null,
+    out r_fault int, out r_i int, out r_outcome int[], out r_pruned text[])
+  language plpgsql volatile set search_path = stepwell as $$
+declare
+  v_at      timestamptz;
+  v_pruned  int[];
+  v_changed int[];
+begin
+  perform pg_advisory_xact_lock(50);
+  perform 1 from subscription where name = any(p_name) or p_prune and declared order by id for update;
+  perform 1 from subscription_partition where subscription in (
+    select id from subscription where name = any(p_name) or p_prune and declared)
+   order by subscription, no for update;
+  v_at    := coalesce(p_at, clock_timestamp());
+  r_fault := 0;
+  select array_agg(case
+           when s.id is null then 1
+           when (s.filter, s.ordered, s.max_attempts, s.ack_deadline_ms, s.partitions, s.config, s.disabled)
+              = (i.filter, i.ordered, i.max_attempts, i.ack_deadline_ms, i.partitions, i.config, i.disabled)
+              and s.delivery is not distinct from i.delivery then 3
+           else 2 end order by i.i),
+         min(i.i) filter (where not s.declared or (s.namespace, s.definition) <> (i.namespace, i.definition)),
+         array_agg(s.id)
+    from unnest(p_name, p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions, p_delivery, p_config,
+                p_namespace, p_definition, p_disabled)
+         with ordinality i(name, filter, ordered, max_attempts, ack_deadline_ms, partitions, delivery, config,
+                           namespace, definition, disabled, i)
+         left join subscription s on s.name = i.name
+    into r_outcome, r_i, v_changed;
+  if r_i is not null then r_fault := 1; return; end if;
+  select min(i.i)
+    from unnest(p_name, p_partitions) with ordinality i(name, partitions, i)
+         join subscription s on s.name = i.name and s.partitions <> i.partitions
+   where exists (select from parked_event e where e.subscription = s.id)
+    into r_i;
+  if r_i is not null then r_fault := 2; return; end if;
+  select array_agg(id), array_agg(name order by name) from subscription
+   where p_prune and declared and name <> all(p_name)
+    into v_pruned, r_pruned;
+  r_pruned := coalesce(r_pruned, '{}');
+  if (select count(*) from subscription) - cardinality(r_pruned)
+     + cardinality(array_positions(r_outcome, 1)) > p_most then
+    r_fault := 3;
+    return;
+  end if;
+
+  delete from parked_event where subscription = any(v_pruned);
+  delete from subscription_partition where subscription = any(v_pruned);
+  delete from subscription where id = any(v_pruned);
+
+  with n as (
+    insert into subscription (name, filter, ordered, max_attempts, ack_deadline_ms, partitions, delivery, config,
+                              namespace, definition, disabled, declared, created_at)
+    select i.name, i.filter, i.ordered, i.max_attempts, i.ack_deadline_ms, i.partitions, i.delivery, i.config,
+           i.namespace, i.definition, i.disabled, true, v_at
+      from unnest(p_name, p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions, p_delivery, p_config,
+                  p_namespace, p_definition, p_disabled, r_outcome)
+           i(name, filter, ordered, max_attempts, ack_deadline_ms, partitions, delivery, config, namespace, definition,
+             disabled, outcome)
+     where i.outcome = 1
+    returning id, name, partitions)
+  insert into subscription_partition (subscription, no, place)
+  select n.id, no, i.place
+    from n join unnest(p_name, p_place) i(name, place) on i.name = n.name,
+         lateral generate_series(0, n.partitions - 1) no;
+
+  select array_agg(s.id) from subscription s join unnest(p_name, r_outcome) i(name, outcome) on i.name = s.name
+   where i.outcome = 2
+    into v_changed;
+  update subscription_partition set holder = null, reader = null, lease_until = null, epoch = next_epoch(epoch, v_at)
+   where subscription = any(v_changed);
+  -- With another number of partitions all go on after the place that is furthest behind.
+  with w as (
+    select s.id, i.partitions, m.place, m.epoch
+      from subscription s join unnest(p_name, p_partitions) i(name, partitions) on i.name = s.name,
+           lateral (select min(place) place, max(epoch) epoch from subscription_partition where subscription = s.id) m
+     where s.id = any(v_changed) and s.partitions <> i.partitions),
+  d as (
+    delete from subscription_partition p using w where p.subscription = w.id and p.no >= w.partitions),
+  u as (
+    update subscription_partition p
+       set place = w.place, epoch = w.epoch, failing = null, attempt = 0, not_before = null
+      from w where p.subscription = w.id and p.no < w.partitions)
+  insert into subscription_partition (subscription, no, place, epoch)
+  select w.id, no, w.place, w.epoch from w, lateral generate_series(0, w.partitions - 1) no
+   where not exists (select from subscription_partition p where p.subscription = w.id and p.no = no.no);
+  update subscription s
+     set filter = i.filter, ordered = i.ordered, max_attempts = i.max_attempts, ack_deadline_ms = i.ack_deadline_ms,
+         partitions = i.partitions, delivery = i.delivery, config = i.config, disabled = i.disabled,
+         revision = s.revision + 1
+    from unnest(p_name, p_filter, p_ordered, p_max_attempts, p_ack_deadline_ms, p_partitions, p_delivery, p_config,
+                p_disabled)
+         i(name, filter, ordered, max_attempts, ack_deadline_ms, partitions, delivery, config, disabled)
+   where s.name = i.name and s.id = any(v_changed);
 end $$;
 
 -- Gives a stream partitions that nobody holds or whose lease is over: those of p_wanted (none: any), p_most at
@@ -54,7 +166,7 @@ declare
   v_free   int[];
   v_at     timestamptz;
 begin
-  select paused from subscription where id = p_subscription for share into v_paused;
+  select paused or disabled from subscription where id = p_subscription for share into v_paused;
   r_found := found;
   if not r_found or v_paused then return; end if;
   v_at := coalesce(p_at, clock_timestamp());
@@ -297,28 +409,33 @@ begin
 end $$;
 
 -- Changes a subscription; null leaves as it is. A filter, partitions and a place need one that is paused before.
--- Who is paused is read by nobody. With another number of partitions all go on after the place that is furthest
--- behind, and nothing may be parked.
+-- Who is paused or disabled is read by nobody. With another number of partitions all go on after the place that is
+-- furthest behind, and nothing may be parked. With another delivery or config nobody holds it afterwards, and what
+-- was delivered and not acked comes again.
 --
--- Answers whether it is there; whether it was paused; whether events are parked. Nothing was done if what was
---         asked for needs otherwise.
-create or replace function stepwell.update_subscription(
+-- Answers whether it is there; whether it was paused; whether events are parked; whether it has a delivery. Nothing
+--         was done if what was asked for needs otherwise.
+create or replace function stepwell.change_subscription(
     p_name text, p_paused bool, p_filter bytea, p_max_attempts int, p_ack_deadline_ms bigint, p_partitions int,
-    p_place bigint, p_at timestamptz default null, out r_found bool, out r_was_paused bool, out r_parked bool)
+    p_delivery bytea, p_config text, p_disabled bool, p_place bigint, p_at timestamptz default null,
+    out r_found bool, out r_was_paused bool, out r_parked bool, out r_has_delivery bool)
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_s     subscription;
   v_at    timestamptz;
   v_place bigint;
   v_epoch bigint;
+  v_other bool;
 begin
   r_parked := false;
   select * from subscription where name = p_name for update into v_s;
-  r_found      := found;
-  r_was_paused := coalesce(v_s.paused, false);
+  r_found        := found;
+  r_was_paused   := coalesce(v_s.paused, false);
+  r_has_delivery := v_s.delivery is not null;
   if not r_found then return; end if;
   if not r_was_paused and (p_filter is not null or p_place is not null
-                           or p_partitions is distinct from v_s.partitions and p_partitions is not null) then
+                           or p_partitions is distinct from v_s.partitions and p_partitions is not null)
+     or not r_has_delivery and (p_delivery is not null or p_config <> '') then
     return;
   end if;
   perform 1 from subscription_partition where subscription = v_s.id order by no for update;
@@ -332,12 +449,19 @@ begin
     insert into subscription_partition (subscription, no, place, epoch)
     select v_s.id, i, v_place, v_epoch from generate_series(0, p_partitions - 1) i;
   end if;
+  v_other := coalesce(p_delivery <> v_s.delivery, false) or coalesce(p_config <> v_s.config, false);
   update subscription
      set paused = coalesce(p_paused, paused), filter = coalesce(p_filter, filter),
          max_attempts = coalesce(p_max_attempts, max_attempts),
-         ack_deadline_ms = coalesce(p_ack_deadline_ms, ack_deadline_ms), partitions = coalesce(p_partitions, partitions)
+         ack_deadline_ms = coalesce(p_ack_deadline_ms, ack_deadline_ms), partitions = coalesce(p_partitions, partitions),
+         delivery = coalesce(p_delivery, delivery), config = coalesce(p_config, config),
+         disabled = coalesce(p_disabled, disabled),
+         revision = revision + case when v_other or p_filter is not null or p_partitions is not null then 1 else 0 end
    where id = v_s.id;
-  if p_paused then
+  if v_other then
+    update subscription_partition set epoch = next_epoch(epoch, v_at) where subscription = v_s.id;
+  end if;
+  if p_paused or p_disabled or v_other then
     update subscription_partition set holder = null, reader = null, lease_until = null where subscription = v_s.id;
   end if;
   if p_place is not null then

@@ -1,13 +1,10 @@
 //! One call: sends the request, follows redirects, and judges what comes back.
 
-use std::{
-    error::Error as _,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
-use reqwest::{Client, Response, StatusCode, header::RETRY_AFTER};
+use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 use serde_json::Value;
+use stepwell_outbound::{Clients, reason, retry_after};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -16,52 +13,27 @@ use crate::{
     answer::{self, Body},
     config::Config,
     failure::Failure,
-    hosts::{Hosts, NotPublic, PublicOnly, Trust},
     problem::Problem,
     redirect::{self, REDIRECTS_MAX},
     request::Request,
     secrets::Hider,
-    status::{Verdict, retry_after},
+    status::Verdict,
 };
 
-/// A connection that takes longer goes to the host's next address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent HTTP/2 connection is asked this often whether its peer is there, and given up if it does
-/// not answer for half as long: calls share it, and would all be late.
-const KEEPALIVE: Duration = Duration::from_secs(20);
 /// A failed response whose body dawdles is quoted as far as it came.
 const EXCERPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most connections that are kept for one host.
-const IDLE_PER_HOST_MAX: usize = 32;
 /// Most bytes of a path in a message.
 const PATH_BYTES_MAX: usize = 512;
 
 /// Makes calls.
 #[derive(Debug)]
-pub(crate) struct Http {
-    hosts: Hosts,
-    /// For hosts that are named.
-    named: Client,
-    /// For all others: connects to public addresses only.
-    public: Client,
-    /// Names of the proxies in use.
-    proxies: Arc<[String]>,
-}
+pub(crate) struct Http(Clients);
 
 impl Http {
     pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
-        // Another part of the process may have chosen one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let proxies = if settings.proxy_from_env { proxies() } else { Vec::new() };
-        let proxies: Arc<[String]> = proxies.into();
-        let resolver = PublicOnly { proxies: Arc::clone(&proxies) };
-        let resolver = Arc::new(resolver);
-        Ok(Self {
-            hosts: settings.hosts.clone(),
-            named: client(settings, |builder| builder)?,
-            public: client(settings, |builder| builder.dns_resolver(Arc::clone(&resolver)))?,
-            proxies,
-        })
+        let user_agent = concat!("stepwell-http/", env!("CARGO_PKG_VERSION"));
+        let clients = Clients::new(settings.hosts.clone(), user_agent, settings.proxy_from_env);
+        Ok(Self(clients.map_err(Error::Client)?))
     }
 
     /// Calls until the deadline; the step's result.
@@ -76,7 +48,8 @@ impl Http {
         let late = |about: &str| Failure::passing("Timeout", format!("{about}: no answer in time"));
         for _ in 0..=REDIRECTS_MAX {
             let about = hider.text(about(&request));
-            let client = self.client(&request.url).map_err(|problem| problem.hidden(hider))?;
+            let client = self.0.of(&request.url);
+            let client = client.map_err(|host| Problem::from(host).hidden(hider))?;
             let sent = timeout_at(deadline, client.execute(sendable(&request)));
             let response = sent.await.map_err(|_| late(&about))?;
             let response = response.map_err(|error| broken(&about, error, hider))?;
@@ -92,62 +65,6 @@ impl Http {
         let what = format!("there are more than {REDIRECTS_MAX}");
         Err(Problem::Redirect { what }.into())
     }
-
-    /// The client that may connect to where the url leads.
-    fn client(&self, url: &Url) -> Result<&Client, Problem> {
-        match self.hosts.trust(url)? {
-            Trust::Named => Ok(&self.named),
-            Trust::Public => {
-                let host = url.host_str().unwrap_or_default();
-                if self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host)) {
-                    return Err(Problem::Host { host: host.into(), what: "is a proxy" });
-                }
-                Ok(&self.public)
-            }
-        }
-    }
-}
-
-/// A client that follows nothing by itself and trusts the roots of the machine; where there are
-/// none, those that browsers trust.
-fn client(
-    settings: &Settings,
-    set: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
-) -> Result<Client, Error> {
-    let builder = || {
-        let builder = Client::builder()
-            .user_agent(concat!("stepwell-http/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .http2_keep_alive_timeout(KEEPALIVE / 2);
-        set(if settings.proxy_from_env { builder } else { builder.no_proxy() })
-    };
-    builder()
-        .build()
-        .or_else(|_| {
-            let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
-            let roots: Result<Vec<_>, _> =
-                roots.map(|root| reqwest::Certificate::from_der(root)).collect();
-            builder().tls_certs_only(roots?).build()
-        })
-        .map_err(Error::Client)
-}
-
-/// Names of the proxies that the environment names.
-fn proxies() -> Vec<String> {
-    let names = ["http_proxy", "https_proxy", "all_proxy"];
-    let values = names.iter().flat_map(|name| [(*name).to_owned(), name.to_uppercase()]);
-    let values = values.filter_map(|name| std::env::var(name).ok());
-    values.filter_map(|value| proxy_host(&value)).collect()
-}
-
-fn proxy_host(value: &str) -> Option<String> {
-    let url = Url::parse(value).ok().filter(Url::has_host);
-    // `proxy:3128` alone is one too.
-    let url = url.or_else(|| Url::parse(&format!("http://{value}")).ok())?;
-    url.host_str().map(str::to_owned)
 }
 
 fn sendable(request: &Request) -> reqwest::Request {
@@ -240,43 +157,8 @@ fn said(about: &str, status: StatusCode, excerpt: &str) -> String {
 /// There was no answer, or it ended before its end.
 fn broken(about: &str, error: reqwest::Error, hider: &Hider) -> Failure {
     let class = if error.is_connect() { "ConnectError" } else { "TransportError" };
-    // The url has the query, too.
-    let error = error.without_url();
-    let (mut text, mut cause) = (error.to_string(), error.source());
-    while let Some(inner) = cause {
-        if let Some(not_public) = inner.downcast_ref::<NotPublic>() {
-            return not_public.problem().hidden(hider).into();
-        }
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    Failure::passing(class, hider.text(format!("{about}: {text}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxy_is_found_however_it_is_written() {
-        for (value, host) in [
-            ("http://proxy.internal:3128", Some("proxy.internal")),
-            ("socks5://user:word@proxy:1080", Some("proxy")),
-            ("proxy:3128", Some("proxy")),
-            ("10.0.0.1", Some("10.0.0.1")),
-            ("", None),
-        ] {
-            assert_eq!(proxy_host(value).as_deref(), host, "{value}");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_name_of_a_proxy_is_no_way_around_the_check() {
-        let http = Http {
-            proxies: vec!["Proxy".to_owned()].into(),
-            ..Http::new(&Settings::default()).unwrap()
-        };
-        let refused = http.client(&Url::parse("http://proxy:8080/").unwrap()).unwrap_err();
-        assert_eq!(refused.class(), "HostNotAllowed");
+    match reason(error) {
+        Ok(text) => Failure::passing(class, hider.text(format!("{about}: {text}"))),
+        Err(not_allowed) => Problem::from(not_allowed).hidden(hider).into(),
     }
 }

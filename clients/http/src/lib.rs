@@ -30,7 +30,6 @@ mod answer;
 mod call;
 mod config;
 mod failure;
-mod hosts;
 mod problem;
 mod redirect;
 mod request;
@@ -43,12 +42,10 @@ mod values;
 use std::sync::Arc;
 
 use stepwell_client::{Client, Executor};
+pub use stepwell_outbound::{AllowedHost, Hosts};
 
+pub use crate::secrets::Secrets;
 use crate::{call::Http, step::Steps};
-pub use crate::{
-    hosts::{AllowedHost, Hosts},
-    secrets::Secrets,
-};
 
 /// How calls are made.
 #[derive(Clone, Debug)]
@@ -79,12 +76,6 @@ impl Default for Settings {
 /// Why calls cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An entry of the allowed hosts is none.
-    #[error(
-        "{0:?} is no host: give a name, `*.name` or an address (IPv6 in brackets), with `:port` or \
-         without, or `*`"
-    )]
-    Host(String),
     /// A secret cannot be used.
     #[error("{variable} {what}")]
     Secret {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use stepwell_client::HandlerError;
+use stepwell_outbound::NotAllowed;
 
 use crate::secrets::Hider;
 
@@ -66,6 +67,12 @@ impl fmt::Display for Problem {
             Self::Host { host, what } => write!(f, "{host} {what}"),
             Self::Redirect { what } => write!(f, "the redirect is not followed: {what}"),
         }
+    }
+}
+
+impl From<NotAllowed> for Problem {
+    fn from(NotAllowed { host, what }: NotAllowed) -> Self {
+        Self::Host { host, what }
     }
 }
 

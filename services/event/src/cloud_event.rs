@@ -57,6 +57,11 @@ impl CloudEvent {
             data: proto_json::value("Event", event)?,
         })
     }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 /// The same for everybody who gets the event. Positions begin anew where an old state of the database is

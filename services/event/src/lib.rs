@@ -2,11 +2,13 @@
 //!
 //! An event's way: `tail` reads the log's end once per process → `ring` keeps the latest part for
 //! all, encoded once → `deliver` takes each subscription through it, `filter` in hand → `service` answers the
-//! stream. A durable `subscription` has its place in the database. `catalog` says which types of events there
+//! stream. A durable `subscription` has its place in the database, and if it has a delivery its reader is a
+//! `courier` of this process. `catalog` says which types of events there
 //! are. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod catalog;
 pub mod cloud_event;
+mod courier;
 mod deliver;
 mod filter;
 mod list;
@@ -21,20 +23,31 @@ mod survey;
 mod tail;
 mod trace;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
+use stepwell_outbound::{AllowedHost, Hosts};
 use stepwell_proto::v1::{
-    event_service_server::EventServiceServer,
+    SubscriptionText, event_service_server::EventServiceServer,
     subscription_service_server::SubscriptionServiceServer,
 };
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{Keep, READER_LEASE, Store, Topic};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, Semaphore},
+};
 use tonic::{codec::CompressionEncoding, service::Routes};
+use uuid::Uuid;
 
 use crate::{
+    courier::{Couriers, Ways},
     metrics::{Metrics, Seats},
     ring::Ring,
     said::SaidOf,
@@ -81,6 +94,26 @@ pub struct Options {
     /// GiB, 1 to 1,048,576, or 0: no matter how large.
     #[arg(long, env = "STEPWELL_KEEP_EVENTS_GIB", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
     pub keep_events_gib: u64,
+    /// A host that webhooks may be sent to, whatever its address; may be repeated, with commas in the
+    /// environment: `hooks.example.com`, `*.example.com` (all below it), `10.0.0.7:8080`, or `*` (any host, at
+    /// public addresses). With any, they go nowhere else. Default: any host, at public addresses.
+    #[arg(
+        long = "webhook-host",
+        env = "STEPWELL_WEBHOOK_HOST",
+        value_name = "HOST",
+        value_delimiter = ','
+    )]
+    pub webhook_hosts: Vec<AllowedHost>,
+    /// Webhooks may be sent to private addresses, too. In the environment: true or false.
+    #[arg(long, env = "STEPWELL_WEBHOOK_PRIVATE")]
+    pub webhook_private: bool,
+    /// A folder of subscriptions that are declared: those in its files `*.yaml` and `*.yml` are applied before it
+    /// serves. It does not start with files that are wrong. Default: none.
+    #[arg(long, env = "STEPWELL_SUBSCRIPTIONS", value_name = "FOLDER")]
+    pub subscriptions: Option<PathBuf>,
+    /// Deliveries on their way at once, beside one for each subscription. 0 to 10,000.
+    #[arg(long, env = "STEPWELL_DELIVERIES_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub deliveries_max: u32,
 }
 
 impl Options {
@@ -111,6 +144,30 @@ pub fn main(options: Options) -> ExitCode {
     })
 }
 
+/// Applies the subscriptions that the files of a folder declare.
+async fn apply_folder(store: &Store, ways: &Ways, folder: &Path) -> anyhow::Result<()> {
+    let shown = folder.display();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{shown} cannot be read"))? {
+        files.push(entry.with_context(|| format!("{shown} cannot be read"))?.path());
+    }
+    files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
+    files.sort();
+    let mut texts = Vec::new();
+    for file in files {
+        let yaml = std::fs::read_to_string(&file)
+            .with_context(|| format!("{} cannot be read", file.display()))?;
+        let source = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        texts.push(SubscriptionText { source, yaml });
+    }
+    if let Err(refusal) = subscription::apply(store, ways, &texts, false).await {
+        let faults = refusal.violations.iter().map(|(at, what)| format!("\n  {at}: {what}"));
+        let faults: String = faults.collect();
+        bail!("the subscriptions of {shown} cannot be applied: {}{faults}", refusal.message);
+    }
+    Ok(())
+}
+
 /// Serves on a listener with a store until the service is told to stop.
 pub async fn run(
     service: Service,
@@ -138,6 +195,7 @@ pub async fn run(
         });
     }
     let acked = store.bell().listen(Topic::Subscription);
+    let free = store.bell().listen(Topic::Subscription);
     let bells = store.clone();
     service.spawn_beside("bell", async move { bells.run_bell().await });
     let every = |bell, from, to| {
@@ -207,9 +265,15 @@ pub async fn run(
         let health = health.clone();
         Box::pin(async move { health.ping().await.map_err(|error| error.to_string()) })
     });
+    let hosts = Hosts::new(options.webhook_hosts.iter().cloned()).private(options.webhook_private);
+    let ways = Arc::new(Ways::new(hosts).context("event-service cannot start")?);
+    if let Some(folder) = &options.subscriptions {
+        apply_folder(&store, &ways, folder).await?;
+    }
     let subscriptions = SubscriptionServiceServer::new(Subscriptions {
         store: store.clone(),
         said: Arc::clone(&said),
+        ways: Arc::clone(&ways),
     })
     .accept_compressed(CompressionEncoding::Gzip)
     .accept_compressed(CompressionEncoding::Zstd)
@@ -227,8 +291,17 @@ pub async fn run(
         metrics,
         seats,
         keeper,
+        courier: format!("event-service/{:08x}", Uuid::now_v7().as_u64_pair().1 & 0xffff_ffff),
     };
     let feed = Arc::new(feed);
+    let couriers = Couriers {
+        feed: Arc::clone(&feed),
+        ways,
+        room: Arc::new(Semaphore::new(size(options.deliveries_max))),
+        look: Arc::clone(&free),
+    };
+    service
+        .spawn_loop("couriers", couriers.run(every(free, third - 300, third), service.grace() / 2));
     let server = EventServiceServer::from_arc(Arc::clone(&feed))
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)

@@ -22,6 +22,9 @@ use stepwell_store::{Count, READY_COUNTED_MAX, Ready, SubscriptionProgress, Surv
 
 use crate::ring::Ring;
 
+/// The ways of deliveries.
+const WAYS: [&str; 2] = ["webhook", "log"];
+
 /// The instruments of the service.
 pub(crate) struct Metrics {
     tasks: Counter<u64>,
@@ -32,6 +35,9 @@ pub(crate) struct Metrics {
     tail_lag: Histogram<f64>,
     tail_batch: Histogram<u64>,
     delivered: Counter<u64>,
+    deliveries: Counter<u64>,
+    delivery: Histogram<f64>,
+    parked: Counter<u64>,
     survey: Histogram<f64>,
     surveyed: Arc<Mutex<Option<Surveyed>>>,
     progress: Arc<Mutex<Vec<SubscriptionProgress>>>,
@@ -92,6 +98,19 @@ impl Metrics {
                 .with_description("Events of one read of the log's end")
                 .build(),
             delivered: counter("stepwell_event_delivered_total", "Events sent to subscribers"),
+            deliveries: counter(
+                "stepwell_delivery_attempts_total",
+                "Events that this process delivered itself, by the way they went and whether they \
+                 were taken",
+            ),
+            delivery: seconds(
+                "stepwell_delivery_seconds",
+                "One attempt to deliver an event, by the way it went",
+            ),
+            parked: counter(
+                "stepwell_delivery_parked_total",
+                "Events that were not taken too often and are parked, by the way they went",
+            ),
             survey: seconds(
                 "stepwell_survey_seconds",
                 "One survey of the whole, counting of the log included",
@@ -103,6 +122,13 @@ impl Metrics {
             failed: Mutex::default(),
         };
         metrics.delivered.add(0, &[]);
+        for way in WAYS {
+            for taken in ["true", "false"] {
+                let labels = [KeyValue::new("way", way), KeyValue::new("taken", taken)];
+                metrics.deliveries.add(0, &labels);
+            }
+            metrics.parked.add(0, &[KeyValue::new("way", way)]);
+        }
         metrics.begin_at_zero();
         watch_survey(meter, &metrics.surveyed);
         watch_progress(meter, &metrics.progress);
@@ -180,6 +206,19 @@ impl Metrics {
     /// Events went out to a subscriber.
     pub(crate) fn delivered(&self, events: usize) {
         self.delivered.add(count(events), &[]);
+    }
+
+    /// An event was delivered, and taken or not.
+    pub(crate) fn delivery(&self, way: &'static str, is_taken: bool, took: Duration) {
+        let taken = if is_taken { "true" } else { "false" };
+        let way = KeyValue::new("way", way);
+        self.delivery.record(took.as_secs_f64(), std::slice::from_ref(&way));
+        self.deliveries.add(1, &[way, KeyValue::new("taken", taken)]);
+    }
+
+    /// An event is parked.
+    pub(crate) fn parked(&self, way: &'static str) {
+        self.parked.add(1, &[KeyValue::new("way", way)]);
     }
 
     // ── the survey ──────────────────────────────────────────────────────────────────────────────

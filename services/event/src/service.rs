@@ -17,7 +17,7 @@ use stepwell_proto::{
     },
 };
 use stepwell_serve::{Age, Shutdown};
-use stepwell_store::Store;
+use stepwell_store::{PARTITIONS_MAX, Store, StoredSubscription};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Responses that wait for a reader; with the transport's own buffers all that a slow one costs.
-const RESPONSES_WAITING_MAX: usize = 4;
+pub(crate) const RESPONSES_WAITING_MAX: usize = 4;
 
 /// What a subscription delivers.
 pub(crate) type Responses = ReceiverStream<Result<SubscribeResponse, Status>>;
@@ -56,6 +56,8 @@ pub(crate) struct Feed {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) seats: Arc<Seats>,
     pub(crate) keeper: Arc<Keeper>,
+    /// The name that this process reads subscriptions under whose events it delivers itself.
+    pub(crate) courier: String,
 }
 
 /// Where and with what a subscription begins.
@@ -75,7 +77,29 @@ impl Feed {
     ) -> Result<Reading, Refusal> {
         let metadata_only = request.metadata_only;
         let start = subscription::start(&self.store, request).await?;
-        Ok(Reading {
+        let reading = self.reading(start.subscription, start.reader, out);
+        Ok(Reading { wanted: start.partitions, most: start.most, metadata_only, ..reading })
+    }
+
+    /// The stream of a courier of this process, which rings when a partition is free.
+    pub(crate) fn courier_s_reading(
+        &self,
+        subscription: StoredSubscription,
+        out: mpsc::Sender<Result<SubscribeResponse, Status>>,
+        free: Arc<Notify>,
+    ) -> Reading {
+        let reading = self.reading(subscription, self.courier.clone(), out);
+        Reading { courier: Some(free), ..reading }
+    }
+
+    /// A stream of all partitions of a durable subscription.
+    fn reading(
+        &self,
+        subscription: StoredSubscription,
+        reader: String,
+        out: mpsc::Sender<Result<SubscribeResponse, Status>>,
+    ) -> Reading {
+        Reading {
             store: self.store.clone(),
             ring: Arc::clone(&self.ring),
             said: Arc::clone(&self.said),
@@ -86,12 +110,13 @@ impl Feed {
             out,
             metrics: Arc::clone(&self.metrics),
             seats: Arc::clone(&self.seats),
-            subscription: start.subscription,
-            reader: start.reader,
-            wanted: start.partitions,
-            most: start.most,
-            metadata_only,
-        })
+            most: usize::try_from(PARTITIONS_MAX).unwrap_or(usize::MAX),
+            subscription,
+            reader,
+            wanted: Vec::new(),
+            metadata_only: false,
+            courier: None,
+        }
     }
 
     /// Opens a subscription; what it delivers comes as it is taken.

@@ -7,7 +7,7 @@ use sqlx::types::{
     Uuid,
     chrono::{DateTime, Utc},
 };
-use stepwell_proto::v1::EventFilter;
+use stepwell_proto::v1::{Delivery, EventFilter};
 
 use crate::{Error, EventRow, Store, Topic, span};
 
@@ -41,10 +41,24 @@ pub struct StoredSubscription {
     pub paused: bool,
     /// When it was made.
     pub created_at: DateTime<Utc>,
+    /// How its events are delivered; none: readers come for them.
+    pub delivery: Option<Delivery>,
+    /// Handed on with each event.
+    pub config: String,
+    /// Only tasks of a definition of this namespace; empty: of any.
+    pub namespace: String,
+    /// … of this name.
+    pub definition: String,
+    /// Nobody reads it, as it is declared.
+    pub disabled: bool,
+    /// It was declared.
+    pub declared: bool,
+    /// Grows when what is delivered, or how, is another.
+    pub revision: i32,
 }
 
 /// A subscription that is to be made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NewSubscription {
     /// Its name.
     pub name: String,
@@ -58,8 +72,55 @@ pub struct NewSubscription {
     pub ack_deadline: Duration,
     /// How many partitions it has.
     pub partitions: i32,
+    /// How its events are delivered; none: readers come for them.
+    pub delivery: Option<Delivery>,
+    /// Handed on with each event.
+    pub config: String,
+    /// Only tasks of a definition of this namespace; empty: of any.
+    pub namespace: String,
+    /// … of this name.
+    pub definition: String,
+    /// Nobody reads it, as it is declared.
+    pub disabled: bool,
     /// It starts after this position.
     pub place: i64,
+}
+
+/// What came of subscriptions that were declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// All were applied: what became of each, and who was pruned.
+    Done(Vec<Outcome>, Vec<String>),
+    /// This one is there and was not declared, or is of another definition.
+    Other(usize),
+    /// Of this one events are parked.
+    Parked(usize),
+    /// There would be too many.
+    TooMany,
+}
+
+/// What became of a declared subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is there now.
+    Created,
+    /// It was changed.
+    Changed,
+    /// It was the same.
+    Unchanged,
+}
+
+/// A subscription whose events event-service delivers itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Its key.
+    pub id: i32,
+    /// Its name.
+    pub name: String,
+    /// Grows when what is delivered, or how, is another.
+    pub revision: i32,
+    /// Somebody may read it, and a partition has no reader.
+    pub is_free: bool,
 }
 
 /// What came of it.
@@ -90,6 +151,12 @@ pub struct SubscriptionChange {
     pub partitions: Option<i32>,
     /// Another place.
     pub place: Option<i64>,
+    /// Another delivery.
+    pub delivery: Option<Delivery>,
+    /// Another config.
+    pub config: Option<String>,
+    /// Disabled or not.
+    pub disabled: Option<bool>,
 }
 
 /// What came of a change.
@@ -101,6 +168,8 @@ pub enum Changed {
     Unknown,
     /// It is not paused.
     NotPaused,
+    /// It has no delivery to change.
+    NoDelivery,
     /// Something is parked.
     Parked,
 }
@@ -294,15 +363,25 @@ struct Row {
     partitions: i32,
     paused: bool,
     created_at: DateTime<Utc>,
+    delivery: Option<Vec<u8>>,
+    config: String,
+    namespace: String,
+    definition: String,
+    disabled: bool,
+    declared: bool,
+    revision: i32,
 }
 
 impl TryFrom<Row> for StoredSubscription {
     type Error = Error;
 
     fn try_from(row: Row) -> Result<Self, Error> {
-        let filter = EventFilter::decode(row.filter.as_slice()).map_err(|error| {
-            Error::Inconsistent(format!("filter of subscription {}: {error}", row.id))
-        })?;
+        let wrong = |what, error| {
+            Error::Inconsistent(format!("{what} of subscription {}: {error}", row.id))
+        };
+        let filter = EventFilter::decode(row.filter.as_slice()).map_err(|e| wrong("filter", e))?;
+        let delivery = row.delivery.as_deref().map(Delivery::decode).transpose();
+        let delivery = delivery.map_err(|e| wrong("delivery", e))?;
         Ok(Self {
             id: row.id,
             name: row.name,
@@ -313,6 +392,13 @@ impl TryFrom<Row> for StoredSubscription {
             partitions: row.partitions,
             paused: row.paused,
             created_at: row.created_at,
+            delivery,
+            config: row.config,
+            namespace: row.namespace,
+            definition: row.definition,
+            disabled: row.disabled,
+            declared: row.declared,
+            revision: row.revision,
         })
     }
 }
@@ -354,19 +440,25 @@ impl Store {
         let call = async {
             let call = sqlx::query!(
                 r#"select r_id as "id", r_made as "made!", r_same as "same"
-                     from stepwell.create_subscription($1, $2, $3, $4, $5, $6, $7, $8)"#,
+                     from stepwell.make_subscription($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"#,
                 new.name,
                 new.filter.encode_to_vec(),
                 new.ordered,
                 new.max_attempts,
                 millis(new.ack_deadline),
                 new.partitions,
+                new.delivery.as_ref().map(Message::encode_to_vec),
+                new.config,
+                new.namespace,
+                new.definition,
+                new.disabled,
                 new.place,
                 SUBSCRIPTIONS_MAX,
             );
             Ok(call.fetch_one(self.reads()).await?)
         };
-        let row = span::verb("db.create_subscription", 1, |_| 1, call).await?;
+        let row = span::verb("db.make_subscription", 1, |_| 1, call).await?;
+        self.bell().ring(Topic::Subscription);
         Ok(match (row.id, row.made, row.same) {
             (None, ..) => Made::TooMany,
             (_, true, _) => Made::Now,
@@ -375,11 +467,80 @@ impl Store {
         })
     }
 
+    /// Makes or changes declared subscriptions, all of them or none; with `prune` deletes those that were
+    /// declared before and are not among them.
+    pub async fn apply_subscriptions(
+        &self,
+        new: &[NewSubscription],
+        prune: bool,
+    ) -> Result<Applied, Error> {
+        let texts = |of: fn(&NewSubscription) -> &String| new.iter().map(of).cloned().collect();
+        let (names, configs): (Vec<String>, Vec<String>) =
+            (texts(|of| &of.name), texts(|of| &of.config));
+        let (namespaces, definitions): (Vec<String>, Vec<String>) =
+            (texts(|of| &of.namespace), texts(|of| &of.definition));
+        let deliveries: Vec<Option<Vec<u8>>> =
+            new.iter().map(|of| of.delivery.as_ref().map(Message::encode_to_vec)).collect();
+        let call = async {
+            let call = sqlx::query!(
+                r#"select r_fault as "fault!", r_i as "i", r_outcome as "outcome", r_pruned as "pruned"
+                     from stepwell.apply_subscriptions($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
+                &names,
+                &new.iter().map(|of| of.filter.encode_to_vec()).collect::<Vec<_>>(),
+                &new.iter().map(|of| of.ordered).collect::<Vec<_>>(),
+                &new.iter().map(|of| of.max_attempts).collect::<Vec<_>>(),
+                &new.iter().map(|of| millis(of.ack_deadline)).collect::<Vec<_>>(),
+                &new.iter().map(|of| of.partitions).collect::<Vec<_>>(),
+                &deliveries as &[Option<Vec<u8>>],
+                &configs,
+                &namespaces,
+                &definitions,
+                &new.iter().map(|of| of.disabled).collect::<Vec<_>>(),
+                &new.iter().map(|of| of.place).collect::<Vec<_>>(),
+                prune,
+                SUBSCRIPTIONS_MAX,
+            );
+            Ok(call.fetch_one(self.reads()).await?)
+        };
+        let row = span::verb("db.apply_subscriptions", new.len(), |_| 1, call).await?;
+        self.bell().ring(Topic::Subscription);
+        let i = row.i.and_then(|i| usize::try_from(i - 1).ok()).unwrap_or_default();
+        let outcome = |outcome: i32| match outcome {
+            1 => Outcome::Created,
+            2 => Outcome::Changed,
+            _ => Outcome::Unchanged,
+        };
+        Ok(match row.fault {
+            1 => Applied::Other(i),
+            2 => Applied::Parked(i),
+            3 => Applied::TooMany,
+            _ => Applied::Done(
+                row.outcome.unwrap_or_default().into_iter().map(outcome).collect(),
+                row.pruned.unwrap_or_default(),
+            ),
+        })
+    }
+
+    /// All subscriptions that have a delivery.
+    pub async fn delivered_subscriptions(&self) -> Result<Vec<Delivered>, Error> {
+        let rows = sqlx::query_as!(
+            Delivered,
+            r#"select id, name, revision,
+                      not paused and not disabled and exists (
+                        select from stepwell.subscription_partition p
+                         where p.subscription = s.id
+                           and (p.holder is null or p.lease_until < clock_timestamp())) as "is_free!"
+                 from stepwell.subscription s where delivery is not null order by id"#
+        );
+        Ok(rows.fetch_all(self.reads()).await?)
+    }
+
     /// A subscription by its name.
     pub async fn subscription(&self, name: &str) -> Result<Option<StoredSubscription>, Error> {
         let row = sqlx::query_as!(
             Row,
-            "select id, name, filter, ordered, max_attempts, ack_deadline_ms, partitions, paused, created_at
+            "select id, name, filter, ordered, max_attempts, ack_deadline_ms, partitions, paused, created_at,
+                    delivery, config, namespace, definition, disabled, declared, revision
                from stepwell.subscription where name = $1",
             name
         );
@@ -394,7 +555,8 @@ impl Store {
     ) -> Result<Vec<StoredSubscription>, Error> {
         let rows = sqlx::query_as!(
             Row,
-            "select id, name, filter, ordered, max_attempts, ack_deadline_ms, partitions, paused, created_at
+            "select id, name, filter, ordered, max_attempts, ack_deadline_ms, partitions, paused, created_at,
+                    delivery, config, namespace, definition, disabled, declared, revision
                from stepwell.subscription where name > $1 order by name limit $2",
             after,
             most,
@@ -432,25 +594,32 @@ impl Store {
     ) -> Result<Changed, Error> {
         let call = async {
             let call = sqlx::query!(
-                r#"select r_found as "found!", r_was_paused as "was_paused!", r_parked as "parked!"
-                     from stepwell.update_subscription($1, $2, $3, $4, $5, $6, $7)"#,
+                r#"select r_found as "found!", r_was_paused as "was_paused!", r_parked as "parked!",
+                          r_has_delivery as "has_delivery!"
+                     from stepwell.change_subscription($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
                 name,
                 change.paused,
                 change.filter.as_ref().map(Message::encode_to_vec),
                 change.max_attempts,
                 change.ack_deadline.map(millis),
                 change.partitions,
+                change.delivery.as_ref().map(Message::encode_to_vec),
+                change.config,
+                change.disabled,
                 change.place,
             );
             Ok(call.fetch_one(self.reads()).await?)
         };
-        let row = span::verb("db.update_subscription", 1, |_| 1, call).await?;
+        let row = span::verb("db.change_subscription", 1, |_| 1, call).await?;
         let needs_pause =
             change.filter.is_some() || change.place.is_some() || change.partitions.is_some();
+        let has_config = change.config.as_ref().is_some_and(|config| !config.is_empty());
+        let needs_delivery = change.delivery.is_some() || has_config;
         let changed = match row.found {
             false => Changed::Unknown,
             true if row.parked => Changed::Parked,
             true if needs_pause && !row.was_paused => Changed::NotPaused,
+            true if needs_delivery && !row.has_delivery => Changed::NoDelivery,
             true => Changed::Done,
         };
         self.bell().ring(Topic::Subscription);

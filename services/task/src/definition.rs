@@ -64,17 +64,12 @@ pub fn from_yaml(text: &str) -> Result<Definition, Refusal> {
             let news: Vec<Fault> =
                 found.into_iter().filter(|(path, _)| faults.is_empty() || !covered(path)).collect();
             faults.extend(news.into_iter().map(|(path, what)| {
-                let at = places.around(&path).unwrap_or(yaml::START);
-                yaml::TextFault { path, at, what }
+                let at = places.around(&path).unwrap_or(stepwell_yaml::START);
+                stepwell_yaml::TextFault { path, at, what }
             }));
         }
     }
-    faults.sort_by_key(|fault| fault.at);
-    let told = faults.into_iter().map(|yaml::TextFault { path, at, what }| {
-        let path = if path.is_empty() { "yaml" } else { &path };
-        (format!("{path} at {at}"), what)
-    });
-    Err(refused(told.collect()))
+    Err(refused(stepwell_yaml::told(faults)))
 }
 
 /// True when the path is the other or a part of it.

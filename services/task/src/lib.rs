@@ -3,7 +3,7 @@
 //!
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
-//! be stands in `definition`, `rule`, `graph`, `schema` and, for text, `yaml`; what is done to many tasks in
+//! be stands in `definition`, `graph`, `schema` and, for text, `yaml`; what is done to many tasks in
 //! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
 
 mod bulk;
@@ -17,7 +17,6 @@ mod pause;
 mod plan;
 mod remove;
 mod resolve;
-mod rule;
 mod schema;
 mod service;
 mod trace;
@@ -32,6 +31,7 @@ use clap::Parser;
 use stepwell_proto::v1::task_service_server::TaskServiceServer;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{KeepTasks, Store, Topic};
+use stepwell_yaml::rule;
 use tokio::{
     net::TcpListener,
     sync::{Notify, Semaphore},

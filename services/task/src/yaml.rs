@@ -2,25 +2,18 @@
 //! only the text knows: unknown keys, wrong types, durations, defaults. Everything else is left to
 //! `definition.rs`, which is given the places to point at.
 
-mod json;
-mod node;
-mod read;
-
-use std::{collections::HashMap, fmt};
-
 use stepwell_proto::v1::{Concurrency, Definition, RetryPolicy, StepTemplate};
+use stepwell_yaml::{Fields, Node, Places, Reader, START, TextFault};
 
-use self::read::{Fields, Reader};
 use crate::{
     definition::{PARALLEL_MAX, ROOM_MAX, check_retry},
     rule::{DURATION_MAX, LONG_MAX, PRIORITY_MAX},
 };
-pub use node::{Node, Place, START};
 
 /// Most bytes of a definition's text: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
 
-const DEFINITION: [&str; 11] = [
+const DEFINITION: [&str; 12] = [
     "namespace",
     "name",
     "version",
@@ -32,6 +25,8 @@ const DEFINITION: [&str; 11] = [
     "concurrency",
     "defaults",
     "steps",
+    // Event-service reads them.
+    "subscriptions",
 ];
 const CONCURRENCY: [&str; 2] = ["key", "limit"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
@@ -52,17 +47,6 @@ const STEP: [&str; 12] = [
 const RETRY: [&str; 6] =
     ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
 
-/// A fault of the text.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TextFault {
-    /// The field, such as `steps[2].timeout`; empty: the whole text.
-    pub path: String,
-    /// Where.
-    pub at: Place,
-    /// What is wrong.
-    pub what: String,
-}
-
 /// What was read.
 #[derive(Debug)]
 pub struct Loaded {
@@ -74,57 +58,29 @@ pub struct Loaded {
     pub places: Places,
 }
 
-/// Where the fields stand.
-#[derive(Debug, Default)]
-pub struct Places(HashMap<String, Place>);
-
-impl Places {
-    fn put(&mut self, path: &str, at: Place) {
-        self.0.entry(path.to_owned()).or_insert(at);
-    }
-
-    /// The place of a field that is there.
-    pub fn get(&self, path: &str) -> Option<Place> {
-        self.0.get(path).copied()
-    }
-
-    /// The place of a field, or of the closest thing around it.
-    pub fn around(&self, path: &str) -> Option<Place> {
-        let mut path = path;
-        loop {
-            if let Some(at) = self.get(path) {
-                return Some(at);
-            }
-            let Some(end) = path.rfind(['.', '[']) else { return self.get("") };
-            path = &path[..end];
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.line, self.column)
-    }
-}
-
 /// Reads a definition.
 pub fn load(text: &str) -> Loaded {
     let mut reader = Reader::default();
     if text.len() > BYTES_MAX {
         let what = format!("has {} bytes; at most {BYTES_MAX} are allowed", text.len());
         reader.fault("", START, what);
-        return reader.done(Definition::default());
+        return done(reader, Definition::default());
     }
-    match node::parse(text) {
+    match stepwell_yaml::parse(text) {
         Ok(root) => {
             let definition = definition(&mut reader, &root);
-            reader.done(definition)
+            done(reader, definition)
         }
         Err((at, what)) => {
             reader.fault("", at, what);
-            reader.done(Definition::default())
+            done(reader, Definition::default())
         }
     }
+}
+
+fn done(reader: Reader, definition: Definition) -> Loaded {
+    let (faults, places) = reader.done();
+    Loaded { definition, faults, places }
 }
 
 fn definition(reader: &mut Reader, root: &Node) -> Definition {

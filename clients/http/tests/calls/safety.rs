@@ -57,7 +57,7 @@ async fn calls_go_only_where_they_may_and_so_do_redirects() {
     // Another is named: nobody else may be called.
     let running = executor(&world, only(&[&inside.host]));
     let step = run(&world, "other", json!({"url": outside.url("/")}), &json!({})).await;
-    assert_eq!(failure(&step), ("HostNotAllowed", "", "127.0.0.1 is not in --allow-host"));
+    assert_eq!(failure(&step), ("HostNotAllowed", "", "127.0.0.1 is not among the allowed hosts"));
     assert!(inside.asked().is_empty());
     let step = run(&world, "named", json!({"url": inside.url("/")}), &json!({})).await;
     assert_eq!(step.result, r#""inside""#);

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::{
     keeper::{Keeper, Stream},
     partition::{ALONE_MAX, Partition, partition_of},
-    request::not_found,
+    request::{filter_of, not_found},
 };
 use crate::{
     deliver::{
@@ -66,6 +66,9 @@ pub(crate) struct Reading {
     /// So many at once.
     pub(crate) most: usize,
     pub(crate) metadata_only: bool,
+    /// Its reader is a courier of this process, which rings when something is free; it says itself what
+    /// failed and when it ends. None: it is a peer.
+    pub(crate) courier: Option<Arc<Notify>>,
 }
 
 /// An event of a partition, on its way out.
@@ -100,11 +103,12 @@ impl Reading {
         let (stream, seated) = self.keeper.join(subscription, name, reader);
         let holder = stream.holder;
         let old = tokio::time::sleep(self.age.of_a_stream());
+        let is_peer = self.courier.is_none();
         let last_word = tokio::select! {
             refusal = self.deliver(stream) => refusal.map(|refusal| Err(refusal.into())),
             // It goes on where its events were acknowledged, maybe elsewhere.
-            () = old => Some(Ok(end(EndReason::Rotate))),
-            () = shutdown.wait() => Some(Ok(end(EndReason::Drain))),
+            () = old, if is_peer => Some(Ok(end(EndReason::Rotate))),
+            () = shutdown.wait(), if is_peer => Some(Ok(end(EndReason::Drain))),
         };
         drop(seated);
         if let Err(error) = store.release_partitions(subscription, holder).await {
@@ -119,7 +123,7 @@ impl Reading {
 
     /// Delivers until the reader goes, or there is a reason to tell it.
     async fn deliver(self, stream: Arc<Stream>) -> Option<Refusal> {
-        let filter = match Filter::read(self.subscription.filter.clone()) {
+        let filter = match filter_of(&self.subscription) {
             Ok(filter) => filter,
             Err(refusal) => return Some(refusal),
         };
@@ -211,21 +215,25 @@ impl Stage {
         if any {
             return Ok(());
         }
-        let deadline = self.of.subscription.ack_deadline;
+        let deadline = self.deadline();
         let now = Instant::now();
         for partition in self.stream.partitions().iter() {
-            let times = [partition.overdue_at(deadline), partition.again_at];
+            let overdue_at = deadline.and_then(|deadline| partition.overdue_at(deadline));
+            let times = [overdue_at, partition.again_at];
             wake = times.into_iter().flatten().fold(wake, Instant::min);
             wake = if partition.rest_until > now { wake.min(partition.rest_until) } else { wake };
         }
         wake = self.take_at.map_or(wake, |at| wake.min(at));
         let has_room = self.stream.partitions().len() < self.of.most;
+        let soon = |at: Option<Instant>| Some(at.unwrap_or(Instant::now() + BETWEEN_TAKES));
         tokio::select! {
             () = self.stream.looked.notified() => {
-                if has_room {
-                    let soon = Instant::now() + BETWEEN_TAKES;
-                    self.take_at = Some(self.take_at.unwrap_or(soon));
+                if has_room && self.of.courier.is_none() {
+                    self.take_at = soon(self.take_at);
                 }
+            }
+            () = rung(self.of.courier.as_ref()) => {
+                self.take_at = soon(self.take_at);
             }
             () = changed(&mut self.visit) => {}
             () = tokio::time::sleep_until(wake) => {}
@@ -260,7 +268,7 @@ impl Stage {
         let found = self.of.store.subscription(&self.of.subscription.name).await?;
         self.of.subscription =
             found.filter(|found| found.id == self.taker.subscription).ok_or_else(gone)?;
-        self.filter = Filter::read(self.of.subscription.filter.clone()).map_err(End::Refused)?;
+        self.filter = filter_of(&self.of.subscription).map_err(End::Refused)?;
         self.visit = None;
         let now = Instant::now();
         let mut partitions = self.stream.partitions();
@@ -314,9 +322,15 @@ impl Stage {
         self.stream.partitions().iter_mut().find(|of| of.no == no).map(ask)
     }
 
+    /// How long its reader may do nothing; none: for ever.
+    fn deadline(&self) -> Option<Duration> {
+        self.of.courier.is_none().then_some(self.of.subscription.ack_deadline)
+    }
+
     /// An event that was not acknowledged in time has failed.
     async fn notice_overdue(&self, no: i32) -> Result<bool, End> {
-        let (deadline, now) = (self.of.subscription.ack_deadline, Instant::now());
+        let Some(deadline) = self.deadline() else { return Ok(false) };
+        let now = Instant::now();
         let found = self.with(no, |of| (of.overdue(deadline, now), of.epoch));
         let Some((Some((position, attempt)), epoch)) = found else { return Ok(false) };
         let reason = format!("not acknowledged within {deadline:?}");
@@ -507,14 +521,17 @@ impl Stage {
         let mut events = events.into_iter().zip(attempts.iter().copied()).peekable();
         while events.peek().is_some() {
             let (mut frame, mut attempts, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut last = None;
             while let Some((event, _)) = events.peek() {
                 let size = event.encoded.encoded_len();
                 let is_full = frame.len() >= FRAME_EVENTS_MAX || bytes + size > FRAME_BYTES_MAX;
-                if is_full && !frame.is_empty() {
+                // Events of one position stay together: they are acknowledged together.
+                if is_full && last.is_some_and(|last| last != event.position) {
                     break;
                 }
                 let Some((event, attempt)) = events.next() else { break };
                 bytes += size;
+                last = Some(event.position);
                 frame.push(event.encoded);
                 attempts.push(attempt);
             }
@@ -527,6 +544,14 @@ impl Stage {
             .await?;
         }
         Ok(())
+    }
+}
+
+/// Waits until a courier is told that something is free; for ever if it is none.
+async fn rung(courier: Option<&Arc<Notify>>) {
+    match courier {
+        Some(bell) => bell.notified().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use prost_types::Timestamp;
 use stepwell_proto::{
-    page,
+    json, page,
     refusal::Refusal,
     time,
     v1::{
         AckEventsRequest, CreateSubscriptionRequest, ErrorReason, EventFilter, NackEventsRequest,
-        SubscribeRequest, SubscriptionStart, UpdateSubscriptionRequest,
+        SubscribeRequest, Subscription, SubscriptionStart, UpdateSubscriptionRequest,
         create_subscription_request as create, subscribe_request,
         update_subscription_request as update,
     },
@@ -18,19 +18,21 @@ use stepwell_store::{
     NewSubscription, PARTITIONS_MAX, Store, StoredSubscription, SubscriptionChange,
 };
 
-use crate::{filter::Filter, place};
+use crate::{courier::Ways, filter::Filter, place};
 
 const NAME_BYTES_MAX: usize = 64;
 const NAME_RULE: &str = "1 to 64 letters, digits, `_`, `-`, `.`, `/`";
 const REASON_BYTES_MAX: usize = 1024;
 const POSITIONS_MAX: usize = 1_000;
-const ATTEMPTS_MAX: i32 = 1_000;
+pub(super) const ATTEMPTS_MAX: i32 = 1_000;
 const ATTEMPTS_DEFAULT: i32 = 10;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 const PAGE_MAX: i32 = 1_000;
+/// Most bytes of what is handed on with each event.
+const CONFIG_BYTES_MAX: usize = 8 << 10;
 
-type Faults = Vec<(String, String)>;
+pub(crate) type Faults = Vec<(String, String)>;
 
 /// A stream of a durable subscription that may begin.
 pub(crate) struct Started {
@@ -49,6 +51,16 @@ pub(crate) fn not_found(name: &str) -> Refusal {
         .with("name", shown)
 }
 
+/// The events it wants: those of its filter, and if it is of a definition only of that one's tasks.
+pub(crate) fn filter_of(subscription: &StoredSubscription) -> Result<Filter, Refusal> {
+    let mut filter = subscription.filter.clone();
+    if !subscription.definition.is_empty() {
+        filter.namespaces = vec![subscription.namespace.clone()];
+        filter.definition_names = vec![subscription.definition.clone()];
+    }
+    Filter::read(filter)
+}
+
 /// Checks what a stream of a durable subscription asks for.
 pub(crate) async fn start(store: &Store, request: SubscribeRequest) -> Result<Started, Refusal> {
     let Some(subscribe_request::Start::Subscription(start)) = request.start else {
@@ -65,6 +77,11 @@ pub(crate) async fn start(store: &Store, request: SubscribeRequest) -> Result<St
     refuse(faults)?;
     let SubscriptionStart { name, reader_id: reader, partitions, partitions_max } = start;
     let subscription = store.subscription(&name).await?.ok_or_else(|| not_found(&name))?;
+    if subscription.delivery.is_some() {
+        let what = format!("event-service delivers the events of {name} itself");
+        let refusal = Refusal::new(ErrorReason::SubscriptionHasDelivery, what);
+        return Err(refusal.with("name", name));
+    }
     let there = if partitions.is_empty() {
         subscription.partitions
     } else {
@@ -95,18 +112,14 @@ fn check_start(start: &SubscriptionStart, faults: &mut Faults) {
 /// Checks a subscription that is to be made.
 pub(crate) async fn create(
     store: &Store,
+    ways: &Ways,
     request: CreateSubscriptionRequest,
 ) -> Result<NewSubscription, Refusal> {
     let sent = request.subscription.unwrap_or_default();
     let mut faults = Faults::new();
-    named("subscription.name", &sent.name, &mut faults);
-    ranged("subscription.partitions", sent.partitions, PARTITIONS_MAX, &mut faults);
-    ranged("subscription.max_attempts", sent.max_attempts, ATTEMPTS_MAX, &mut faults);
-    let deadline = deadline("subscription.ack_deadline", sent.ack_deadline.as_ref(), &mut faults);
+    let new = described(ways, "subscription", sent, &mut faults);
     refuse(faults)?;
-    let filter = sent.filter.unwrap_or_default();
-    Filter::read(filter.clone())?;
-    let or = |n: i32, default: i32| if n == 0 { default } else { n };
+    Filter::read(new.filter.clone())?;
     let place = match request.start {
         None => Place::Latest,
         Some(create::Start::AfterCursor(cursor)) => Place::After(cursor),
@@ -114,26 +127,79 @@ pub(crate) async fn create(
         Some(create::Start::Latest(_)) => Place::Latest,
         Some(create::Start::AtTime(time)) => Place::Time(time),
     };
-    Ok(NewSubscription {
+    Ok(NewSubscription { place: place.find(store).await?, ..new })
+}
+
+/// What describes a subscription, with its defaults, at the end of the log. All but the names of its filter is
+/// checked.
+pub(crate) fn described(
+    ways: &Ways,
+    path: &str,
+    sent: Subscription,
+    faults: &mut Faults,
+) -> NewSubscription {
+    let at = |field: &str| format!("{path}.{field}");
+    named(&at("name"), &sent.name, faults);
+    ranged(&at("partitions"), sent.partitions, PARTITIONS_MAX, faults);
+    ranged(&at("max_attempts"), sent.max_attempts, ATTEMPTS_MAX, faults);
+    let ack_deadline = deadline(&at("ack_deadline"), sent.ack_deadline.as_ref(), faults);
+    let filter = sent.filter.unwrap_or_default();
+    let is_scoped = !sent.namespace.is_empty() || !sent.definition_name.is_empty();
+    if is_scoped {
+        named(&at("namespace"), &sent.namespace, faults);
+        named(&at("definition_name"), &sent.definition_name, faults);
+        let scoping = "is of its definition: leave it out";
+        for (field, is_given) in [
+            ("filter.namespaces", !filter.namespaces.is_empty()),
+            ("filter.definition_names", !filter.definition_names.is_empty()),
+        ] {
+            if is_given {
+                faults.push((at(field), scoping.into()));
+            }
+        }
+    }
+    let delivery = sent.delivery.map(|delivery| ways.check(&at("delivery"), delivery, faults));
+    if delivery.is_none() && !sent.config.is_empty() {
+        faults.push((at("config"), "only a delivery hands one on".into()));
+    }
+    configured(&at("config"), &sent.config, faults);
+    let or = |n: i32, default: i32| if n == 0 { default } else { n };
+    NewSubscription {
         name: sent.name,
         filter,
         ordered: !sent.unordered,
         max_attempts: or(sent.max_attempts, ATTEMPTS_DEFAULT),
-        ack_deadline: deadline.unwrap_or(DEADLINE_DEFAULT),
+        ack_deadline: ack_deadline.unwrap_or(DEADLINE_DEFAULT),
         partitions: or(sent.partitions, 1),
-        place: place.find(store).await?,
-    })
+        delivery,
+        config: sent.config,
+        namespace: sent.namespace,
+        definition: sent.definition_name,
+        disabled: sent.disabled,
+        place: 0,
+    }
+}
+
+fn configured(path: &str, config: &str, faults: &mut Faults) {
+    if !config.is_empty()
+        && let Err(fault) = json::check_object(config, CONFIG_BYTES_MAX)
+    {
+        faults.push((path.to_owned(), fault.to_string()));
+    }
 }
 
 /// Checks a change.
 pub(crate) async fn update(
     store: &Store,
+    ways: &Ways,
     request: UpdateSubscriptionRequest,
 ) -> Result<SubscriptionChange, Refusal> {
     let mut faults = Faults::new();
     ranged("partitions", request.partitions, PARTITIONS_MAX, &mut faults);
     ranged("max_attempts", request.max_attempts, ATTEMPTS_MAX, &mut faults);
     let ack_deadline = deadline("ack_deadline", request.ack_deadline.as_ref(), &mut faults);
+    let delivery = request.delivery.map(|delivery| ways.check("delivery", delivery, &mut faults));
+    configured("config", request.config.as_deref().unwrap_or_default(), &mut faults);
     refuse(faults)?;
     if let Some(filter) = &request.filter {
         Filter::read(filter.clone())?;
@@ -156,6 +222,9 @@ pub(crate) async fn update(
         ack_deadline,
         partitions: given(request.partitions),
         place,
+        delivery,
+        config: request.config,
+        disabled: request.disabled,
     })
 }
 

@@ -8,13 +8,14 @@ use stepwell_proto::{
     page,
     refusal::Refusal,
     v1::{
-        AckEventsRequest, AckEventsResponse, CreateSubscriptionRequest, CreateSubscriptionResponse,
-        DeleteSubscriptionRequest, DeleteSubscriptionResponse, ErrorReason, Event,
-        GetSubscriptionRequest, GetSubscriptionResponse, ListParkedEventsRequest,
-        ListParkedEventsResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
-        NackEventsRequest, NackEventsResponse, ParkedEvent, ReplayParkedEventsRequest,
-        ReplayParkedEventsResponse, Subscription, SubscriptionPartition, UpdateSubscriptionRequest,
-        UpdateSubscriptionResponse, subscription_service_server::SubscriptionService,
+        AckEventsRequest, AckEventsResponse, ApplySubscriptionsRequest, ApplySubscriptionsResponse,
+        CreateSubscriptionRequest, CreateSubscriptionResponse, DeleteSubscriptionRequest,
+        DeleteSubscriptionResponse, ErrorReason, Event, GetSubscriptionRequest,
+        GetSubscriptionResponse, ListParkedEventsRequest, ListParkedEventsResponse,
+        ListSubscriptionsRequest, ListSubscriptionsResponse, NackEventsRequest, NackEventsResponse,
+        ParkedEvent, ReplayParkedEventsRequest, ReplayParkedEventsResponse, Subscription,
+        SubscriptionPartition, UpdateSubscriptionRequest, UpdateSubscriptionResponse,
+        subscription_service_server::SubscriptionService,
     },
 };
 use stepwell_store::{
@@ -23,8 +24,11 @@ use stepwell_store::{
 };
 use tonic::{Request, Response, Status};
 
-use super::request::{self, not_found};
-use crate::{said::SaidOf, tail};
+use super::{
+    declared,
+    request::{self, not_found},
+};
+use crate::{courier::Ways, said::SaidOf, tail};
 
 /// Bytes of the events of a page, about.
 const PAGE_BYTES_MAX: usize = 2 << 20;
@@ -33,6 +37,7 @@ const PAGE_BYTES_MAX: usize = 2 << 20;
 pub(crate) struct Subscriptions {
     pub(crate) store: Store,
     pub(crate) said: Arc<SaidOf>,
+    pub(crate) ways: Arc<Ways>,
 }
 
 impl Subscriptions {
@@ -92,6 +97,12 @@ fn subscription(stored: StoredSubscription) -> Subscription {
         ack_deadline: Some(duration(stored.ack_deadline)),
         paused: stored.paused,
         create_time: Some(timestamp(stored.created_at)),
+        delivery: stored.delivery,
+        config: stored.config,
+        namespace: stored.namespace,
+        definition_name: stored.definition,
+        disabled: stored.disabled,
+        declared: stored.declared,
     }
 }
 
@@ -131,7 +142,7 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<CreateSubscriptionRequest>,
     ) -> Result<Response<CreateSubscriptionResponse>, Status> {
-        let new = request::create(&self.store, request.into_inner()).await?;
+        let new = request::create(&self.store, &self.ways, request.into_inner()).await?;
         let already_existed = match self.store.create_subscription(&new).await? {
             Made::Now => {
                 tracing::info!(name = new.name, "subscription created");
@@ -191,7 +202,7 @@ impl SubscriptionService for Subscriptions {
     ) -> Result<Response<UpdateSubscriptionResponse>, Status> {
         let request = request.into_inner();
         let name = request.name.clone();
-        let change = request::update(&self.store, request).await?;
+        let change = request::update(&self.store, &self.ways, request).await?;
         match self.store.update_subscription(&name, &change).await? {
             Changed::Done => tracing::info!(name, ?change, "subscription changed"),
             Changed::Unknown => return Err(not_found(&name).into()),
@@ -199,6 +210,10 @@ impl SubscriptionService for Subscriptions {
                 let what = "filter, partitions and place are changed only while it is paused";
                 let refusal = Refusal::new(ErrorReason::SubscriptionNotPaused, what);
                 return Err(refusal.with("name", name).into());
+            }
+            Changed::NoDelivery => {
+                let what = "readers come for its events: make another one for a delivery";
+                return Err(Refusal::field("delivery", what).into());
             }
             Changed::Parked => {
                 let what = "partitions are changed only when nothing is parked or retried";
@@ -208,6 +223,18 @@ impl SubscriptionService for Subscriptions {
         }
         let subscription = Some(subscription(self.find(&name).await?));
         Ok(Response::new(UpdateSubscriptionResponse { subscription }))
+    }
+
+    async fn apply_subscriptions(
+        &self,
+        request: Request<ApplySubscriptionsRequest>,
+    ) -> Result<Response<ApplySubscriptionsResponse>, Status> {
+        let ApplySubscriptionsRequest { texts, prune } = request.into_inner();
+        if texts.is_empty() {
+            return Err(Refusal::field("texts", "is missing").into());
+        }
+        let subscriptions = declared::apply(&self.store, &self.ways, &texts, prune).await?;
+        Ok(Response::new(ApplySubscriptionsResponse { subscriptions }))
     }
 
     async fn delete_subscription(

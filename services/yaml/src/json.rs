@@ -1,12 +1,12 @@
 //! Free mappings (schemas, configurations) → JSON text. Numbers keep their digits.
 
-use super::{
+use crate::{
     node::{Node, ScalarKind, Value, scalar_kind},
     read::{Reader, child},
 };
 
 /// The node as JSON text.
-pub(super) fn object_text(reader: &mut Reader, path: &str, node: &Node) -> String {
+pub(crate) fn object_text(reader: &mut Reader, path: &str, node: &Node) -> String {
     let mut text = String::new();
     write(reader, path, node, &mut text);
     text

@@ -10,11 +10,12 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use crate::{Error, problem::Problem};
-
 /// The hosts that calls may go to. None named: any, at public addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hosts(Vec<AllowedHost>);
+pub struct Hosts {
+    allowed: Vec<AllowedHost>,
+    private: bool,
+}
 
 /// One entry: `api.example.com`, `*.example.com` (all below it), `10.0.0.7:8080`, `[::1]:8080`, or
 /// `*` (any, at public addresses). Without a port all ports are meant.
@@ -34,7 +35,7 @@ enum Names {
 
 /// To which addresses of a host a connection may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trust {
+pub enum Trust {
     /// The host is named: to any.
     Named,
     /// To public ones.
@@ -44,19 +45,27 @@ pub(crate) enum Trust {
 impl Hosts {
     /// These and no others, unless there are none.
     pub fn new(hosts: impl IntoIterator<Item = AllowedHost>) -> Self {
-        Self(hosts.into_iter().collect())
+        Self { allowed: hosts.into_iter().collect(), private: false }
+    }
+
+    /// Whether hosts that fit may have any address, named or not. Default: false.
+    #[must_use]
+    pub fn private(self, private: bool) -> Self {
+        Self { private, ..self }
     }
 
     /// Whether a call may go there, as far as the url tells: names are looked up later.
-    pub(crate) fn trust(&self, url: &Url) -> Result<Trust, Problem> {
+    ///
+    /// Errors: it may not.
+    pub fn trust(&self, url: &Url) -> Result<Trust, NotAllowed> {
         let host = url.host_str().unwrap_or_default();
         let name = host.strip_suffix('.').unwrap_or(host);
         let port = url.port_or_known_default();
-        let mut fitting = self.0.iter().filter(|allowed| allowed.fits(name, port)).peekable();
-        if fitting.peek().is_none() && !self.0.is_empty() {
-            return Err(Problem::Host { host: host.into(), what: "is not in --allow-host" });
+        let mut fitting = self.allowed.iter().filter(|allowed| allowed.fits(name, port)).peekable();
+        if fitting.peek().is_none() && !self.allowed.is_empty() {
+            return Err(NotAllowed { host: host.into(), what: "is not among the allowed hosts" });
         }
-        if fitting.any(|allowed| allowed.names != Names::Any) {
+        if self.private || fitting.any(|allowed| allowed.names != Names::Any) {
             return Ok(Trust::Named);
         }
         let address = match url.host() {
@@ -65,7 +74,7 @@ impl Hosts {
             Some(Host::Domain(_)) | None => None,
         };
         if address.is_some_and(|address| !is_public(address)) {
-            return Err(Problem::Host { host: host.into(), what: NotPublic::WHAT });
+            return Err(NotAllowed::private(host));
         }
         Ok(Trust::Public)
     }
@@ -82,11 +91,19 @@ impl AllowedHost {
     }
 }
 
-impl FromStr for AllowedHost {
-    type Err = Error;
+/// It is no entry of allowed hosts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no host: give a name, `*.name` or an address (IPv6 in brackets), with `:port` or \
+     without, or `*`"
+)]
+pub struct NoHost(pub String);
 
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = || Error::Host(text.to_owned());
+impl FromStr for AllowedHost {
+    type Err = NoHost;
+
+    fn from_str(text: &str) -> Result<Self, NoHost> {
+        let wrong = || NoHost(text.to_owned());
         let (host, port) = match text.rsplit_once(':') {
             // The colons of an address in brackets are its own.
             Some((host, port)) if !port.ends_with(']') => {
@@ -158,7 +175,7 @@ const NOT_PUBLIC_V6: [Ipv6Net; 4] = [
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 96);
 
 /// True for an address of the public internet.
-pub(crate) fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !NOT_PUBLIC_V4.iter().any(|net| net.contains(&v4)),
         IpAddr::V6(v6) => match inner_v4(v6) {
@@ -174,16 +191,20 @@ fn inner_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     v6.to_ipv4_mapped().or_else(|| NAT64.contains(&v6).then(|| Ipv4Addr::new(a, b, c, d)))
 }
 
-/// A name has no public address.
-#[derive(Debug, thiserror::Error)]
-#[error("{} {}", .0, Self::WHAT)]
-pub(crate) struct NotPublic(String);
+/// A call may not go to this host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{host} {what}")]
+pub struct NotAllowed {
+    /// The host.
+    pub host: String,
+    /// Why not.
+    pub what: &'static str,
+}
 
-impl NotPublic {
-    pub(crate) const WHAT: &'static str = "has no public address, and is not in --allow-host";
-
-    pub(crate) fn problem(&self) -> Problem {
-        Problem::Host { host: self.0.clone(), what: Self::WHAT }
+impl NotAllowed {
+    fn private(host: &str) -> Self {
+        let what = "has no public address, and is not among the allowed hosts";
+        Self { host: host.to_owned(), what }
     }
 }
 
@@ -212,9 +233,9 @@ impl Resolve for PublicOnly {
 fn public(
     name: &str,
     found: impl Iterator<Item = SocketAddr>,
-) -> Result<Vec<SocketAddr>, NotPublic> {
+) -> Result<Vec<SocketAddr>, NotAllowed> {
     let public: Vec<SocketAddr> = found.filter(|address| is_public(address.ip())).collect();
-    if public.is_empty() { Err(NotPublic(name.to_owned())) } else { Ok(public) }
+    if public.is_empty() { Err(NotAllowed::private(name)) } else { Ok(public) }
 }
 
 #[cfg(test)]
@@ -374,6 +395,15 @@ mod tests {
     }
 
     #[test]
+    fn where_private_addresses_are_allowed_the_names_still_count() {
+        let any = hosts(&[]).private(true);
+        assert_eq!(trust(&any, "http://127.0.0.1/"), Some(Trust::Named));
+        let some = hosts(&["*:8080"]).private(true);
+        assert_eq!(trust(&some, "http://10.0.0.1:8080/"), Some(Trust::Named));
+        assert_eq!(trust(&some, "http://10.0.0.1/"), None);
+    }
+
+    #[test]
     fn what_is_no_host_is_refused() {
         for wrong in [
             "",
@@ -415,7 +445,7 @@ mod tests {
             proxies: proxies.iter().map(|&name| name.to_owned()).collect(),
         };
         let refused = resolver(&[]).resolve("localhost".parse().unwrap()).await.err().unwrap();
-        assert!(refused.downcast_ref::<NotPublic>().is_some(), "{refused}");
+        assert!(refused.downcast_ref::<NotAllowed>().is_some(), "{refused}");
         let mut proxy =
             resolver(&["LocalHost"]).resolve("localhost".parse().unwrap()).await.unwrap();
         assert!(proxy.next().unwrap().ip().is_loopback());

@@ -3,31 +3,30 @@
 
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
-use stepwell_proto::v1::Definition;
-
-use super::{
-    Loaded, Places, TextFault,
+use crate::{
+    Places, TextFault,
     json::object_text,
     node::{Key, Node, Place, ScalarKind, Value, scalar_kind},
+    rule::{self, FAULTS_MAX, Fault, quoted, suggestion},
 };
-use crate::rule::{self, FAULTS_MAX, Fault, quoted, suggestion};
 
 /// Collects places and faults.
-#[derive(Default)]
-pub(super) struct Reader {
+#[derive(Debug, Default)]
+pub struct Reader {
     faults: Vec<TextFault>,
     places: Places,
 }
 
 /// The fields of a mapping.
-pub(super) struct Fields<'n> {
+#[derive(Debug)]
+pub struct Fields<'n> {
     path: String,
     entries: Vec<(&'n str, &'n Node)>,
 }
 
 impl<'n> Fields<'n> {
     /// A field that is there, with its path.
-    pub(super) fn get(&self, key: &str) -> Option<(String, &'n Node)> {
+    pub fn get(&self, key: &str) -> Option<(String, &'n Node)> {
         let (_, node) = self.entries.iter().find(|(k, _)| *k == key)?;
         Some((child(&self.path, key), node))
     }
@@ -37,7 +36,7 @@ impl<'n> Fields<'n> {
 const PATH_BYTES_MAX: usize = 200;
 
 /// The path of a field of what is at `path`.
-pub(super) fn child(path: &str, key: &str) -> String {
+pub(crate) fn child(path: &str, key: &str) -> String {
     if path.is_empty() {
         return key.to_owned();
     }
@@ -48,23 +47,26 @@ pub(super) fn child(path: &str, key: &str) -> String {
 }
 
 impl Reader {
-    pub(super) fn done(self, definition: Definition) -> Loaded {
-        Loaded { definition, faults: self.faults, places: self.places }
+    /// What it found wrong, and where everything stands.
+    pub fn done(self) -> (Vec<TextFault>, Places) {
+        (self.faults, self.places)
     }
 
-    pub(super) fn fault(&mut self, path: &str, at: Place, what: impl Into<String>) {
+    /// Notes a fault.
+    pub fn fault(&mut self, path: &str, at: Place, what: impl Into<String>) {
         // One more than is told, so that the reader of the list knows that there are more.
         if self.faults.len() <= FAULTS_MAX {
             self.faults.push(TextFault { path: path.to_owned(), at, what: what.into() });
         }
     }
 
-    pub(super) fn place(&mut self, path: &str, at: Place) {
+    /// Notes where a field stands.
+    pub fn place(&mut self, path: &str, at: Place) {
         self.places.put(path, at);
     }
 
     /// Takes faults that know their path only.
-    pub(super) fn add(&mut self, faults: &[Fault]) {
+    pub fn add(&mut self, faults: &[Fault]) {
         for (path, what) in faults {
             if let Some(at) = self.places.around(path) {
                 self.fault(path, at, what.clone());
@@ -73,11 +75,26 @@ impl Reader {
     }
 
     /// The node as a mapping with these keys.
-    pub(super) fn fields<'n>(
+    pub fn fields<'n>(&mut self, path: &str, node: &'n Node, known: &[&'static str]) -> Fields<'n> {
+        self.fields_of(path, node, known, true)
+    }
+
+    /// The node as a mapping of which only these keys are looked at.
+    pub fn some_fields<'n>(
         &mut self,
         path: &str,
         node: &'n Node,
         known: &[&'static str],
+    ) -> Fields<'n> {
+        self.fields_of(path, node, known, false)
+    }
+
+    fn fields_of<'n>(
+        &mut self,
+        path: &str,
+        node: &'n Node,
+        known: &[&'static str],
+        only: bool,
     ) -> Fields<'n> {
         self.place(path, node.at);
         let mut fields = Fields { path: path.to_owned(), entries: Vec::new() };
@@ -89,7 +106,7 @@ impl Reader {
             if known.contains(&key.text.as_str()) {
                 self.place(&child(path, &key.text), value.at);
                 fields.entries.push((&key.text, value));
-            } else {
+            } else if only {
                 let hint = match suggestion(&key.text, known.iter().copied()) {
                     hint if hint.is_empty() => format!("; known are {}", known.join(", ")),
                     hint => hint,
@@ -102,7 +119,7 @@ impl Reader {
     }
 
     /// The entries of a mapping without those whose key was there before.
-    pub(super) fn unique<'n>(
+    pub(crate) fn unique<'n>(
         &mut self,
         path: &str,
         entries: &'n [(Key, Node)],
@@ -123,7 +140,7 @@ impl Reader {
     }
 
     /// The items of a list of mappings, each with its path.
-    pub(super) fn items<'n>(&mut self, fields: &Fields<'n>, key: &str) -> Vec<(String, &'n Node)> {
+    pub fn items<'n>(&mut self, fields: &Fields<'n>, key: &str) -> Vec<(String, &'n Node)> {
         let Some((path, node)) = fields.get(key) else { return Vec::new() };
         let Value::List(items) = &node.value else {
             self.wrong::<()>(&path, node, "a list");
@@ -133,13 +150,13 @@ impl Reader {
     }
 
     /// A field that is text; empty if it is not there.
-    pub(super) fn text(&mut self, fields: &Fields<'_>, key: &str) -> String {
+    pub fn text(&mut self, fields: &Fields<'_>, key: &str) -> String {
         let Some((path, node)) = fields.get(key) else { return String::new() };
         self.text_of(&path, node).unwrap_or_default()
     }
 
     /// A field that is a list of text; empty if it is not there.
-    pub(super) fn texts(&mut self, fields: &Fields<'_>, key: &str) -> Vec<String> {
+    pub fn texts(&mut self, fields: &Fields<'_>, key: &str) -> Vec<String> {
         let items = self.items(fields, key);
         let mut texts = Vec::with_capacity(items.len());
         for (path, node) in items {
@@ -150,7 +167,7 @@ impl Reader {
     }
 
     /// A field that is a mapping of text to text; empty if it is not there.
-    pub(super) fn text_map(&mut self, fields: &Fields<'_>, key: &str) -> BTreeMap<String, String> {
+    pub fn text_map(&mut self, fields: &Fields<'_>, key: &str) -> BTreeMap<String, String> {
         let Some((path, node)) = fields.get(key) else { return BTreeMap::new() };
         let Value::Map(entries) = &node.value else {
             self.wrong::<()>(&path, node, "a mapping");
@@ -180,7 +197,7 @@ impl Reader {
     }
 
     /// A field that is a whole number within bounds.
-    pub(super) fn whole(
+    pub fn whole(
         &mut self,
         fields: &Fields<'_>,
         key: &str,
@@ -190,7 +207,7 @@ impl Reader {
     }
 
     /// A field that is a number within bounds.
-    pub(super) fn number(
+    pub fn number(
         &mut self,
         fields: &Fields<'_>,
         key: &str,
@@ -226,7 +243,7 @@ impl Reader {
     }
 
     /// A field that is true or false; false if it is not there.
-    pub(super) fn truth(&mut self, fields: &Fields<'_>, key: &str) -> bool {
+    pub fn truth(&mut self, fields: &Fields<'_>, key: &str) -> bool {
         let Some((path, node)) = fields.get(key) else { return false };
         if let Value::Scalar { text, plain: true } = &node.value
             && let ScalarKind::Bool(truth) = scalar_kind(text)
@@ -237,7 +254,7 @@ impl Reader {
     }
 
     /// A field that is a duration.
-    pub(super) fn duration(
+    pub fn duration(
         &mut self,
         fields: &Fields<'_>,
         key: &str,
@@ -263,7 +280,7 @@ impl Reader {
     }
 
     /// A field that is a mapping, as JSON text; empty if it is not there.
-    pub(super) fn json_object(&mut self, fields: &Fields<'_>, key: &str) -> String {
+    pub fn json_object(&mut self, fields: &Fields<'_>, key: &str) -> String {
         let Some((path, node)) = fields.get(key) else { return String::new() };
         if let Value::Map(_) = node.value {
             return object_text(self, &path, node);
