@@ -7,6 +7,7 @@ mod cancel;
 mod catalog;
 mod checkout;
 mod cli;
+mod deliveries;
 mod docs;
 mod executors;
 mod feed;

@@ -18,6 +18,11 @@ fn new(partitions: i32, ordered: bool) -> NewSubscription {
         max_attempts: 2,
         ack_deadline: Duration::from_secs(30),
         partitions,
+        delivery: None,
+        config: String::new(),
+        namespace: String::new(),
+        definition: String::new(),
+        disabled: false,
         place: 0,
     }
 }

@@ -1,20 +1,27 @@
 //! `stepwell definition`
 
-use std::{io::Read, path::PathBuf, process::ExitCode};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Subcommand};
 use stepwell_proto::v1::{
     GetDefinitionRequest, ListPausesRequest, PauseDefinitionsRequest, ResumeDefinitionsRequest,
+    SubscriptionText,
 };
+use stepwell_yaml::{Node, Value};
 
-use crate::{connect::Connect, fault::Fault, output, task::Note};
+use crate::{connect::Connect, fault::Fault, output, subscription, task::Note};
 
 /// Of one call; all pages are read.
 const PAGE: i32 = 1000;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Register definitions from YAML files; `-` reads standard input.
+    /// Register definitions from YAML files, and apply the subscriptions that they declare; `-` reads
+    /// standard input.
     Apply(Apply),
     /// Show one version of a definition.
     Get(Get),
@@ -98,17 +105,8 @@ impl Apply {
     async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.connect.client()?;
         for file in &self.files {
-            let mut text = String::new();
-            let read = if file.as_os_str() == "-" {
-                std::io::stdin().read_to_string(&mut text).map(drop)
-            } else {
-                std::fs::read_to_string(file).map(|read| text = read)
-            };
-            let shown = file.display();
-            read.map_err(|error| {
-                Fault::usage(format!("cannot read {shown}")).because(error.to_string())
-            })?;
-            let answer = client.register_yaml(text).await?;
+            let text = read(file)?;
+            let answer = client.register_yaml(text.clone()).await?;
             let definition = answer.definition.unwrap_or_default();
             let what = if answer.already_existed { "unchanged" } else { "registered" };
             output::line(format!(
@@ -118,9 +116,37 @@ impl Apply {
                 definition.version,
                 definition.steps.len()
             ))?;
+            if declares_subscriptions(&text) {
+                let source = file.display().to_string();
+                let texts = vec![SubscriptionText { source, yaml: text }];
+                subscription::apply(&client, texts, false).await?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The text of a file; `-` is standard input.
+pub(crate) fn read(file: &Path) -> Result<String, Fault> {
+    let mut text = String::new();
+    let read = if file.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text).map(drop)
+    } else {
+        std::fs::read_to_string(file).map(|read| text = read)
+    };
+    let told = |error: std::io::Error| {
+        Fault::usage(format!("cannot read {}", file.display())).because(error.to_string())
+    };
+    read.map_err(told)?;
+    Ok(text)
+}
+
+/// Whether a definition has subscriptions beside its steps.
+fn declares_subscriptions(text: &str) -> bool {
+    let Ok(Node { value: Value::Map(entries), .. }) = stepwell_yaml::parse(text) else {
+        return false;
+    };
+    entries.iter().any(|(key, _)| key.text == "subscriptions")
 }
 
 impl Get {

@@ -79,6 +79,7 @@ impl Fault {
         }
         fault.hint = match refusal.reason {
             ErrorReason::DefinitionNotFound => Some("stepwell definition apply FILE".into()),
+            ErrorReason::SubscriptionNotPaused => Some("stepwell subscription pause NAME".into()),
             ErrorReason::DefinitionChanged => Some("raise the version in the file".into()),
             ErrorReason::EventUnknown => refusal.metadata.get("suggestion").cloned(),
             ErrorReason::CursorAhead | ErrorReason::CursorExpired => Some("--from earliest".into()),

@@ -12,6 +12,7 @@ mod fault;
 mod output;
 mod server;
 mod step;
+mod subscription;
 mod task;
 mod view;
 
@@ -57,6 +58,9 @@ enum Command {
     /// Follow what happens.
     #[command(subcommand)]
     Event(event::Command),
+    /// Apply, read, pause, move and delete durable subscriptions, and replay what is parked of them.
+    #[command(subcommand)]
+    Subscription(subscription::Command),
     /// Run a service.
     #[command(subcommand)]
     Serve(server::Serve),
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Command::Executor(command) => run(command.run()),
         Command::Handler(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
+        Command::Subscription(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),
         Command::Bench(bench) => run(bench.run()),
         Command::BenchExecutor(executor) => run(executor.run()),

@@ -61,6 +61,7 @@ mod executor;
 mod limits;
 mod pool;
 mod subscriber;
+mod subscriptions;
 mod task;
 mod trace;
 

@@ -1,0 +1,392 @@
+//! `stepwell subscription`
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use stepwell_client::Client;
+use stepwell_proto::v1::{
+    ApplyOutcome, ApplySubscriptionsRequest, DeleteSubscriptionRequest, Delivery, Earliest, Event,
+    GetSubscriptionRequest, Latest, ListParkedEventsRequest, ListSubscriptionsRequest,
+    ReplayParkedEventsRequest, Subscription, SubscriptionText, UpdateSubscriptionRequest,
+    delivery::Kind, update_subscription_request::Seek,
+};
+
+use crate::{connect::Connect, definition::read, fault::Fault, output};
+
+/// Of one call; all pages are read.
+const PAGE: i32 = 1000;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Apply the subscriptions that files declare, all of them or none: lists of subscriptions, or
+    /// definitions with some. One that is the same is not touched; one that changes goes on where it is.
+    Apply(Apply),
+    /// Show all subscriptions.
+    List(List),
+    /// Show a subscription: what it is, how far each partition has come, and what waits.
+    Describe(Named),
+    /// Deliver nothing more until it is resumed.
+    Pause(Named),
+    /// Go on where it was paused.
+    Resume(Named),
+    /// Move it to another place. It must be paused; what is parked stays so.
+    Seek(MoveTo),
+    /// Show the events that failed too often, and those that follow them.
+    Parked(Named),
+    /// Deliver parked events again, or drop them.
+    Replay(Replay),
+    /// Forget a subscription, and what is parked of it.
+    Delete(Named),
+}
+
+#[derive(Args)]
+pub(crate) struct Apply {
+    /// Files, or folders, whose `*.yaml` and `*.yml` are meant; `-` reads standard input.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Delete subscriptions that were declared before and are in none of these files.
+    #[arg(long)]
+    prune: bool,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+#[derive(Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Named {
+    /// Its name.
+    name: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct MoveTo {
+    /// Its name.
+    name: String,
+    /// Where to: `earliest`, `latest`, a time such as `2026-11-28T12:00:00Z`, or a cursor that was printed.
+    to: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Replay {
+    /// Its name.
+    name: String,
+    /// Positions of parked events, as `stepwell subscription parked` has them, and all that is parked of their
+    /// tasks.
+    #[arg(required_unless_present = "all")]
+    positions: Vec<i64>,
+    /// All that is parked.
+    #[arg(long, conflicts_with = "positions")]
+    all: bool,
+    /// They are dropped instead, only those at the positions.
+    #[arg(long)]
+    drop: bool,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+#[derive(Args)]
+struct Show {
+    /// How it is shown.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
+        match self {
+            Self::Apply(apply) => apply.run().await,
+            Self::List(list) => list.run().await,
+            Self::Describe(named) => named.describe().await,
+            Self::Pause(named) => named.paused(true).await,
+            Self::Resume(named) => named.paused(false).await,
+            Self::Seek(to) => to.run().await,
+            Self::Parked(named) => named.parked().await,
+            Self::Replay(replay) => replay.run().await,
+            Self::Delete(named) => named.delete().await,
+        }
+    }
+}
+
+impl Apply {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let mut texts = Vec::new();
+        for file in &self.files {
+            for file in files(file)? {
+                let yaml = read(&file)?;
+                texts.push(SubscriptionText { source: file.display().to_string(), yaml });
+            }
+        }
+        if texts.is_empty() {
+            return Err(Fault::usage("there are no files `*.yaml` or `*.yml`"));
+        }
+        apply(&self.connect.client()?, texts, self.prune).await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A file, or those of a folder, by name.
+fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Fault> {
+    if !path.is_dir() {
+        return Ok(vec![path.clone()]);
+    }
+    let told = |error: std::io::Error| {
+        Fault::usage(format!("cannot read {}", path.display())).because(error.to_string())
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(told)? {
+        files.push(entry.map_err(told)?.path());
+    }
+    files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
+    files.sort();
+    Ok(files)
+}
+
+/// Applies texts and says what became of each subscription.
+pub(crate) async fn apply(
+    client: &Client,
+    texts: Vec<SubscriptionText>,
+    prune: bool,
+) -> Result<(), Fault> {
+    let request = ApplySubscriptionsRequest { texts, prune };
+    for applied in client.apply_subscriptions(request).await?.subscriptions {
+        let what = match applied.outcome() {
+            ApplyOutcome::Created => "created",
+            ApplyOutcome::Changed => "changed",
+            ApplyOutcome::Pruned => "deleted",
+            ApplyOutcome::Unchanged | ApplyOutcome::Unspecified => "unchanged",
+        };
+        output::line(format!("subscription {} {what}", applied.name))?;
+    }
+    Ok(())
+}
+
+/// A word for how a subscription is delivered.
+fn way(delivery: Option<&Delivery>) -> &'static str {
+    match delivery.and_then(|delivery| delivery.kind.as_ref()) {
+        Some(Kind::Webhook(_)) => "webhook",
+        Some(Kind::Log(_)) => "log",
+        None if delivery.is_some() => "other",
+        None => "readers",
+    }
+}
+
+fn standing(subscription: &Subscription) -> &'static str {
+    match (subscription.paused, subscription.disabled) {
+        (true, _) => "paused",
+        (_, true) => "disabled",
+        _ => "active",
+    }
+}
+
+fn scope(subscription: &Subscription) -> String {
+    match subscription.definition_name.as_str() {
+        "" => String::new(),
+        name => format!("{}/{name}", subscription.namespace),
+    }
+}
+
+fn events(subscription: &Subscription) -> String {
+    let names = subscription.filter.as_ref().map(|filter| filter.names.join(", "));
+    names.filter(|names| !names.is_empty()).unwrap_or_else(|| "*".into())
+}
+
+impl List {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let mut request = ListSubscriptionsRequest { page_size: PAGE, page_token: String::new() };
+        let mut all = Vec::new();
+        loop {
+            let page = client.list_subscriptions(request.clone()).await?;
+            all.extend(page.subscriptions);
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        if self.show.output == output::Format::Json {
+            for subscription in &all {
+                output::line(output::json("Subscription", subscription)?)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut table =
+            output::table(&["NAME", "STANDING", "DELIVERED", "OF", "EVENTS", "DECLARED"]);
+        for subscription in all {
+            table.add_row([
+                subscription.name.clone(),
+                standing(&subscription).to_owned(),
+                way(subscription.delivery.as_ref()).to_owned(),
+                scope(&subscription),
+                events(&subscription),
+                if subscription.declared { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+        output::line(table.to_string())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Named {
+    async fn describe(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let answer = client.get_subscription(GetSubscriptionRequest { name: self.name }).await?;
+        if self.show.output == output::Format::Json {
+            output::line(output::json("GetSubscriptionResponse", &answer)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let subscription = answer.subscription.unwrap_or_default();
+        let Subscription { name, max_attempts, unordered, config, .. } = &subscription;
+        let delivered = match subscription.delivery.as_ref().and_then(|of| of.kind.as_ref()) {
+            Some(Kind::Webhook(webhook)) => format!("webhook {}", webhook.url),
+            _ => way(subscription.delivery.as_ref()).to_owned(),
+        };
+        let order = if *unordered { "unordered" } else { "ordered" };
+        output::line(format!("{name} {}", standing(&subscription)))?;
+        for (what, text) in [
+            ("delivered", delivered),
+            ("of", scope(&subscription)),
+            ("events", events(&subscription)),
+            ("config", config.clone()),
+            ("parked after", format!("{max_attempts} attempts, {order}")),
+        ] {
+            if !text.is_empty() {
+                output::line(format!("  {what}: {text}"))?;
+            }
+        }
+        let header = [
+            "#",
+            "READER",
+            "EVENTS BEHIND",
+            "TIME BEHIND",
+            "PARKED",
+            "RETRIED",
+            "FAILING",
+            "CURSOR",
+        ];
+        let mut table = output::table(&header);
+        for of in answer.partitions {
+            let failing = match of.failing_position {
+                0 => String::new(),
+                position => format!("{position} ({} times)", of.failed_attempts),
+            };
+            table.add_row([
+                of.partition.to_string(),
+                of.reader_id,
+                of.events_behind.to_string(),
+                of.time_behind.map(|time| time.to_string()).unwrap_or_default(),
+                of.parked_events.to_string(),
+                of.retried_events.to_string(),
+                failing,
+                of.cursor,
+            ]);
+        }
+        output::line(table.to_string())?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn paused(self, paused: bool) -> Result<ExitCode, Fault> {
+        let request = UpdateSubscriptionRequest {
+            name: self.name.clone(),
+            paused: Some(paused),
+            ..UpdateSubscriptionRequest::default()
+        };
+        self.show.connect.client()?.update_subscription(request).await?;
+        let what = if paused { "is paused" } else { "goes on" };
+        output::line(format!("{} {what}", self.name))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn parked(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let mut request =
+            ListParkedEventsRequest { name: self.name, page_size: PAGE, page_token: String::new() };
+        let header = ["POSITION", "EVENT", "TASK", "STEP", "FAILED", "SINCE", "REASON"];
+        let mut table = output::table(&header);
+        loop {
+            let page = client.list_parked_events(request.clone()).await?;
+            for parked in page.events {
+                if self.show.output == output::Format::Json {
+                    output::line(output::json("ParkedEvent", &parked)?)?;
+                    continue;
+                }
+                let Event { position, name, task_id, step_name, .. } =
+                    parked.event.unwrap_or_default();
+                let follows = "follows one that failed";
+                table.add_row([
+                    position.to_string(),
+                    name,
+                    task_id,
+                    step_name,
+                    parked.failed_attempts.to_string(),
+                    parked.park_time.map(|at| at.to_string()).unwrap_or_default(),
+                    match parked.reason.as_str() {
+                        _ if parked.retried => "is delivered again".to_owned(),
+                        "" => follows.to_owned(),
+                        reason => reason.to_owned(),
+                    },
+                ]);
+            }
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        if self.show.output == output::Format::Table {
+            output::line(table.to_string())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn delete(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        client.delete_subscription(DeleteSubscriptionRequest { name: self.name.clone() }).await?;
+        output::line(format!("{} is deleted", self.name))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl MoveTo {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let seek = match self.to.as_str() {
+            "earliest" => Seek::Earliest(Earliest {}),
+            "latest" => Seek::Latest(Latest {}),
+            text => match text.parse() {
+                Ok(time) => Seek::AtTime(time),
+                Err(_) => Seek::AfterCursor(text.to_owned()),
+            },
+        };
+        let request = UpdateSubscriptionRequest {
+            name: self.name.clone(),
+            seek: Some(seek),
+            ..UpdateSubscriptionRequest::default()
+        };
+        self.show.connect.client()?.update_subscription(request).await?;
+        output::line(format!("{} is moved; resume it to go on from there", self.name))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Replay {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let request = ReplayParkedEventsRequest {
+            name: self.name.clone(),
+            positions: self.positions,
+            drop: self.drop,
+        };
+        let events = self.connect.client()?.replay_parked_events(request).await?.events;
+        let what = if self.drop { "dropped" } else { "to be delivered again" };
+        output::line(format!("{}: {events} events {what}", self.name))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
