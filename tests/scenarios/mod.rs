@@ -8,6 +8,7 @@ mod catalog;
 mod checkout;
 mod cli;
 mod docs;
+mod events;
 mod executors;
 mod feed;
 mod hostile;
