@@ -172,3 +172,32 @@ fn how_late_each_kind_of_what_is_due_comes_is_measured_by_its_events() {
         assert!(of("/p50_ms") <= of("/p99_ms") && of("/p99_ms") <= of("/max_ms"), "{kind}");
     }
 }
+
+#[test]
+fn what_the_feed_costs_is_measured_with_each_event_delivered_once_to_each_that_matches_it() {
+    let small = ["--wide", "3", "--narrow", "5", "--connections", "2", "--rate", "110"];
+    let brief = ["--duration", "1", "--idle", "1", "--idle-subscriptions", "4"];
+    let ran = bench(&[&["feed", "--output", "json"][..], &small, &brief].concat());
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let count = |key: &str| report.pointer(key).and_then(Value::as_u64).unwrap();
+    let (events, narrow) = (count("/events"), count("/narrow_delivery/count"));
+    assert!(events >= 20 && narrow >= 5, "{report}");
+    assert_eq!(count("/wide_delivery/count"), 3 * events);
+    assert_eq!(count("/deliveries"), 3 * events + narrow);
+    for times in ["wide_delivery", "narrow_delivery"] {
+        let of = |key: &str| figure(&report, &format!("/{times}/{key}"));
+        assert!(0.0 < of("p50_ms") && of("p50_ms") <= of("p99_ms"), "{report}");
+        assert!(of("p99_ms") <= of("max_ms"), "{report}");
+    }
+    for key in [
+        "/events_per_second",
+        "/tail_statements_per_event",
+        "/busy/cpu",
+        "/busy/rss_bytes_max",
+        "/idle/rss_bytes_max",
+    ] {
+        assert!(figure(&report, key) > 0.0, "{key}: {report}");
+    }
+}

@@ -9,6 +9,7 @@ mod checkout;
 mod cli;
 mod deliveries;
 mod docs;
+mod events;
 mod executors;
 mod feed;
 mod hostile;

@@ -3,6 +3,7 @@
 //! asked for.
 
 mod compare;
+mod feed;
 mod ground;
 mod lateness;
 mod load;
@@ -64,6 +65,8 @@ enum Command {
     Compare(compare::Compare),
     /// Measure how late retries and time-outs come, at low load.
     Lateness(lateness::Lateness),
+    /// Measure what the feed costs when many follow it, and when nothing happens.
+    Feed(feed::Feed),
 }
 
 /// One run.
@@ -158,6 +161,7 @@ impl Bench {
         match self.command {
             Some(Command::Compare(compare)) => return compare.run().await,
             Some(Command::Lateness(lateness)) => return lateness.run().await,
+            Some(Command::Feed(feed)) => return feed.run().await,
             None => {}
         }
         let output = self.run.output;
