@@ -8,6 +8,7 @@ mod catalog;
 mod checkout;
 mod cli;
 mod docs;
+mod durable;
 mod executors;
 mod feed;
 mod hostile;

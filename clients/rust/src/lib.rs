@@ -5,7 +5,8 @@
 //! - [`Executor`] runs the handlers of steps. It connects again for ever, keeps what its handlers
 //!   returned until it is durable, and never runs more of them at once than it has slots.
 //! - [`EventStream`] and [`Subscriber`] follow the feed of events, and resume by cursor by
-//!   themselves.
+//!   themselves; [`DurableStream`] reads a durable subscription, whose place is in the database.
+//! - [`EventHandler`] is a type with a method for each event; [`testing`] calls one without services.
 //!
 //! ```no_run
 //! use serde::{Deserialize, Serialize};
@@ -61,7 +62,9 @@ mod executor;
 mod limits;
 mod pool;
 mod subscriber;
+mod subscriptions;
 mod task;
+pub mod testing;
 mod trace;
 
 pub use stepwell_proto::{catalog, refusal::Refusal, v1};
@@ -75,8 +78,9 @@ pub use crate::{
     executor::{Executor, HandlerError, Observation, Report, StepContext},
     limits::Limits,
     subscriber::{
-        CursorStore, Delivery, ErrorCategory, EventFacts, EventStream, FailureFacts, FileCursor,
-        NoCursor, Start, Subscriber, Subscription,
+        CoreFacts, CursorStore, Delivery, DurableEvent, DurableReader, DurableStream,
+        ErrorCategory, EventFacts, EventHandler, EventStream, FailureFacts, FileCursor, NoCursor,
+        Start, Subscriber, Subscribers, Subscription, Tally, TimingFacts,
     },
     task::TaskBuilder,
 };
