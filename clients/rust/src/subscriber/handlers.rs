@@ -294,8 +294,9 @@ impl<S: CursorStore> Subscriber<S> {
         let mut feed = opened?;
         loop {
             let delivery = select! {
-                delivery = feed.next() => delivery,
+                biased;
                 () = &mut shutdown => None,
+                delivery = feed.next() => delivery,
             };
             let Some(delivery) = delivery else { return Ok(()) };
             self.take(delivery?, tally).await;
@@ -330,15 +331,17 @@ impl<S: CursorStore> Subscriber<S> {
         mut shutdown: impl Future<Output = ()> + Unpin,
         tally: &mut Tally,
     ) -> Result<(), Error> {
-        let mut fault = None;
-        let name = reader.name().to_owned();
+        let opening = async {
+            let name = reader.name().to_owned();
+            let stream = reader.open_in_time(&mut None).await?;
+            self.check_names(name).await.map(|()| stream)
+        };
         let opened = select! {
-            opened = reader.open_in_time(&mut fault) => Some(opened),
+            opened = opening => Some(opened),
             () = &mut shutdown => None,
         };
         let Some(opened) = opened else { return Ok(()) };
         let mut stream = opened?;
-        self.check_names(name).await?;
         let ended = self.settle_all(&mut stream, shutdown, tally).await;
         stream.close().await;
         ended
@@ -352,8 +355,9 @@ impl<S: CursorStore> Subscriber<S> {
     ) -> Result<(), Error> {
         loop {
             let event = select! {
-                event = stream.next() => event,
+                biased;
                 () = &mut shutdown => None,
+                event = stream.next() => event,
             };
             let Some(event) = event else { return Ok(()) };
             let event = event?;
@@ -367,7 +371,14 @@ impl<S: CursorStore> Subscriber<S> {
     /// A handler that would never be called is a mistake.
     async fn check_names(&self, name: String) -> Result<(), Error> {
         let request = v1::GetSubscriptionRequest { name: name.clone() };
-        let found = self.client.get_subscription(request).await?;
+        let found = match self.client.get_subscription(request).await {
+            Ok(found) => found,
+            Err(error) if error.reason().is_some() => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "what the subscription brings could not be asked");
+                return Ok(());
+            }
+        };
         let filter = found.subscription.and_then(|it| it.filter).unwrap_or_default();
         let patterns = self.handlers.iter().flat_map(|entry| &entry.patterns);
         for pattern in patterns {
