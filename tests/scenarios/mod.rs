@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod bulk;
+mod business;
 mod cancel;
 mod catalog;
 mod checkout;

@@ -6,7 +6,8 @@
 //!   returned until it is durable, and never runs more of them at once than it has slots.
 //! - [`EventStream`] and [`Subscriber`] follow the feed of events, and resume by cursor by
 //!   themselves; [`DurableStream`] reads a durable subscription, whose place is in the database.
-//! - [`EventHandler`] is a type with a method for each event; [`testing`] calls one without services.
+//! - [`EventHandler`] is a type with a method for each event; [`testing`] calls one without services, and
+//!   [`BusinessMetrics`] is one.
 //!
 //! ```no_run
 //! use serde::{Deserialize, Serialize};
@@ -55,6 +56,7 @@
 
 mod addresses;
 mod backoff;
+mod business;
 mod call;
 mod client;
 mod error;
@@ -73,6 +75,7 @@ pub use tokio_util::sync::CancellationToken;
 
 pub use crate::{
     addresses::Addresses,
+    business::BusinessMetrics,
     client::Client,
     error::{Error, Lost},
     executor::{Executor, HandlerError, Observation, Report, StepContext},
