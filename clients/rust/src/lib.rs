@@ -87,3 +87,8 @@ pub use crate::{
     },
     task::TaskBuilder,
 };
+
+/// The snippets of the guide compile, and those with a `main` do what they say.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/subscribers.md")]
+struct Guide;
