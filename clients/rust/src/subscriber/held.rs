@@ -303,6 +303,10 @@ impl Holding {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
     fn event(position: i64) -> Event {
@@ -423,5 +427,84 @@ mod tests {
         assert_eq!((holding.next(), holding.waiting(), holding.held()), (None, 0, &[1][..]));
         holding.finish(&first.of);
         assert_eq!(holding.jobs()[0].up_to, 3);
+    }
+
+    proptest! {
+        /// A service that delivers one partition, an epoch after the other, to somebody who does anything in any
+        /// order, over calls that are lost and streams that are cut.
+        #[test]
+        fn an_ack_never_passes_what_is_not_done_with_and_what_waits_is_counted(
+            moves in vec((0..8_u8, 0..8_usize), 1..300)
+        ) {
+            let mut holding = Holding::default();
+            let (mut epoch, mut last, mut place) = (1, 0, 0);
+            let (mut delivered, mut done) = (BTreeSet::new(), BTreeSet::new());
+            let mut nacked = BTreeSet::new();
+            let (mut in_hand, mut jobs): (Vec<Waiting>, Vec<Job>) = (Vec::new(), Vec::new());
+            for (what, n) in moves {
+                match what {
+                    0 | 1 => {
+                        let positions: Vec<i64> = (0..=n).map(|i| last + 1 + i as i64 / 2).collect();
+                        last = positions[n];
+                        delivered.extend(positions.iter().map(|position| (epoch, *position)));
+                        holding.take(&delivery(0, epoch), positions.into_iter().map(event).collect());
+                    }
+                    2 => in_hand.extend(holding.next()),
+                    3 | 4 if !in_hand.is_empty() => {
+                        let of = in_hand.swap_remove(n % in_hand.len());
+                        if what == 3 {
+                            holding.finish(&of.of);
+                            // Done with if all events at the position are.
+                            let of = of.of;
+                            let queues = holding.partitions.values().flat_map(|part| &part.queue);
+                            let rest = in_hand.iter().chain(queues).any(|other| other.of == of);
+                            let key = (of.epoch, of.position);
+                            if !rest && !nacked.contains(&key) {
+                                done.insert(key);
+                            }
+                        } else {
+                            nacked.insert((of.of.epoch, of.of.position));
+                            holding.fail(failed(&of));
+                        }
+                    }
+                    5 => {
+                        for job in holding.jobs() {
+                            prop_assert!(job.acks() || job.failed.is_some());
+                            let open = delivered.iter().find(|(of, position)| {
+                                *of == job.epoch
+                                    && *position <= job.up_to
+                                    && !done.contains(&(*of, *position))
+                            });
+                            prop_assert_eq!(open, None, "{:?}", &job);
+                            jobs.push(job);
+                        }
+                    }
+                    6 => {
+                        let Some(job) = jobs.pop() else { continue };
+                        let is_old = job.epoch != epoch;
+                        match (&job.failed, n % 3) {
+                            (_, 0) => holding.put_back(job),
+                            _ if is_old => holding.refused(&job),
+                            (Some(_), 1) => {
+                                place = place.max(job.up_to);
+                                (epoch, last) = (epoch + 1, place);
+                                holding.told(&job, epoch);
+                            }
+                            (kept, _) => {
+                                place = place.max(job.up_to);
+                                done.extend(kept.iter().map(|of| (epoch, of.of.position)));
+                                holding.told(&job, epoch);
+                            }
+                        }
+                    }
+                    _ => {
+                        holding.cut();
+                        (epoch, last) = (epoch + 1, place);
+                    }
+                }
+                let waiting: usize = holding.partitions.values().map(|part| part.queue.len()).sum();
+                prop_assert_eq!(holding.waiting(), waiting);
+            }
+        }
     }
 }
