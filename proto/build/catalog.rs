@@ -47,6 +47,8 @@ pub struct EventOptions {
     pub to_state: String,
     pub emitters: Vec<String>,
     pub example: String,
+    #[serde(skip)]
+    pub example_bytes: Vec<u8>,
     pub derived_from: Vec<String>,
     pub stays: bool,
     pub since: String,
@@ -182,7 +184,7 @@ fn read_event(
         fault("what stays has `from_states` and no `to_state`".into());
     }
     match canonical(message, &option.example) {
-        Ok(example) => option.example = example,
+        Ok((example, bytes)) => (option.example, option.example_bytes) = (example, bytes),
         Err(error) => fault(format!("the example does not parse as this message: {error}")),
     }
     let fields: Vec<_> = message
@@ -279,16 +281,18 @@ fn comment(file: &FileDescriptor, path: &[i32]) -> String {
         .into()
 }
 
-/// The example as a subscriber would see it: defaults left out, numbers and times in their one form.
+/// The example as a subscriber would see it, defaults left out, numbers and times in their one form; and as it
+/// travels.
 fn canonical(
     message: &MessageDescriptor,
     example: &str,
-) -> Result<String, Box<dyn std::error::Error>> {
+) -> Result<(String, Vec<u8>), Box<dyn std::error::Error>> {
     let mut json = serde_json::Deserializer::from_str(example);
     let parsed = DynamicMessage::deserialize(message.clone(), &mut json)?;
     json.end()?;
     let bytes = prost_reflect::prost::Message::encode_to_vec(&parsed);
-    Ok(serde_json::to_string(&DynamicMessage::decode(message.clone(), bytes.as_slice())?)?)
+    let seen = DynamicMessage::decode(message.clone(), bytes.as_slice())?;
+    Ok((serde_json::to_string(&seen)?, bytes))
 }
 
 /// `step_completed` → `StepCompleted`.

@@ -29,6 +29,8 @@ pub fn rust(catalog: &Catalog) -> String {
     catalog.events.iter().for_each(|event| text += &event_impls(event));
     text += &detail_impl(&catalog.events);
     text += &lookup(&catalog.events);
+    text += &examples(&catalog.events);
+    text += &each(&catalog.events);
     text += &reasons(&catalog.reasons);
     text
 }
@@ -111,6 +113,36 @@ fn lookup(events: &[Event]) -> String {
             .expect("a string takes all");
     }
     text + "        _ => None,\n    }\n}\n\n"
+}
+
+fn examples(events: &[Event]) -> String {
+    let mut text = String::from(
+        "/// A detail of the event of this name: the example of the catalog.\n\
+         pub fn example(name: &str) -> Option<Detail> {\n    match name {\n",
+    );
+    for Event { message, option, .. } in events {
+        let (name, bytes) = (&option.name, &option.example_bytes);
+        writeln!(
+            text,
+            "        {name:?} => <{message} as prost::Message>::decode(&{bytes:?}[..]).ok().map(Detail::{message}),"
+        )
+        .expect("a string takes all");
+    }
+    text + "        _ => None,\n    }\n}\n\n"
+}
+
+/// The catalog as a macro: others make code of it, as they need it.
+fn each(events: &[Event]) -> String {
+    let mut text = String::from(
+        "/// Hands every event type to a macro, in the order of the envelope, each as\n\
+         /// `handle_step_completed StepCompleted \"step.completed\" \"What it means.\"`.\n\
+         #[macro_export]\nmacro_rules! for_each_event {\n    ($with:ident) => {\n        $with! {\n",
+    );
+    for Event { message, member, option, doc, .. } in events {
+        writeln!(text, "            handle_{member} {message} {:?} {doc:?}", option.name)
+            .expect("a string takes all");
+    }
+    text + "        }\n    };\n}\n\n"
 }
 
 fn reasons(reasons: &[Reason]) -> String {

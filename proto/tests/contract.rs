@@ -29,6 +29,23 @@ fn every_example_survives_json_and_bytes() {
 }
 
 #[test]
+fn every_type_has_a_method_and_an_example_that_is_its_own() {
+    macro_rules! methods {
+        ($($method:ident $message:ident $name:literal $doc:literal)*) => {
+            [$((stringify!($method), stringify!($message), $name, $doc)),*]
+        };
+    }
+    let methods = stepwell_proto::for_each_event!(methods);
+    assert_eq!(methods.len(), EVENTS.len());
+    for (event, (method, message, name, doc)) in EVENTS.iter().zip(methods) {
+        assert_eq!((event.name, event.message, event.doc), (name, message, doc));
+        assert_eq!(method, format!("handle_{}", name.replace('.', "_")));
+        assert_eq!(stepwell_proto::catalog::example(name).unwrap().name(), name);
+    }
+    assert_eq!(stepwell_proto::catalog::example("step.complete"), None);
+}
+
+#[test]
 fn names_numbers_and_messages_belong_together() {
     let detail: Detail = StepCompleted::default().into();
     assert_eq!(detail.name(), "step.completed");

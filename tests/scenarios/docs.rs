@@ -1,6 +1,9 @@
 //! What the documents say is proved, is.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use serde_json::json;
+use stepwell_tests::World;
 
 fn functions(folder: &Path, into: &mut String) {
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
@@ -25,6 +28,7 @@ fn every_test_that_a_document_names_is_there() {
         "docs/feed.md",
         "docs/limits.md",
         "docs/reading.md",
+        "docs/subscribers.md",
         "docs/subscriptions.md",
         "ARCHITECTURE.md",
         "tests/verbs/life.rs",
@@ -74,4 +78,37 @@ fn each_advisory_lock_is_for_what_the_architecture_says_and_for_nothing_else() {
         })
         .collect();
     assert_eq!(taken, told);
+}
+
+/// The blocks of a document that are for a shell and use the command.
+fn commands(document: &str) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join(document)).unwrap();
+    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.filter(|block| block.contains("stepwell ")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_of_the_guide_to_subscribers_does_what_it_says() {
+    let world = World::start().await;
+    world.define("{name: d, steps: [{name: a}]}").await;
+    world.create("d", &json!({})).await;
+    let stepwell = stepwell_suite::built_stepwell().unwrap();
+    let path =
+        format!("{}:{}", stepwell.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let blocks = commands("docs/subscribers.md");
+    assert_eq!(blocks.len(), 1);
+    let ran = Command::new("sh")
+        .args(["-euc", &blocks[0]])
+        .env("PATH", path)
+        .env("STEPWELL_EVENT_ADDRESS", world.suite.addresses().event.join(","))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    for wanted in
+        ["step.retry_requested", "step.completed", "\"final\"", "task.initialize_requested"]
+    {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod bulk;
+mod business;
 mod cancel;
 mod catalog;
 mod checkout;
@@ -10,6 +11,7 @@ mod cli;
 mod deliveries;
 mod docs;
 mod events;
+mod durable;
 mod executors;
 mod feed;
 mod hostile;

@@ -46,6 +46,9 @@ pub enum Error {
         /// The most similar name, if one is similar.
         suggestion: Option<String>,
     },
+    /// A cursor store panicked; its subscriber has ended.
+    #[error("it panicked")]
+    Panicked,
     /// The cursor could not be loaded.
     #[error("the cursor cannot be loaded")]
     Cursor(#[source] std::io::Error),

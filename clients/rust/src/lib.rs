@@ -5,7 +5,9 @@
 //! - [`Executor`] runs the handlers of steps. It connects again for ever, keeps what its handlers
 //!   returned until it is durable, and never runs more of them at once than it has slots.
 //! - [`EventStream`] and [`Subscriber`] follow the feed of events, and resume by cursor by
-//!   themselves.
+//!   themselves; [`DurableStream`] reads a durable subscription, whose place is in the database.
+//! - [`EventHandler`] is a type with a method for each event; [`testing`] calls one without services, and
+//!   [`BusinessMetrics`] is one.
 //!
 //! ```no_run
 //! use serde::{Deserialize, Serialize};
@@ -54,6 +56,7 @@
 
 mod addresses;
 mod backoff;
+mod business;
 mod call;
 mod client;
 mod error;
@@ -63,6 +66,7 @@ mod pool;
 mod subscriber;
 mod subscriptions;
 mod task;
+pub mod testing;
 mod trace;
 
 pub use stepwell_proto::{catalog, refusal::Refusal, v1};
@@ -71,13 +75,20 @@ pub use tokio_util::sync::CancellationToken;
 
 pub use crate::{
     addresses::Addresses,
+    business::BusinessMetrics,
     client::Client,
     error::{Error, Lost},
     executor::{Executor, HandlerError, Observation, Report, StepContext},
     limits::Limits,
     subscriber::{
-        CursorStore, Delivery, ErrorCategory, EventFacts, EventStream, FailureFacts, FileCursor,
-        NoCursor, Start, Subscriber, Subscription,
+        CoreFacts, CursorStore, Delivery, DurableEvent, DurableReader, DurableStream,
+        ErrorCategory, EventFacts, EventHandler, EventStream, FailureFacts, FileCursor, NoCursor,
+        Start, Subscriber, Subscribers, Subscription, Tally, TimingFacts,
     },
     task::TaskBuilder,
 };
+
+/// The snippets of the guide compile, and those with a `main` do what they say.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/subscribers.md")]
+struct Guide;

@@ -1,11 +1,23 @@
-//! Durable subscriptions: one method for each RPC.
+//! Durable subscriptions: one method for each RPC, and their readers.
 
 use stepwell_proto::v1::{self, subscription_service_client::SubscriptionServiceClient};
 use tonic::{Request, Response, Status, transport::Channel};
 
-use crate::{call::call, client::Client, error::Error, pool::MESSAGE_BYTES_MAX};
+use crate::{
+    call::call, client::Client, error::Error, pool::MESSAGE_BYTES_MAX, subscriber::DurableReader,
+};
 
 impl Client {
+    /// Reads a durable subscription under a reader id of its own: 1 to 64 letters, digits, `_`, `-`, `.`, `/`.
+    /// Whoever comes under an id takes over from the one that was there.
+    pub fn durable(
+        &self,
+        subscription: impl Into<String>,
+        reader_id: impl Into<String>,
+    ) -> DurableReader {
+        DurableReader::new(self, subscription.into(), reader_id.into())
+    }
+
     /// Makes a durable subscription; a repeat with the same content changes nothing.
     pub async fn create_subscription(
         &self,
@@ -61,7 +73,7 @@ impl Client {
         .await
     }
 
-    /// Says that events of a partition are done with.
+    /// Says that events of a partition are done with; [`crate::DurableStream`] does it by itself.
     pub async fn ack_events(
         &self,
         request: v1::AckEventsRequest,
@@ -72,7 +84,7 @@ impl Client {
         .await
     }
 
-    /// Says that an event failed.
+    /// Says that an event failed; [`crate::DurableStream`] does it by itself.
     pub async fn nack_events(
         &self,
         request: v1::NackEventsRequest,

@@ -97,6 +97,11 @@ impl HandlerError {
         self.at
     }
 
+    /// After how long it should be tried again, if it says so.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// As it travels.
     pub(super) fn into_failure(self) -> Failure {
         let class = cut(self.class, CLASS_BYTES_MAX);

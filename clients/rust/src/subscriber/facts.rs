@@ -1,12 +1,26 @@
 //! What most handlers want of an event, whatever its type is. Nothing here fails: what an event does not say
 //! has a plain default.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use serde::de::DeserializeOwned;
 use stepwell_proto::v1::{Event, Failure, event::Detail};
+
+/// What stands for a name or an id that an event does not have.
+const UNKNOWN: &str = "unknown";
 
 /// Reads events without a match on their types.
 pub trait EventFacts {
+    /// What it is about, and when it happened.
+    fn core(&self) -> CoreFacts<'_>;
+    /// How long it took, from when to when, and how many steps there were.
+    fn timing(&self) -> TimingFacts;
+    /// What a step returned, as this type. None: it returned nothing, something else, or more than travels in
+    /// events (8 KiB).
+    fn result<T: DeserializeOwned>(&self) -> Option<T>;
+    /// What the task was created with, as this type; only its first event says so. None: as for
+    /// [`Self::result`].
+    fn context<T: DeserializeOwned>(&self) -> Option<T>;
     /// How long what ended took: an attempt from its lease, a task from its first lease. None: nothing ended.
     fn ran_for(&self) -> Option<Duration>;
     /// How many steps the task has, if the event says so.
@@ -18,6 +32,44 @@ pub trait EventFacts {
     /// Labels for a metric, few enough values each: `namespace`, `definition`, `step` and, of failures,
     /// `category`, `retryable` and `final`. What the event does not have is left out.
     fn metric_labels(&self) -> Vec<(&'static str, String)>;
+}
+
+/// What every event is about. A name or an id that it does not have is `unknown`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreFacts<'e> {
+    /// The task's id.
+    pub task_id: &'e str,
+    /// The namespace of its definition.
+    pub namespace: &'e str,
+    /// The name of its definition.
+    pub definition: &'e str,
+    /// The version of its definition.
+    pub version: &'e str,
+    /// The step's id. None: it is about the task as a whole.
+    pub step_id: Option<&'e str>,
+    /// The step's name; none as for the id.
+    pub step: Option<&'e str>,
+    /// Which attempt of the step, from 1; 0: none was made, or it is about the task.
+    pub attempt: i32,
+    /// What the task belongs to in its creator's eyes.
+    pub correlation_id: &'e str,
+    /// When it happened, by the database's clock; 1970 if it does not say so.
+    pub at: SystemTime,
+}
+
+/// When and how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimingFacts {
+    /// How long what ended took; 0: nothing ended, or it never ran.
+    pub ran_for: Duration,
+    /// When that began. None: nothing ended.
+    pub started_at: Option<SystemTime>,
+    /// When it ended. None: nothing did.
+    pub ended_at: Option<SystemTime>,
+    /// Steps of the task that ended; 0: none did.
+    pub total_steps: i32,
+    /// Of these, steps in error; at most 100 are counted.
+    pub failed_steps: i32,
 }
 
 /// What an event says of a failure.
@@ -144,6 +196,56 @@ impl ErrorCategory {
 }
 
 impl EventFacts for Event {
+    fn core(&self) -> CoreFacts<'_> {
+        let known = |text: &'_ str| !text.is_empty();
+        let or_unknown = |text| if known(text) { text } else { UNKNOWN };
+        CoreFacts {
+            task_id: or_unknown(&self.task_id),
+            namespace: or_unknown(&self.namespace),
+            definition: or_unknown(&self.definition_name),
+            version: or_unknown(&self.definition_version),
+            step_id: Some(self.step_id.as_str()).filter(|id| known(id)),
+            step: Some(self.step_name.as_str()).filter(|name| known(name)),
+            attempt: self.attempt,
+            correlation_id: or_unknown(&self.correlation_id),
+            at: at(self).unwrap_or(SystemTime::UNIX_EPOCH),
+        }
+    }
+
+    fn timing(&self) -> TimingFacts {
+        let failed_steps = match &self.detail {
+            Some(Detail::TaskFailed(it)) => it.failed_steps.len().try_into().unwrap_or(i32::MAX),
+            _ => 0,
+        };
+        let ran_for = self.ran_for();
+        let ended_at = ran_for.and_then(|_| at(self));
+        TimingFacts {
+            ran_for: ran_for.unwrap_or_default(),
+            started_at: ended_at.and_then(|end| end.checked_sub(ran_for?)),
+            ended_at,
+            total_steps: self.total_steps().unwrap_or_default(),
+            failed_steps,
+        }
+    }
+
+    fn result<T: DeserializeOwned>(&self) -> Option<T> {
+        let result = match self.detail.as_ref()? {
+            Detail::StepCompleted(it) => &it.result,
+            Detail::StepResolvedManually(it) => &it.result,
+            _ => return None,
+        };
+        serde_json::from_str(result).ok()
+    }
+
+    fn context<T: DeserializeOwned>(&self) -> Option<T> {
+        let context = match self.detail.as_ref()? {
+            Detail::TaskInitializeRequested(it) => &it.context,
+            Detail::ObservabilityTaskEnqueue(it) => &it.task_context,
+            _ => return None,
+        };
+        serde_json::from_str(context).ok()
+    }
+
     fn ran_for(&self) -> Option<Duration> {
         let ran_for = match self.detail.as_ref()? {
             Detail::StepCompleted(it) => it.ran_for,
@@ -185,7 +287,7 @@ impl EventFacts for Event {
                 let error = it.error.as_ref().unwrap_or(&NOTHING);
                 let (class, message) = (error.error_class.as_str(), error.message.as_str());
                 Some(FailureFacts {
-                    class: if class.is_empty() { "unknown" } else { class },
+                    class: if class.is_empty() { UNKNOWN } else { class },
                     message,
                     category: ErrorCategory::of(class, message),
                     attempt: self.attempt,
@@ -194,7 +296,7 @@ impl EventFacts for Event {
                 })
             }
             Detail::TaskFailed(it) => Some(FailureFacts {
-                class: "unknown",
+                class: UNKNOWN,
                 message: &it.error_message,
                 category: ErrorCategory::Unknown,
                 attempt: 0,
@@ -222,10 +324,15 @@ impl EventFacts for Event {
     }
 }
 
+/// When it happened.
+fn at(event: &Event) -> Option<SystemTime> {
+    SystemTime::try_from(event.at?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use stepwell_proto::{
-        catalog::EVENTS,
+        catalog::{EVENTS, example},
         v1::{StepFailed, TaskFailed},
     };
 
@@ -277,6 +384,43 @@ mod tests {
         let task =
             Event { detail: Some(Detail::TaskFailed(TaskFailed::default())), ..Event::default() };
         assert!(task.failure().unwrap().is_final);
+    }
+
+    #[test]
+    fn an_empty_event_has_unknown_names_and_no_times() {
+        let event = Event::default();
+        let core = event.core();
+        assert_eq!((core.task_id, core.namespace, core.definition), (UNKNOWN, UNKNOWN, UNKNOWN));
+        assert_eq!((core.step_id, core.step, core.attempt), (None, None, 0));
+        assert_eq!((core.correlation_id, core.at), (UNKNOWN, SystemTime::UNIX_EPOCH));
+        assert_eq!(event.timing(), TimingFacts::default());
+    }
+
+    #[test]
+    fn every_type_of_the_catalog_can_be_asked_everything_and_examples_say_it() {
+        let second = Duration::from_millis(1250);
+        for event in EVENTS {
+            let at = Some(prost_types::Timestamp { seconds: 100, nanos: 0 });
+            let detail = example(event.name);
+            let event = Event { name: event.name.into(), at, detail, ..Event::default() };
+            let timing = event.timing();
+            assert_eq!(timing.ended_at.is_some(), event.ran_for().is_some(), "{}", event.name);
+            let _ = (event.failure(), event.retry_delay(), event.metric_labels());
+            let said: Option<serde_json::Value> = event.result();
+            match event.name.as_str() {
+                "step.completed" => assert!(said.unwrap()["total"].is_number()),
+                "task.failed" => {
+                    assert_eq!((timing.ran_for, timing.failed_steps), (second, 1));
+                    assert_eq!(timing.ended_at.unwrap(), timing.started_at.unwrap() + second);
+                }
+                "task.initialize_requested" | "observability.task.enqueue" => {
+                    let context: serde_json::Value = event.context().unwrap();
+                    assert_eq!(context["order_id"], 17);
+                }
+                _ => assert_eq!(event.context::<serde_json::Value>(), None, "{}", event.name),
+            }
+            assert_eq!(event.result::<Vec<u8>>(), None, "it is something else");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use self::{
     event_service_server::{EventService, EventServiceServer},
     outcome::Kind,
     step_service_server::{StepService, StepServiceServer},
+    subscription_service_server::{SubscriptionService, SubscriptionServiceServer},
     task_service_server::{TaskService, TaskServiceServer},
 };
 
@@ -33,6 +34,9 @@ pub struct Fake {
     results: Mutex<mpsc::Receiver<Call<ListStepResultsRequest, ListStepResultsResponse>>>,
     works: Mutex<mpsc::Receiver<Work>>,
     feeds: Mutex<mpsc::Receiver<Feed>>,
+    acks: Mutex<mpsc::Receiver<Call<AckEventsRequest, AckEventsResponse>>>,
+    nacks: Mutex<mpsc::Receiver<Call<NackEventsRequest, NackEventsResponse>>>,
+    gets: Mutex<mpsc::Receiver<Call<GetSubscriptionRequest, GetSubscriptionResponse>>>,
     server: AbortHandle,
 }
 
@@ -55,6 +59,9 @@ struct Services {
     results: mpsc::Sender<Call<ListStepResultsRequest, ListStepResultsResponse>>,
     works: mpsc::Sender<Work>,
     feeds: mpsc::Sender<Feed>,
+    acks: mpsc::Sender<Call<AckEventsRequest, AckEventsResponse>>,
+    nacks: mpsc::Sender<Call<NackEventsRequest, NackEventsResponse>>,
+    gets: mpsc::Sender<Call<GetSubscriptionRequest, GetSubscriptionResponse>>,
 }
 
 #[derive(Clone)]
@@ -69,11 +76,16 @@ impl Fake {
         let (results, results_out) = mpsc::channel(100);
         let (works, works_out) = mpsc::channel(100);
         let (feeds, feeds_out) = mpsc::channel(100);
-        let services = Shared(Services { creates, waits, results, works, feeds }.into());
+        let (acks, acks_out) = mpsc::channel(100);
+        let (nacks, nacks_out) = mpsc::channel(100);
+        let (gets, gets_out) = mpsc::channel(100);
+        let services = Services { creates, waits, results, works, feeds, acks, nacks, gets };
+        let services = Shared(services.into());
         let serving = tonic::transport::Server::builder()
             .add_service(TaskServiceServer::new(services.clone()))
             .add_service(StepServiceServer::new(services.clone()))
-            .add_service(EventServiceServer::new(services))
+            .add_service(EventServiceServer::new(services.clone()))
+            .add_service(SubscriptionServiceServer::new(services))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let server = tokio::spawn(serving).abort_handle();
         Self {
@@ -83,6 +95,9 @@ impl Fake {
             results: results_out.into(),
             works: works_out.into(),
             feeds: feeds_out.into(),
+            acks: acks_out.into(),
+            nacks: nacks_out.into(),
+            gets: gets_out.into(),
             server,
         }
     }
@@ -113,6 +128,30 @@ impl Fake {
         self.creates.lock().await.is_empty()
             && self.works.lock().await.is_empty()
             && self.feeds.lock().await.is_empty()
+    }
+
+    pub async fn ack(&self) -> Call<AckEventsRequest, AckEventsResponse> {
+        within("AckEvents", async { self.acks.lock().await.recv().await.unwrap() }).await
+    }
+
+    pub async fn nack(&self) -> Call<NackEventsRequest, NackEventsResponse> {
+        within("NackEvents", async { self.nacks.lock().await.recv().await.unwrap() }).await
+    }
+
+    /// Answers what a durable subscription is.
+    pub async fn subscription(&self, name: &str, names: &[&str]) {
+        let asked = async { self.gets.lock().await.recv().await.unwrap() };
+        let call = within("GetSubscription", asked).await;
+        assert_eq!(call.request.name, name);
+        let names = names.iter().map(|&name| name.into()).collect();
+        let filter = Some(EventFilter { names, ..Default::default() });
+        let subscription = Some(Subscription { name: name.into(), filter, ..Default::default() });
+        call.answer(Ok(GetSubscriptionResponse { subscription, ..Default::default() }));
+    }
+
+    /// True if no ack and no nack has come that was not taken yet.
+    pub async fn nothing_is_settled(&self) -> bool {
+        self.acks.lock().await.is_empty() && self.nacks.lock().await.is_empty()
     }
 
     /// The next subscriber that connects.
@@ -199,6 +238,30 @@ impl EventService for Shared {
         let feed = Feed { request: request.into_inner(), responses };
         self.0.feeds.send(feed).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(sent).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl SubscriptionService for Shared {
+    async fn ack_events(
+        &self,
+        request: Request<AckEventsRequest>,
+    ) -> Result<Response<AckEventsResponse>, Status> {
+        ask(&self.0.acks, request).await
+    }
+
+    async fn get_subscription(
+        &self,
+        request: Request<GetSubscriptionRequest>,
+    ) -> Result<Response<GetSubscriptionResponse>, Status> {
+        ask(&self.0.gets, request).await
+    }
+
+    async fn nack_events(
+        &self,
+        request: Request<NackEventsRequest>,
+    ) -> Result<Response<NackEventsResponse>, Status> {
+        ask(&self.0.nacks, request).await
     }
 }
 
@@ -364,6 +427,31 @@ impl Feed {
         let batch = EventBatch { events: events.to_vec(), ..EventBatch::default() };
         let kind = Some(subscribe_response::Kind::Events(batch));
         self.send(SubscribeResponse { cursor: cursor.into(), kind, ..Default::default() }).await;
+    }
+
+    /// Of a durable subscription: the stream reads these partitions, each with its epoch.
+    pub async fn held(&self, held: &[(i32, i64)]) {
+        let held = held.iter().map(|&(partition, epoch)| HeldPartition { partition, epoch });
+        let kind = Some(subscribe_response::Kind::Checkpoint(Checkpoint {}));
+        let held = held.collect();
+        self.send(SubscribeResponse { held, kind, ..Default::default() }).await;
+    }
+
+    /// Of a durable subscription: events of a partition, all in the same attempt.
+    pub async fn deliver(&self, (partition, epoch): (i32, i64), attempt: i32, events: &[Event]) {
+        let attempts = vec![attempt; events.len()];
+        let delivery = PartitionDelivery { partition, epoch, attempts, retried: false };
+        let batch = EventBatch { events: events.to_vec(), ..EventBatch::default() };
+        let kind = Some(subscribe_response::Kind::Events(batch));
+        let delivery = Some(delivery);
+        self.send(SubscribeResponse { delivery, kind, ..Default::default() }).await;
+    }
+
+    /// The stream ends on purpose.
+    pub async fn end(self) {
+        let end = End { reason: EndReason::Rotate.into() };
+        let kind = Some(subscribe_response::Kind::End(end));
+        self.send(SubscribeResponse { kind, ..Default::default() }).await;
     }
 
     async fn send(&self, response: SubscribeResponse) {
