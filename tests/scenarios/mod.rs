@@ -7,6 +7,7 @@ mod cancel;
 mod catalog;
 mod checkout;
 mod cli;
+mod custom;
 mod docs;
 mod executors;
 mod feed;

@@ -9,7 +9,7 @@ use stepwell_proto::v1::{
     event::Detail,
 };
 
-use crate::{connect::Connect, fault::Fault, output};
+use crate::{connect::Connect, custom, fault::Fault, output};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -19,6 +19,10 @@ pub(crate) enum Command {
     Types(Types),
     /// Show one type of events: what it means, its schema, an example.
     Type(Type),
+    /// Register a type of custom events, or change it as far as that is allowed.
+    Register(custom::Register),
+    /// Publish a custom event about a task or one of its steps.
+    Publish(custom::Publish),
 }
 
 #[derive(Args)]
@@ -32,6 +36,9 @@ pub(crate) struct Types {
     /// Only those with this text in name or description, in upper or lower case.
     #[arg(long, default_value = "")]
     search: String,
+    /// Only custom types of this namespace.
+    #[arg(long, short, default_value = "")]
+    namespace: String,
     #[command(flatten)]
     show: Show,
 }
@@ -40,6 +47,12 @@ pub(crate) struct Types {
 pub(crate) struct Type {
     /// Its name: `step.completed`.
     name: String,
+    /// Of a custom type, the namespace.
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    /// Of a custom type, the version; the latest unless given.
+    #[arg(long, default_value_t = 0)]
+    version: i32,
     #[command(flatten)]
     show: Show,
 }
@@ -64,6 +77,8 @@ enum Category {
     Workflow,
     /// For watching only.
     Observability,
+    /// Your own.
+    Custom,
 }
 
 #[derive(Args)]
@@ -114,6 +129,8 @@ impl Command {
             Self::Subscribe(subscribe) => subscribe.run().await,
             Self::Types(types) => types.run().await,
             Self::Type(of_type) => of_type.run().await,
+            Self::Register(register) => register.run().await,
+            Self::Publish(publish) => publish.run().await,
         }
     }
 }
@@ -127,11 +144,17 @@ impl Types {
                 Category::Step => EventCategory::Step,
                 Category::Workflow => EventCategory::Workflow,
                 Category::Observability => EventCategory::Observability,
+                Category::Custom => EventCategory::Custom,
             });
-        let (prefix, search) = (self.prefix, self.search);
+        let (prefix, search, namespace) = (self.prefix, self.search, self.namespace);
         let category = category.into();
-        let mut request =
-            ListEventTypesRequest { category, prefix, search, ..ListEventTypesRequest::default() };
+        let mut request = ListEventTypesRequest {
+            category,
+            prefix,
+            search,
+            namespace,
+            ..ListEventTypesRequest::default()
+        };
         let mut table = output::table(&["NAME", "SINCE", "RECORDS", "MEANING"]);
         loop {
             let page = client.list_event_types(request.clone()).await?;
@@ -143,7 +166,8 @@ impl Types {
                 let meaning = of_type.description.split(". ").next().unwrap_or_default();
                 let meaning = meaning.replace('\n', " ");
                 let records = records(&of_type);
-                table.add_row([of_type.name, of_type.since, records, meaning]);
+                let since = since(&of_type);
+                table.add_row([of_type.name, since, records, meaning]);
             }
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
@@ -159,7 +183,11 @@ impl Types {
 
 impl Type {
     async fn run(self) -> Result<ExitCode, Fault> {
-        let request = GetEventTypeRequest { name: self.name };
+        let request = GetEventTypeRequest {
+            name: self.name,
+            namespace: self.namespace,
+            version: self.version,
+        };
         let answer = self.show.connect.client()?.get_event_type(request).await?;
         let of_type = answer.event_type.unwrap_or_default();
         if self.show.output == output::Format::Json {
@@ -171,12 +199,13 @@ impl Type {
         table.add_row([
             records(&of_type),
             of_type.emitters.join(", "),
-            of_type.since,
+            since(&of_type),
             of_type.number.to_string(),
             of_type.message,
         ]);
         output::line(table.to_string())?;
-        for (what, text) in [("schema", of_type.schema), ("example", of_type.example)] {
+        let texts = [("schema", of_type.schema), ("example", of_type.example)];
+        for (what, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             let shown = serde_json::from_str::<serde_json::Value>(&text)
                 .and_then(|json| serde_json::to_string_pretty(&json));
             output::line(format!("\n{what}:\n{}", shown.unwrap_or(text)))?;
@@ -185,8 +214,19 @@ impl Type {
     }
 }
 
+/// The release that had it first, or of a custom type its version.
+fn since(of_type: &EventType) -> String {
+    match of_type.version {
+        0 => of_type.since.clone(),
+        version => format!("version {version}"),
+    }
+}
+
 /// What it records, or what it is made from.
 fn records(of_type: &EventType) -> String {
+    if of_type.version > 0 {
+        return format!("custom, of {}", of_type.namespace);
+    }
     if !of_type.derived_from.is_empty() {
         return format!("from {}", of_type.derived_from.join(", "));
     }
@@ -273,6 +313,7 @@ fn describe(event: &Event) -> String {
         Some(Detail::StepRetryRequested(retried)) => Some(retried.reason.clone()),
         Some(Detail::StepCancelled(cancelled)) => Some(cancelled.reason.clone()),
         Some(Detail::StepResolvedManually(resolved)) => Some(resolved.reason.clone()),
+        Some(Detail::CustomEvent(custom)) => Some(custom.data.clone()),
         _ => None,
     };
     let at = output::time_of_day(event.at.as_ref());

@@ -6,6 +6,7 @@
 //! are. Beside it, `survey` now and then looks at the whole, for `metrics`.
 
 mod catalog;
+mod custom;
 mod deliver;
 mod filter;
 mod metrics;
@@ -26,6 +27,7 @@ use stepwell_proto::v1::{
     event_service_server::EventServiceServer,
     subscription_service_server::SubscriptionServiceServer,
 };
+use stepwell_rule::Types;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{Keep, READER_LEASE, Store, Topic};
 use tokio::{net::TcpListener, sync::Notify};
@@ -224,6 +226,7 @@ pub async fn run(
         metrics,
         seats,
         keeper,
+        types: Types::default(),
     };
     let server = EventServiceServer::new(feed)
         .accept_compressed(CompressionEncoding::Gzip)

@@ -8,7 +8,7 @@ mod read;
 
 use std::{collections::HashMap, fmt};
 
-use stepwell_proto::v1::{Concurrency, Definition, RetryPolicy, StepTemplate};
+use stepwell_proto::v1::{Concurrency, Definition, EventTypeSpec, RetryPolicy, StepTemplate};
 
 use self::read::{Fields, Reader};
 use crate::{
@@ -35,7 +35,7 @@ const DEFINITION: [&str; 11] = [
 ];
 const CONCURRENCY: [&str; 2] = ["key", "limit"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
-const STEP: [&str; 12] = [
+const STEP: [&str; 13] = [
     "name",
     "handler",
     "description",
@@ -48,7 +48,9 @@ const STEP: [&str; 12] = [
     "config",
     "skippable",
     "requires",
+    "publishes",
 ];
+const EVENT_TYPE: [&str; 5] = ["name", "version", "schema", "description", "example"];
 const RETRY: [&str; 6] =
     ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
 
@@ -196,7 +198,23 @@ fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> St
         config: reader.json_object(&fields, "config"),
         skippable: reader.truth(&fields, "skippable"),
         requires: reader.text_map(&fields, "requires"),
+        publishes: publishes(reader, &fields),
     }
+}
+
+fn publishes(reader: &mut Reader, fields: &Fields<'_>) -> Vec<EventTypeSpec> {
+    let items = reader.items(fields, "publishes");
+    let spec = |(path, node): (String, &Node)| {
+        let fields = reader.fields(&path, node, &EVENT_TYPE);
+        EventTypeSpec {
+            name: reader.text(&fields, "name"),
+            version: reader.whole(&fields, "version", 1..=i32::MAX).unwrap_or_default(),
+            schema: reader.json_object(&fields, "schema"),
+            description: reader.text(&fields, "description"),
+            example: reader.json_object(&fields, "example"),
+        }
+    };
+    items.into_iter().map(spec).collect()
 }
 
 fn retry(reader: &mut Reader, fields: &Fields<'_>) -> Option<RetryPolicy> {

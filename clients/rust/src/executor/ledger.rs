@@ -75,6 +75,11 @@ impl Ledger {
             || self.waiting.iter().any(|w| w.lease.lease_id == lease_id)
     }
 
+    /// True while its handler runs and its lease is not void.
+    pub(super) fn runs(&self, lease_id: &str) -> bool {
+        matches!(self.held.get(lease_id), Some(Held::Running(..)))
+    }
+
     /// True when no more leases may wait.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= WAITING_MAX

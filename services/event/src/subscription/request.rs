@@ -105,7 +105,7 @@ pub(crate) async fn create(
     let deadline = deadline("subscription.ack_deadline", sent.ack_deadline.as_ref(), &mut faults);
     refuse(faults)?;
     let filter = sent.filter.unwrap_or_default();
-    Filter::read(filter.clone())?;
+    Filter::check(store, filter.clone()).await?;
     let or = |n: i32, default: i32| if n == 0 { default } else { n };
     let place = match request.start {
         None => Place::Latest,
@@ -136,7 +136,7 @@ pub(crate) async fn update(
     let ack_deadline = deadline("ack_deadline", request.ack_deadline.as_ref(), &mut faults);
     refuse(faults)?;
     if let Some(filter) = &request.filter {
-        Filter::read(filter.clone())?;
+        Filter::check(store, filter.clone()).await?;
     }
     let place = request.seek.map(|seek| match seek {
         update::Seek::AfterCursor(cursor) => Place::After(cursor),
