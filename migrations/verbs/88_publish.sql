@@ -47,14 +47,15 @@ end $$;
 --
 -- Locks   the request, the task, the append.
 -- Answers whether it was done before (null: now; false: another request has this id, and nothing was done), the state
---         of the task and of the step (null: there is none, and nothing was done), and the position of the first event.
+--         of the task (null: there is none), and the position of the first event (null: the task has no such step).
 create or replace function stepwell.publish_once(
     p_request text, p_hash bytea, p_uid uuid, p_no int, p_text text[], p_at timestamptz default null,
-    out r_same bool, out t_was smallint, out s_was smallint, out r_first bigint)
+    out r_same bool, out t_was smallint, out r_first bigint)
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_answer  json;
   v_task    bigint;
+  v_state   smallint;
   v_attempt int;
 begin
   if p_request is not null then
@@ -62,23 +63,22 @@ begin
   end if;
   if r_same then
     t_was   := v_answer -> 'was';
-    s_was   := v_answer -> 'step';
     r_first := v_answer -> 'first';
   elsif r_same is null then
     select id, state from task where uid = p_uid for no key update into v_task, t_was;
     if v_task is null then return; end if;
     if p_no is not null then
-      select state, attempt from step where key = v_task << 14 | p_no into s_was, v_attempt;
-      if s_was is null then return; end if;
+      select state, attempt from step where key = v_task << 14 | p_no into v_state, v_attempt;
+      if v_state is null then return; end if;
     end if;
     r_first := append(
-      (select array_agg((v_task, p_no, case when p_no is null then 101 else 100 end, coalesce(s_was, t_was),
-                         coalesce(s_was, t_was), v_attempt, null, null, text, null)::ev order by i)
+      (select array_agg((v_task, p_no, case when p_no is null then 101 else 100 end, coalesce(v_state, t_was),
+                         coalesce(v_state, t_was), v_attempt, null, null, text, null)::ev order by i)
          from unnest(p_text) with ordinality x(text, i)),
       null, p_at);
     if p_request is not null then
       insert into request values (p_request, 5, coalesce(p_at, clock_timestamp()), p_hash,
-                                  json_build_object('was', t_was, 'step', s_was, 'first', r_first));
+                                  json_build_object('was', t_was, 'first', r_first));
     end if;
   end if;
 end $$;

@@ -201,11 +201,7 @@ async fn a_type_is_registered_once_changed_in_place_or_under_a_higher_version_an
     let other = json!({"properties": {"total": {"type": "string"}}});
     let before = world.rows().await;
     for (wrong, reason, field) in [
-        (
-            spec("order.paid", 1, &other),
-            ErrorReason::EventTypeChanged,
-            "event_type.schema.properties.total",
-        ),
+        (spec("order.paid", 1, &other), ErrorReason::EventTypeChanged, "schema.properties.total"),
         (spec("paid", 1, &json!({})), ErrorReason::InvalidRequest, "event_type.name"),
         (spec("step.paid", 1, &json!({})), ErrorReason::InvalidRequest, "event_type.name"),
         (

@@ -96,7 +96,7 @@ impl Store {
         let (id, hash) = once.map(|once| (once.id.as_str(), once.hash.as_slice())).unzip();
         let call = async {
             let call = sqlx::query!(
-                r#"select r_same as same, t_was as was, s_was as step, r_first as first
+                r#"select r_same as same, t_was as was, r_first as first
                      from stepwell.publish_once($1, $2, $3, $4, $5)"#,
                 id,
                 hash,
