@@ -8,6 +8,9 @@
 -- the node (p_of_node, of a take-over). So an adopted lease is safe from who held it before. Of two
 -- reports of one lease the first counts.
 --
+-- Custom events (p_event, of the report p_event_of, from 1) stand before the rows of the outcomes, if these are
+-- accepted now.
+--
 -- Slots   the n-th child of the i-th report may take one of session p_session[p_slot[i] + n - 1], if
 --         it is not null; but of limited and paused tasks, and of paused definitions, none does: `claim`
 --         decides for them.
@@ -19,6 +22,7 @@ create or replace function stepwell.settle(
     p_key bigint[], p_token bigint[], p_kind smallint[], p_wait bigint[], p_text text[],
     p_slot int[], p_session bigint[], p_node int,
     p_of_node int default null, p_of_session bigint[] default null, p_at timestamptz default null,
+    p_event_of int[] default null, p_event text[] default null,
     out a_status smallint[], out ready_n int,
     out l_key bigint[], out l_token bigint[], out l_attempt int[], out l_max_attempts int[], out l_queue int[],
     out l_session bigint[], out l_own bigint[])
@@ -127,6 +131,12 @@ begin
          from f where token is not null) l
     into v_done, v_ev, v_end, v_wait, l_key, l_token, l_attempt, l_max_attempts, l_queue, l_session, l_own;
 
+  if p_event is not null and v_done is not null then
+    v_ev := (select array_agg((s.key >> 14, s.key & 16383, 100, 2, 2, s.attempt, null, null, e.text, null)::ev order by e.i)
+               from unnest(p_event_of, p_event) with ordinality e(of, text, i),
+                    lateral (select key, attempt, last_token from step where key = p_key[e.of] offset 0) s
+              where s.key = any(v_done) and s.last_token = p_token[e.of]) || v_ev;
+  end if;
   if v_end is not null then v_ev := v_ev || end_tasks(v_end); end if;
   if v_ruled is not null and v_done is not null then
     perform start_clocks(v_ruled, v_wait, l_key, v_at);

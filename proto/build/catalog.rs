@@ -9,6 +9,9 @@ use prost_reflect::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+/// The detail of all events whose types are registered by users: no type of its own.
+const CUSTOM: &str = "CustomEvent";
+
 pub struct Catalog {
     pub events: Vec<Event>,
     pub reasons: Vec<Reason>,
@@ -96,7 +99,10 @@ pub fn read(pool: &DescriptorPool) -> Result<Catalog, Vec<String>> {
     let mut names = HashSet::new();
     let mut events = Vec::new();
     for member in &members {
-        let Kind::Message(message) = member.kind() else { continue }; // `custom` is text
+        let Kind::Message(message) = member.kind() else { continue };
+        if message.name() == CUSTOM {
+            continue;
+        }
         events.extend(read_event(member, &message, &option, &mut names, &mut faults));
     }
 

@@ -93,8 +93,9 @@ fn event_impls(event: &Event) -> String {
 
 fn detail_impl(events: &[Event]) -> String {
     let mut text = String::from(
-        "impl Detail {\n    /// The name of the event it is the detail of.\n    \
-         pub fn name(&self) -> &'static str {\n        match self {\n",
+        "impl Detail {\n    /// The name of the event it is the detail of; empty: the event alone knows.\n    \
+         pub fn name(&self) -> &'static str {\n        match self {\n            \
+         Detail::CustomEvent(_) => \"\",\n",
     );
     for Event { message, .. } in events {
         writeln!(text, "            Detail::{message}(_) => {message}::NAME,")

@@ -209,7 +209,7 @@ async fn the_catalog_can_be_read_and_searched_over_the_wire_and_on_the_command_l
     let catalog: Vec<&str> = EVENTS.iter().map(|of_type| of_type.name).collect();
     assert_eq!(names, catalog);
     for of_type in &listed {
-        let request = v1::GetEventTypeRequest { name: of_type.name.clone() };
+        let request = v1::GetEventTypeRequest { name: of_type.name.clone(), ..Default::default() };
         let got = world.client.get_event_type(request).await.unwrap();
         assert_eq!(got.event_type.as_ref(), Some(of_type));
         let schema = serde_json::from_str(&of_type.schema).unwrap();

@@ -24,6 +24,7 @@ fn every_test_that_a_document_names_is_there() {
     let mut named = 0;
     for document in [
         "docs/behaviour.md",
+        "docs/custom-events.md",
         "docs/faults.md",
         "docs/feed.md",
         "docs/limits.md",

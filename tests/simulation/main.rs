@@ -54,6 +54,8 @@ const INTERNAL: &[&str] = &[
     "task_context",
     "extend_request",
     "seen_request",
+    "publish_steps",
+    "publish_once",
     "update_task_once",
     "update_step_once",
     "add_queues",

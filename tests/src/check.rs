@@ -148,6 +148,21 @@ const INVARIANTS: &[(&str, &str)] = &[
           where d.first is null or d.first > e.first",
     ),
     (
+        "a custom event is of a task that is there, says what it is, and moves nothing",
+        "select e.position from stepwell.event e
+          where e.type in (100, 101)
+            and (e.from_state is distinct from e.to_state or (e.type = 101) <> (e.no is null)
+                 or e.text is null or e.text !~ '^[a-z0-9_]+([.][a-z0-9_]+)+@[1-9][0-9]* '
+                 or not exists (select from stepwell.task t where t.id = e.task and t.uid = e.uid))",
+    ),
+    (
+        "what is published while an attempt runs is of the attempt that was leased last",
+        "select e.position from stepwell.event e
+          where e.type = 100 and e.from_state = 2
+            and e.attempt <> (select max(l.attempt) from stepwell.event l
+                               where l.type = 40 and l.task = e.task and l.no = e.no and l.position < e.position)",
+    ),
+    (
         "positions of a batch are without holes and in one piece",
         "select batch from stepwell.event group by batch
          having min(position) <> batch or max(position) - min(position) + 1 <> count(*)",

@@ -83,7 +83,9 @@ async fn log(connection: &mut PgConnection) -> Vec<Logged> {
         Logged {
             position: row.get("position"),
             batch: row.get("batch"),
-            name: stepwell_proto::catalog::event_type_by_number(number).unwrap().name.to_owned(),
+            name: stepwell_proto::catalog::event_type_by_number(number)
+                .map_or("custom", |of_type| of_type.name)
+                .to_owned(),
             step: row.get("step"),
             attempt: row.get("attempt"),
         }

@@ -16,8 +16,8 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Connection, PgConnection};
 use stepwell_proto::v1::{Definition, RetryPolicy, StepTemplate};
 use stepwell_store::{
-    ChildSlots, Claimed, Ending, LeaseRow, NewTask, Note, Options, Report, Settled, Slots, Store,
-    StoredDefinition, Writer,
+    Change, ChildSlots, Claimed, Ending, Judge, LeaseRow, NewTask, Note, Options, Report, Settled,
+    Slots, Store, StoredDefinition, Writer,
 };
 use stepwell_suite::TestDatabase;
 use tokio::sync::Mutex;
@@ -99,7 +99,8 @@ impl Rows {
             ..Definition::default()
         };
         change(&mut definition);
-        self.store.register_definition(&definition).await.unwrap().0
+        let judge: Judge = |_, _| Ok(Change::Insert);
+        self.store.register_definition(&definition, judge).await.unwrap().0
     }
 
     /// Creates a task; answers its key.
@@ -269,7 +270,7 @@ pub fn complete(lease: &LeaseRow, result: &str) -> Report {
 
 /// A lease that ended in some way.
 pub fn report(lease: &LeaseRow, ending: Ending, text: &str) -> Report {
-    Report { step: lease.step, token: lease.token, ending, text: text.into() }
+    Report { step: lease.step, token: lease.token, ending, text: text.into(), events: Vec::new() }
 }
 
 /// So many seconds.

@@ -176,7 +176,8 @@ impl World {
             "select (select count(*) from stepwell.task) + (select count(*) from stepwell.step) \
                   + (select count(*) from stepwell.event) + (select count(*) from stepwell.definition) \
                   + (select count(*) from stepwell.ready_step) + (select count(*) from stepwell.task_detail) \
-                  + (select count(*) from stepwell.bulk_operation) + (select count(*) from stepwell.request)",
+                  + (select count(*) from stepwell.bulk_operation) + (select count(*) from stepwell.request) \
+                  + (select count(*) from stepwell.event_type)",
         )
         .fetch_one(&mut self.connection().await)
         .await

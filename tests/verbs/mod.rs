@@ -13,6 +13,7 @@ mod operate;
 mod plans;
 mod priority;
 mod priority_races;
+mod publish;
 mod races;
 mod removal;
 mod requests;

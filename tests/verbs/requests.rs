@@ -64,7 +64,13 @@ async fn a_repeated_retry_of_a_task_that_failed_again_is_answered_like_the_first
             InProgress => {
                 let token = "select token from stepwell.step where key = $1";
                 let token = run.rows.one(token, run.step(0)).await;
-                let failed = Report { step: run.step(0), token, ending: FAILS, text: "{}".into() };
+                let failed = Report {
+                    step: run.step(0),
+                    token,
+                    ending: FAILS,
+                    text: "{}".into(),
+                    events: Vec::new(),
+                };
                 run.rows.settle(&mut run.writer, &[failed]).await;
             }
             _ => {}

@@ -10,7 +10,7 @@ use stepwell_proto::v1::{
     Health::{self, Blocked, Healthy, Recovering},
     State::{self, Cancelled, Complete, Error, InProgress, Pending},
 };
-use stepwell_store::{Ending, LeaseRow, Move, Note, StoredDefinition, Writer};
+use stepwell_store::{Change, Ending, LeaseRow, Move, Note, StoredDefinition, Writer};
 use stepwell_tests::{Rows, check, new_task, report};
 use uuid::Uuid;
 
@@ -303,7 +303,7 @@ async fn a_definition_without_steps_and_an_attempt_that_is_no_number_cannot_be_s
     let definition = rows.define("a").await;
     let mut empty = Definition::clone(&definition.definition);
     (empty.version, empty.steps) = ("2.0.0".to_owned(), Vec::new());
-    assert!(rows.store.register_definition(&empty).await.is_err());
+    assert!(rows.store.register_definition(&empty, |_, _| Ok(Change::Insert)).await.is_err());
     let task = rows.create(&definition).await;
     let nothing = "update stepwell.step set attempt = null where key = $1";
     let refused = sqlx::query(nothing).bind(task << 14);

@@ -10,7 +10,7 @@ use stepwell_proto::v1::{
     list_events_request, subscribe_request::Start,
 };
 
-use crate::{bulk::go_on, connect::Connect, fault::Fault, output};
+use crate::{bulk::go_on, connect::Connect, custom, fault::Fault, output};
 
 /// Most events of one page.
 const PAGE_MAX: u32 = 1_000;
@@ -25,6 +25,10 @@ pub(crate) enum Command {
     Types(Types),
     /// Show one type of events: what it means, its schema, an example.
     Type(Type),
+    /// Register a type of custom events, or change it as far as that is allowed.
+    Register(custom::Register),
+    /// Publish a custom event about a task or one of its steps.
+    Publish(custom::Publish),
 }
 
 #[derive(Args)]
@@ -38,6 +42,9 @@ pub(crate) struct Types {
     /// Only those with this text in name or description, in upper or lower case.
     #[arg(long, default_value = "")]
     search: String,
+    /// Only custom types of this namespace.
+    #[arg(long, short, default_value = "")]
+    namespace: String,
     #[command(flatten)]
     show: Show,
 }
@@ -46,6 +53,12 @@ pub(crate) struct Types {
 pub(crate) struct Type {
     /// Its name: `step.completed`.
     name: String,
+    /// Of a custom type, the namespace.
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    /// Of a custom type, the version; the latest unless given.
+    #[arg(long, default_value_t = 0)]
+    version: i32,
     #[command(flatten)]
     show: Show,
 }
@@ -70,6 +83,8 @@ enum Category {
     Workflow,
     /// For watching only.
     Observability,
+    /// Your own.
+    Custom,
 }
 
 #[derive(Args)]
@@ -166,6 +181,8 @@ impl Command {
             Self::List(list) => list.run().await,
             Self::Types(types) => types.run().await,
             Self::Type(of_type) => of_type.run().await,
+            Self::Register(register) => register.run().await,
+            Self::Publish(publish) => publish.run().await,
         }
     }
 }
@@ -179,11 +196,17 @@ impl Types {
                 Category::Step => EventCategory::Step,
                 Category::Workflow => EventCategory::Workflow,
                 Category::Observability => EventCategory::Observability,
+                Category::Custom => EventCategory::Custom,
             });
-        let (prefix, search) = (self.prefix, self.search);
+        let (prefix, search, namespace) = (self.prefix, self.search, self.namespace);
         let category = category.into();
-        let mut request =
-            ListEventTypesRequest { category, prefix, search, ..ListEventTypesRequest::default() };
+        let mut request = ListEventTypesRequest {
+            category,
+            prefix,
+            search,
+            namespace,
+            ..ListEventTypesRequest::default()
+        };
         let mut table = output::table(&["NAME", "SINCE", "RECORDS", "MEANING"]);
         loop {
             let page = client.list_event_types(request.clone()).await?;
@@ -195,7 +218,8 @@ impl Types {
                 let meaning = of_type.description.split(". ").next().unwrap_or_default();
                 let meaning = meaning.replace('\n', " ");
                 let records = records(&of_type);
-                table.add_row([of_type.name, of_type.since, records, meaning]);
+                let since = since(&of_type);
+                table.add_row([of_type.name, since, records, meaning]);
             }
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
@@ -211,7 +235,11 @@ impl Types {
 
 impl Type {
     async fn run(self) -> Result<ExitCode, Fault> {
-        let request = GetEventTypeRequest { name: self.name };
+        let request = GetEventTypeRequest {
+            name: self.name,
+            namespace: self.namespace,
+            version: self.version,
+        };
         let answer = self.show.connect.client()?.get_event_type(request).await?;
         let of_type = answer.event_type.unwrap_or_default();
         if self.show.output == output::Format::Json {
@@ -223,12 +251,13 @@ impl Type {
         table.add_row([
             records(&of_type),
             of_type.emitters.join(", "),
-            of_type.since,
+            since(&of_type),
             of_type.number.to_string(),
             of_type.message,
         ]);
         output::line(table.to_string())?;
-        for (what, text) in [("schema", of_type.schema), ("example", of_type.example)] {
+        let texts = [("schema", of_type.schema), ("example", of_type.example)];
+        for (what, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             let shown = serde_json::from_str::<serde_json::Value>(&text)
                 .and_then(|json| serde_json::to_string_pretty(&json));
             output::line(format!("\n{what}:\n{}", shown.unwrap_or(text)))?;
@@ -237,8 +266,19 @@ impl Type {
     }
 }
 
+/// The release that had it first, or of a custom type its version.
+fn since(of_type: &EventType) -> String {
+    match of_type.version {
+        0 => of_type.since.clone(),
+        version => format!("version {version}"),
+    }
+}
+
 /// What it records, or what it is made from.
 fn records(of_type: &EventType) -> String {
+    if of_type.version > 0 {
+        return format!("custom, of {}", of_type.namespace);
+    }
     if !of_type.derived_from.is_empty() {
         return format!("from {}", of_type.derived_from.join(", "));
     }
@@ -371,6 +411,7 @@ fn describe(event: &Event) -> String {
         Some(Detail::StepRetryRequested(retried)) => Some(retried.reason.clone()),
         Some(Detail::StepCancelled(cancelled)) => Some(cancelled.reason.clone()),
         Some(Detail::StepResolvedManually(resolved)) => Some(resolved.reason.clone()),
+        Some(Detail::CustomEvent(custom)) => Some(custom.data.clone()),
         _ => None,
     };
     let at = output::time_of_day(event.at.as_ref());

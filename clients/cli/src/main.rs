@@ -3,6 +3,7 @@
 mod bench;
 mod bulk;
 mod connect;
+mod custom;
 mod definition;
 mod demo;
 mod event;

@@ -504,6 +504,30 @@ impl Client {
         .await
     }
 
+    /// Registers a type of custom events, or changes it as far as that is allowed.
+    pub async fn register_event_type(
+        &self,
+        request: v1::RegisterEventTypeRequest,
+    ) -> Result<v1::RegisterEventTypeResponse, Error> {
+        self.events(&request, |mut service, request| async move {
+            service.register_event_type(request).await
+        })
+        .await
+    }
+
+    /// Publishes custom events about a task or one of its steps. Without a request id it gets one here, so that
+    /// a repeat does not publish them again.
+    pub async fn publish_events(
+        &self,
+        mut request: v1::PublishEventsRequest,
+    ) -> Result<v1::PublishEventsResponse, Error> {
+        fill_id(&mut request.request_id);
+        self.events(&request, |mut service, request| async move {
+            service.publish_events(request).await
+        })
+        .await
+    }
+
     /// A page of the types of events that there are.
     pub async fn list_event_types(
         &self,

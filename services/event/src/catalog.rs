@@ -6,11 +6,14 @@ use stepwell_proto::{
     page,
     refusal::Refusal,
     v1::{
-        ErrorReason, EventCategory, EventType, GetEventTypeRequest, GetEventTypeResponse,
-        ListEventTypesRequest, ListEventTypesResponse,
+        ErrorReason, EventCategory, EventType, GetEventTypeResponse, ListEventTypesRequest,
+        ListEventTypesResponse,
     },
 };
+use stepwell_store::{EventTypeRow, timestamp};
 
+/// Of `Event.custom_event`.
+const CUSTOM_NUMBER: i32 = 100;
 const PAGE_MAX: i32 = 1_000;
 const PREFIX_BYTES_MAX: usize = 64;
 const SEARCH_BYTES_MAX: usize = 128;
@@ -19,38 +22,79 @@ const SHOWN_MAX: usize = 100;
 /// A name that is this much like another is what was meant.
 const ALIKE: f64 = 0.8;
 
-/// A page of the types that fit.
-pub(crate) fn list(request: &ListEventTypesRequest) -> Result<ListEventTypesResponse, Refusal> {
-    let size = check(request)?;
-    let list = list_of(request);
-    let after = page::place(&request.page_token, list)?.unwrap_or_default();
-    let search = request.search.to_lowercase();
-    let fitting = EVENTS.iter().filter(|of_type| {
-        i64::from(of_type.number) > after
-            && (request.category == 0 || request.category == i32::from(of_type.category))
-            && of_type.name.starts_with(&request.prefix)
-            && (of_type.name.contains(&search) || of_type.doc.to_lowercase().contains(&search))
-    });
-    let mut event_types: Vec<_> = fitting.take(size + 1).map(described).collect();
-    let more = event_types.len() > size;
-    event_types.truncate(size);
-    let last = event_types.last().filter(|_| more);
-    let next_page_token = page::token(list, last.map(|last| i64::from(last.number)));
-    Ok(ListEventTypesResponse { event_types, next_page_token })
+/// Custom types have their places after all of ours: this one and their key.
+const CUSTOM_AFTER: i64 = 1_000;
+
+/// A page of the types that fit, as far as it is of ours.
+pub(crate) struct Page {
+    list: u64,
+    size: usize,
+    after: i64,
+    wants_custom: bool,
+    event_types: Vec<EventType>,
 }
 
-/// One type.
-pub(crate) fn get(request: &GetEventTypeRequest) -> Result<GetEventTypeResponse, Refusal> {
-    let of_type = event_type(&request.name).ok_or_else(|| unknown("name".into(), &request.name))?;
-    Ok(GetEventTypeResponse { event_type: Some(described(of_type)) })
+impl Page {
+    /// Begins with the types of ours that fit.
+    pub(crate) fn begin(request: &ListEventTypesRequest) -> Result<Self, Refusal> {
+        let size = check(request)?;
+        let list = list_of(request);
+        let after = page::place(&request.page_token, list)?.unwrap_or_default();
+        let search = request.search.to_lowercase();
+        let fitting = EVENTS.iter().filter(|of_type| {
+            request.namespace.is_empty()
+                && i64::from(of_type.number) > after
+                && (request.category == 0 || request.category == i32::from(of_type.category))
+                && of_type.name.starts_with(&request.prefix)
+                && (of_type.name.contains(&search) || of_type.doc.to_lowercase().contains(&search))
+        });
+        let event_types = fitting.take(size + 1).map(described).collect();
+        let category = request.category;
+        let wants_custom = category == 0 || category == i32::from(EventCategory::Custom);
+        Ok(Self { list, size, after, wants_custom, event_types })
+    }
+
+    /// Custom types are wanted after this key, so many; none: the page is full.
+    pub(crate) fn custom(&self) -> Option<(i32, i64)> {
+        let room = (self.size + 1).checked_sub(self.event_types.len()).filter(|room| *room > 0)?;
+        let after = i32::try_from((self.after - CUSTOM_AFTER).max(0)).unwrap_or(i32::MAX);
+        self.wants_custom.then_some((after, i64::try_from(room).unwrap_or(i64::MAX)))
+    }
+
+    /// Ends with custom types.
+    pub(crate) fn end(self, custom: Vec<EventTypeRow>) -> ListEventTypesResponse {
+        let places = self.event_types.iter().map(|of_type| i64::from(of_type.number));
+        let mut places: Vec<i64> = places.collect();
+        places.extend(custom.iter().map(|row| CUSTOM_AFTER + i64::from(row.id)));
+        let mut event_types = self.event_types;
+        event_types.extend(custom.into_iter().map(registered));
+        let more = event_types.len() > self.size;
+        event_types.truncate(self.size);
+        let last = places.get(self.size.saturating_sub(1)).filter(|_| more);
+        let next_page_token = page::token(self.list, last.copied());
+        ListEventTypesResponse { event_types, next_page_token }
+    }
+}
+
+/// A type of ours; none: there is none of this name.
+pub(crate) fn get(name: &str) -> Option<GetEventTypeResponse> {
+    let event_type = Some(described(event_type(name)?));
+    Some(GetEventTypeResponse { event_type })
 }
 
 /// Refuses a name or pattern that means no event: says which one was meant, or what stands for it.
 pub(crate) fn unknown(path: String, name: &str) -> Refusal {
+    unknown_among(path, name, &[])
+}
+
+/// The same where these names are known too.
+pub(crate) fn unknown_among(path: String, name: &str, custom: &[String]) -> Refusal {
     let shown: String = name.chars().take(SHOWN_MAX).collect();
     let closest = EVENTS
         .iter()
-        .map(|e| (strsim::jaro_winkler(e.name, &shown), e.name))
+        .map(|e| e.name)
+        .chain(custom.iter().map(String::as_str))
+        .map(|known| (strsim::jaro_winkler(known, &shown), known))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(alike, _)| *alike >= ALIKE && elsewhere(name).is_none())
         .map(|(_, name)| name);
@@ -75,6 +119,7 @@ fn check(request: &ListEventTypesRequest) -> Result<usize, Refusal> {
         faults.push(("category".to_owned(), "is no category".to_owned()));
     }
     let texts = [
+        ("namespace", &request.namespace, PREFIX_BYTES_MAX),
         ("prefix", &request.prefix, PREFIX_BYTES_MAX),
         ("search", &request.search, SEARCH_BYTES_MAX),
     ];
@@ -93,8 +138,8 @@ fn check(request: &ListEventTypesRequest) -> Result<usize, Refusal> {
 
 /// What the list is, as its page tokens name it.
 fn list_of(request: &ListEventTypesRequest) -> u64 {
-    let ListEventTypesRequest { category, prefix, search, .. } = request;
-    let hash = Sha256::digest(format!("event types\0{category}\0{prefix}\0{search}"));
+    let ListEventTypesRequest { category, prefix, search, namespace, .. } = request;
+    let hash = Sha256::digest(format!("event types\0{category}\0{prefix}\0{search}\0{namespace}"));
     u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
 }
 
@@ -115,12 +160,35 @@ fn described(of_type: &catalog::EventType) -> EventType {
         from_states: edge.map(|e| e.from.iter().map(|&s| s.into()).collect()).unwrap_or_default(),
         to_state: edge.and_then(|edge| edge.to).map_or(0, Into::into),
         since: of_type.since.to_owned(),
+        ..EventType::default()
+    }
+}
+
+/// A custom type as it goes over the wire.
+pub(crate) fn registered(row: EventTypeRow) -> EventType {
+    EventType {
+        name: row.name,
+        number: CUSTOM_NUMBER,
+        category: EventCategory::Custom.into(),
+        description: row.description,
+        message: "CustomEvent".into(),
+        schema: row.schema,
+        example: row.example,
+        emitters: vec!["step-service".into(), "event-service".into()],
+        namespace: row.namespace,
+        version: row.version,
+        create_time: Some(timestamp(row.created_at)),
+        ..EventType::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn list(request: &ListEventTypesRequest) -> Result<ListEventTypesResponse, Refusal> {
+        Ok(Page::begin(request)?.end(Vec::new()))
+    }
 
     fn names(request: ListEventTypesRequest) -> Vec<String> {
         list(&request).unwrap().event_types.into_iter().map(|t| t.name).collect()
@@ -175,6 +243,39 @@ mod tests {
     }
 
     #[test]
+    fn custom_types_come_after_ours_a_page_may_have_both_and_each_comes_once() {
+        let row = |id| EventTypeRow {
+            id,
+            namespace: "shop".into(),
+            name: format!("payment.x{id}"),
+            version: 1,
+            schema: String::new(),
+            description: String::new(),
+            example: String::new(),
+            created_at: std::time::SystemTime::UNIX_EPOCH.into(),
+        };
+        let size = i32::try_from(EVENTS.len()).unwrap() + 1;
+        let mut request =
+            ListEventTypesRequest { page_size: size, ..ListEventTypesRequest::default() };
+        let page = Page::begin(&request).unwrap();
+        assert_eq!(page.custom(), Some((0, 2)), "one more than there is room for");
+        let first = page.end(vec![row(7), row(9)]);
+        assert_eq!(first.event_types.len(), EVENTS.len() + 1);
+        assert_eq!(first.event_types.last().unwrap().name, "payment.x7");
+        request.page_token = first.next_page_token;
+        let page = Page::begin(&request).unwrap();
+        assert_eq!(page.custom().unwrap().0, 7);
+        let second = page.end(vec![row(9)]);
+        assert_eq!((second.event_types.len(), second.next_page_token.as_str()), (1, ""));
+        let only = ListEventTypesRequest { namespace: "shop".into(), ..Default::default() };
+        let page = Page::begin(&only).unwrap();
+        assert!(page.event_types.is_empty() && page.custom().is_some());
+        let steps = EventCategory::Step.into();
+        let ours = ListEventTypesRequest { category: steps, ..Default::default() };
+        assert_eq!(Page::begin(&ours).unwrap().custom(), None);
+    }
+
+    #[test]
     fn every_fault_of_a_question_about_types_is_named() {
         let refusal = list(&ListEventTypesRequest {
             category: 99,
@@ -203,12 +304,13 @@ mod tests {
             ("task.before_transition", "nothing is seen before its commit"),
             ("step.complete", "did you mean \"step.completed\"?"),
         ] {
-            let refusal = get(&GetEventTypeRequest { name: name.into() }).unwrap_err();
+            assert_eq!(get(name), None);
+            let refusal = unknown("name".into(), name);
             assert_eq!(refusal.reason, ErrorReason::EventUnknown);
             assert_eq!(refusal.violations[0].0, "name");
             assert!(refusal.violations[0].1.contains(said), "{refusal:?}");
         }
-        let known = get(&GetEventTypeRequest { name: "step.completed".into() }).unwrap();
+        let known = get("step.completed").unwrap();
         assert_eq!(known.event_type.unwrap().message, "StepCompleted");
     }
 }

@@ -1,4 +1,4 @@
-//! Which events a subscription wants. Pure.
+//! Which events a subscription wants. Pure, but for `check`, which looks up the names of custom types.
 
 use std::collections::HashSet;
 
@@ -8,10 +8,12 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::EventFilter,
 };
+use stepwell_rule::{is_event_name, is_event_prefix};
+use stepwell_store::Store;
 use uuid::Uuid;
 
 use crate::{
-    catalog::unknown,
+    catalog::{unknown, unknown_among},
     ring::{Piece, Recorded},
 };
 
@@ -24,8 +26,9 @@ const CORRELATION_IDS_MAX: usize = 1_000;
 /// A checked filter.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// Names that match, recorded and derived.
+    /// Names of ours that match, recorded and derived.
     names: HashSet<&'static str>,
+    custom: Custom,
     derived: bool,
     tasks: HashSet<Uuid>,
     uids: Vec<Uuid>,
@@ -37,8 +40,45 @@ pub(crate) struct Filter {
     only_final_failures: bool,
 }
 
+/// Custom names that match.
+#[derive(Clone, Debug, Default)]
+struct Custom {
+    all: bool,
+    names: HashSet<String>,
+    /// Each ends with a dot.
+    prefixes: Vec<String>,
+}
+
+impl Custom {
+    fn wants(&self, name: &str) -> bool {
+        self.all && event_type(name).is_none()
+            || self.names.contains(name)
+            || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+}
+
 impl Filter {
-    /// Checks a filter.
+    /// Checks a filter, and that its custom names, and prefixes of such, are registered in one of the
+    /// namespaces it wants.
+    pub(crate) async fn check(store: &Store, filter: EventFilter) -> Result<Self, Refusal> {
+        let read = Self::read(filter.clone())?;
+        let Custom { names: exact, prefixes, .. } = &read.custom;
+        if exact.is_empty() && prefixes.is_empty() {
+            return Ok(read);
+        }
+        let known = store.event_type_names(&filter.namespaces).await?;
+        Self::among(filter, &known)
+    }
+
+    /// Checks a filter, and that its custom names, and prefixes of such, are among those.
+    pub(crate) fn among(filter: EventFilter, known: &[String]) -> Result<Self, Refusal> {
+        let names = filter.names.clone();
+        let read = Self::read(filter)?;
+        is_known(&names, known)?;
+        Ok(read)
+    }
+
+    /// Checks a filter, but not that its custom names are registered.
     pub(crate) fn read(filter: EventFilter) -> Result<Self, Refusal> {
         let mut faults = Vec::new();
         let mut bounded = |path: &str, n: usize, max: usize| {
@@ -78,10 +118,11 @@ impl Filter {
         if !faults.is_empty() {
             return Err(Refusal::fields(faults));
         }
-        let names = names(&filter.names)?;
+        let (names, custom) = names(&filter.names)?;
         let derived = names.iter().any(|n| event_type(n).is_some_and(|e| !e.is_recorded()));
         Ok(Self {
             names,
+            custom,
             derived,
             tasks: uids.iter().copied().collect(),
             uids,
@@ -120,31 +161,59 @@ impl Filter {
 
     /// Whether it wants this very event, recorded or derived, of those about what it wants.
     pub(crate) fn wants_one(&self, piece: &Piece) -> bool {
-        self.names.contains(piece.name.as_str())
+        (self.names.contains(piece.name.as_str()) || self.custom.wants(&piece.name))
             && (self.steps.is_empty() || self.steps.contains(&piece.step_name))
     }
 }
 
-/// The names in the catalog that the patterns mean.
-fn names(patterns: &[String]) -> Result<HashSet<&'static str>, Refusal> {
-    if patterns.is_empty() {
-        return Ok(EVENTS.iter().filter(|e| e.is_recorded()).map(|e| e.name).collect());
-    }
+/// The names in the catalog that the patterns mean, and the custom ones that they may mean.
+fn names(patterns: &[String]) -> Result<(HashSet<&'static str>, Custom), Refusal> {
+    let recorded = || EVENTS.iter().filter(|e| e.is_recorded()).map(|e| e.name);
+    let mut custom = Custom::default();
     let mut names = HashSet::new();
-    for (i, pattern) in patterns.iter().enumerate() {
-        let meant: Vec<&'static str> = match pattern.strip_suffix('*') {
-            Some("") => EVENTS.iter().filter(|e| e.is_recorded()).map(|e| e.name).collect(),
-            Some(prefix) if prefix.ends_with('.') => {
-                EVENTS.iter().map(|e| e.name).filter(|name| name.starts_with(prefix)).collect()
-            }
-            _ => event_type(pattern).map(|e| e.name).into_iter().collect(),
-        };
-        if meant.is_empty() {
-            return Err(unknown(format!("filter.names[{i}]"), pattern));
-        }
-        names.extend(meant);
+    if patterns.is_empty() {
+        custom.all = true;
+        names.extend(recorded());
     }
-    Ok(names)
+    for (i, pattern) in patterns.iter().enumerate() {
+        match ours(pattern) {
+            _ if pattern == "*" => {
+                custom.all = true;
+                names.extend(recorded());
+            }
+            meant if !meant.is_empty() => names.extend(meant),
+            _ if is_event_name(pattern) => drop(custom.names.insert(pattern.clone())),
+            _ => match pattern.strip_suffix('*').filter(|prefix| is_event_prefix(prefix)) {
+                Some(prefix) => custom.prefixes.push(prefix.to_owned()),
+                None => return Err(unknown(format!("filter.names[{i}]"), pattern)),
+            },
+        }
+    }
+    Ok((names, custom))
+}
+
+/// The names in the catalog that a pattern means.
+fn ours(pattern: &str) -> Vec<&'static str> {
+    match pattern.strip_suffix('*') {
+        Some(prefix) if prefix.ends_with('.') => {
+            EVENTS.iter().map(|e| e.name).filter(|name| name.starts_with(prefix)).collect()
+        }
+        _ => event_type(pattern).map(|e| e.name).into_iter().collect(),
+    }
+}
+
+/// Refuses a pattern that means nothing, given the custom names that there are.
+fn is_known(patterns: &[String], known: &[String]) -> Result<(), Refusal> {
+    for (i, pattern) in patterns.iter().enumerate().filter(|(_, p)| *p != "*") {
+        let means_custom = match pattern.strip_suffix('*') {
+            Some(prefix) => known.iter().any(|name| name.starts_with(prefix)),
+            None => known.contains(pattern),
+        };
+        if !means_custom && ours(pattern).is_empty() {
+            return Err(unknown_among(format!("filter.names[{i}]"), pattern, known));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -195,7 +264,7 @@ mod tests {
             ("step.complete", Some("step.completed")),
             ("task.canceled", Some("task.cancelled")),
             ("step*", None),
-            ("steps.*", None),
+            ("step.bogus.*", None),
             ("", None),
             ("zzz", None),
         ] {
@@ -204,6 +273,38 @@ mod tests {
             assert_eq!(refusal.violations[0].0, "filter.names[1]");
             if meant.is_some() {
                 assert_eq!(refusal.metadata.get("suggestion").map(String::as_str), meant, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn custom_names_are_wanted_by_name_by_prefix_and_with_everything() {
+        let known = ["payment.captured".to_owned(), "shop.order.paid".into()];
+        for (pattern, captured, paid) in [
+            ("*", true, true),
+            ("payment.captured", true, false),
+            ("payment.*", true, false),
+            ("shop.order.*", false, true),
+        ] {
+            let filter = filter(&[pattern]).unwrap();
+            assert_eq!(wants(&filter, "payment.captured"), captured, "{pattern}");
+            assert_eq!(wants(&filter, "shop.order.paid"), paid, "{pattern}");
+            assert_eq!(wants(&filter, "shop.orders"), pattern == "*", "{pattern}");
+            assert!(!wants(&filter, "workflow.step_completed") && !filter.wants_derived());
+            assert!(is_known(&[pattern.to_owned()], &known).is_ok(), "{pattern}");
+        }
+        assert!(wants(&filter(&["payment.*"]).unwrap(), "payment.later"), "one registered later");
+        assert!(!wants(&filter(&["payment.captured"]).unwrap(), "step.completed"));
+        for (pattern, meant) in
+            [("payment.capture", Some("payment.captured")), ("billing.*", None), ("steps.*", None)]
+        {
+            let patterns = ["task.*".to_owned(), pattern.to_owned()];
+            assert!(filter(&["task.*", pattern]).is_ok(), "only the database knows");
+            let refusal = is_known(&patterns, &known).unwrap_err();
+            assert_eq!(refusal.reason, ErrorReason::EventUnknown);
+            assert_eq!(refusal.violations[0].0, "filter.names[1]");
+            if meant.is_some() {
+                assert_eq!(refusal.metadata.get("suggestion").map(String::as_str), meant);
             }
         }
     }

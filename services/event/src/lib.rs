@@ -9,6 +9,7 @@
 mod catalog;
 pub mod cloud_event;
 mod courier;
+mod custom;
 mod deliver;
 mod filter;
 mod list;
@@ -37,6 +38,7 @@ use stepwell_proto::v1::{
     SubscriptionText, event_service_server::EventServiceServer,
     subscription_service_server::SubscriptionServiceServer,
 };
+use stepwell_rule::Types;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{Keep, READER_LEASE, Store, Topic};
 use tokio::{
@@ -292,6 +294,7 @@ pub async fn run(
         seats,
         keeper,
         courier: format!("event-service/{:08x}", Uuid::now_v7().as_u64_pair().1 & 0xffff_ffff),
+        types: Types::default(),
     };
     let feed = Arc::new(feed);
     let couriers = Couriers {

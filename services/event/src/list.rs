@@ -38,7 +38,7 @@ pub(crate) async fn list(
         .map_err(|what| Refusal::field("page_size", what))?;
     let size = usize::try_from(size).unwrap_or_default();
     let epoch = store.log_epoch().await?;
-    let filter = Filter::read(request.filter.clone().unwrap_or_default())?;
+    let filter = Filter::check(store, request.filter.clone().unwrap_or_default()).await?;
     let list = list_of(&request, epoch);
     let left = match EventsToken::decode(&request.page_token) {
         Some(token) if token.list == list => token,

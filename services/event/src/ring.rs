@@ -87,6 +87,7 @@ pub(crate) fn strip(mut event: Event) -> Event {
             updated.config_omitted |= updated.config.take().is_some();
         }
         Some(Detail::StepFailed(failed)) => strip_failure(failed.error.as_mut()),
+        Some(Detail::CustomEvent(custom)) => custom.data_omitted |= emptied(&mut custom.data),
         Some(Detail::ObservabilityTaskEnqueue(enqueued)) => enqueued.task_context.clear(),
         _ => {}
     }
@@ -425,7 +426,8 @@ mod tests {
     use futures::FutureExt;
     use proptest::prelude::*;
     use stepwell_proto::v1::{
-        StepCompleted, StepFailed, StepResolvedManually, StepUpdated, TaskInitializeRequested,
+        CustomEvent, StepCompleted, StepFailed, StepResolvedManually, StepUpdated,
+        TaskInitializeRequested,
     };
 
     use super::*;
@@ -621,6 +623,9 @@ mod tests {
         let updated = StepUpdated { config: Some(full()), ..Default::default() };
         let bare = StepUpdated { config_omitted: true, ..Default::default() };
         assert_eq!(stripped(updated.into()), Some(bare.into()));
+        let custom = CustomEvent { version: 2, data: full(), data_omitted: false };
+        let bare = CustomEvent { version: 2, data: String::new(), data_omitted: true };
+        assert_eq!(stripped(Detail::CustomEvent(custom)), Some(Detail::CustomEvent(bare)));
         let untouched = StepUpdated::default();
         assert_eq!(stripped(untouched.clone().into()), Some(untouched.into()));
         let error = Failure {

@@ -12,10 +12,12 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         ErrorReason, GetEventTypeRequest, GetEventTypeResponse, ListEventTypesRequest,
-        ListEventTypesResponse, ListEventsRequest, ListEventsResponse, SubscribeRequest,
-        SubscribeResponse, Task, event_service_server, subscribe_request::Start,
+        ListEventTypesResponse, ListEventsRequest, ListEventsResponse, PublishEventsRequest,
+        PublishEventsResponse, RegisterEventTypeRequest, RegisterEventTypeResponse,
+        SubscribeRequest, SubscribeResponse, Task, event_service_server, subscribe_request::Start,
     },
 };
+use stepwell_rule::Types;
 use stepwell_serve::{Age, Shutdown};
 use stepwell_store::{PARTITIONS_MAX, Store, StoredSubscription};
 use tokio::sync::{Notify, mpsc};
@@ -25,7 +27,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    catalog,
+    custom,
     deliver::Delivery,
     filter::Filter,
     list,
@@ -58,6 +60,7 @@ pub(crate) struct Feed {
     pub(crate) keeper: Arc<Keeper>,
     /// The name that this process reads subscriptions under whose events it delivers itself.
     pub(crate) courier: String,
+    pub(crate) types: Types,
 }
 
 /// Where and with what a subscription begins.
@@ -170,7 +173,7 @@ impl Feed {
 
     async fn begin(&self, request: SubscribeRequest) -> Result<Beginning, Refusal> {
         let SubscribeRequest { start, filter, metadata_only, with_snapshot } = request;
-        let filter = Filter::read(filter.unwrap_or_default())?;
+        let filter = Filter::check(&self.store, filter.unwrap_or_default()).await?;
         let task = snapshot_of(with_snapshot, start.as_ref(), &filter)?;
         let epoch = self.store.log_epoch().await?;
         let mut snapshot = None;
@@ -218,7 +221,7 @@ fn snapshot_of(
     }
 }
 
-fn task_not_found(uid: Uuid) -> Refusal {
+pub(crate) fn task_not_found(uid: Uuid) -> Refusal {
     Refusal::new(ErrorReason::TaskNotFound, format!("there is no task {uid}"))
         .with("task_id", uid.to_string())
 }
@@ -266,13 +269,27 @@ impl event_service_server::EventService for Feed {
         &self,
         request: Request<ListEventTypesRequest>,
     ) -> Result<Response<ListEventTypesResponse>, Status> {
-        Ok(Response::new(catalog::list(request.get_ref())?))
+        Ok(Response::new(custom::list(&self.store, request.get_ref()).await?))
     }
 
     async fn get_event_type(
         &self,
         request: Request<GetEventTypeRequest>,
     ) -> Result<Response<GetEventTypeResponse>, Status> {
-        Ok(Response::new(catalog::get(request.get_ref())?))
+        Ok(Response::new(custom::get(&self.store, request.into_inner()).await?))
+    }
+
+    async fn register_event_type(
+        &self,
+        request: Request<RegisterEventTypeRequest>,
+    ) -> Result<Response<RegisterEventTypeResponse>, Status> {
+        Ok(Response::new(custom::register(&self.store, request.into_inner()).await?))
+    }
+
+    async fn publish_events(
+        &self,
+        request: Request<PublishEventsRequest>,
+    ) -> Result<Response<PublishEventsResponse>, Status> {
+        Ok(Response::new(custom::publish(&self.store, &self.types, request.get_ref()).await?))
     }
 }

@@ -30,6 +30,7 @@ mod operate;
 mod outbox;
 mod presence;
 mod priorities;
+mod publish;
 mod readiness;
 mod service;
 mod sessions;
@@ -57,6 +58,7 @@ use crate::{
     metrics::Metrics,
     node::Node,
     presence::Presence,
+    publish::{Publisher, Publishing},
     service::{Bounds, Steps},
     sessions::Sessions,
     settle::{Settler, Settling, Turn},
@@ -163,6 +165,9 @@ pub async fn run(
         let settling = Settling { store, node, sessions, dispatch, line, turn, writer };
         service.spawn(name, settling.run(stop.clone()));
     }
+    let (publisher, publications) = Publisher::new();
+    let publishing = Publishing { store: store.clone(), line: publications };
+    service.spawn("publish", publishing.run(stop.clone()));
     spawn_loops(&service, &store, &sessions, &dispatch, &sweeps);
     let unserved = Unserved::new(store.clone(), Duration::from_secs(options.unserved_after));
     let few_minutes = Duration::from_secs(300)..Duration::from_secs(400);
@@ -187,7 +192,7 @@ pub async fn run(
         result_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
         sessions_max: usize::try_from(options.sessions_max).unwrap_or(usize::MAX),
     };
-    let steps = Steps::new(sweeps, walks, service.shutdown().clone(), bounds);
+    let steps = Steps::new(sweeps, walks, publisher, service.shutdown().clone(), bounds);
     let server = StepServiceServer::new(steps)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)

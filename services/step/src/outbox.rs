@@ -1,5 +1,5 @@
 //! What waits to be sent to one executor. Bounded by what it answers: leases by the session's
-//! slots, acks by the outcomes it sent (the reader stops when too many wait), cancels by leases.
+//! slots, acks by the outcomes and publications it sent (the reader stops when too many wait), cancels by leases.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,7 +8,9 @@ use std::{
 };
 
 use prost::Message;
-use stepwell_proto::v1::{Ack, Drain, Heartbeat, Lease, LeaseCancel, Welcome, WorkResponse};
+use stepwell_proto::v1::{
+    Ack, Drain, Heartbeat, Lease, LeaseCancel, PublishAck, Welcome, WorkResponse,
+};
 use tokio::{sync::Notify, time::Instant};
 
 const FRAME_ITEMS_MAX: usize = 256;
@@ -40,6 +42,7 @@ struct Waiting {
     welcome: Option<Welcome>,
     leases: VecDeque<Lease>,
     acks: VecDeque<Ack>,
+    published: VecDeque<PublishAck>,
     cancels: VecDeque<LeaseCancel>,
     drain: Option<Drain>,
     closed: bool,
@@ -52,8 +55,16 @@ impl Waiting {
         self.welcome.is_none()
             && self.leases.is_empty()
             && self.acks.is_empty()
+            && self.published.is_empty()
             && self.cancels.is_empty()
             && self.drain.is_none()
+    }
+}
+
+impl Waiting {
+    /// Few enough answers wait for more to be asked.
+    fn has_room(&self) -> bool {
+        self.acks.len() + self.published.len() < ACKS_WAITING_MAX
     }
 }
 
@@ -94,6 +105,15 @@ impl Outbox {
             }
             true
         })
+    }
+
+    /// Answers to what was published.
+    pub(crate) fn published(&self, acks: impl IntoIterator<Item = PublishAck>) {
+        self.with(|w| {
+            if !w.closed {
+                w.published.extend(acks);
+            }
+        });
     }
 
     /// A lease is void. Answers true when it had not been sent yet, so that nobody need be told.
@@ -230,7 +250,7 @@ impl Outbox {
             let freed = self.room.notified();
             {
                 let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                if waiting.closed || waiting.acks.len() < ACKS_WAITING_MAX {
+                if waiting.closed || waiting.has_room() {
                     return;
                 }
             }
@@ -254,7 +274,7 @@ impl Outbox {
                 if !waiting.is_empty() {
                     let frame = take_frame(&mut waiting, FRAME_ITEMS_MAX, FRAME_ITEMS_MAX);
                     waiting.since = (!waiting.is_empty()).then(Instant::now);
-                    if waiting.acks.len() < ACKS_WAITING_MAX {
+                    if waiting.has_room() {
                         self.room.notify_one();
                     }
                     return Some(frame);
@@ -293,6 +313,11 @@ fn take_frame(waiting: &mut Waiting, leases_max: usize, acks_max: usize) -> Work
         && let Some(ack) = waiting.acks.pop_front_if(|a| fits(a.encoded_len()))
     {
         frame.acks.push(ack);
+    }
+    while frame.published.len() < acks_max
+        && let Some(ack) = waiting.published.pop_front_if(|a| fits(a.encoded_len()))
+    {
+        frame.published.push(ack);
     }
     while frame.leases.len() < leases_max
         && let Some(lease) = waiting.leases.pop_front_if(|l| fits(l.encoded_len()))

@@ -23,14 +23,15 @@ use stepwell_proto::{
         ExtendLeasesResponse, Failure, GetStepReadinessRequest, GetStepReadinessResponse,
         GetStepRequest, GetStepResponse, Hello, ListExecutorsRequest, ListExecutorsResponse,
         ListHandlersRequest, ListHandlersResponse, ListStepResultsRequest, ListStepResultsResponse,
-        Outcome, ReportOutcomesRequest, ReportOutcomesResponse, ResolveStepRequest,
-        ResolveStepResponse, RetryStepRequest, RetryStepResponse, SkipStepRequest,
-        SkipStepResponse, StepResult, UpdateStepRequest, UpdateStepResponse, Welcome, WorkRequest,
-        WorkResponse, outcome::Kind, step_service_server,
+        Outcome, Publication, Publish, PublishAck, ReportOutcomesRequest, ReportOutcomesResponse,
+        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
+        SkipStepRequest, SkipStepResponse, StepResult, UpdateStepRequest, UpdateStepResponse,
+        Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
     },
 };
+use stepwell_rule::{Refused, Types};
 use stepwell_serve::{Age, Line, Shutdown};
-use stepwell_store::Ending;
+use stepwell_store::{Ending, Published};
 use stepwell_trace::TraceContext;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
@@ -42,6 +43,7 @@ use crate::{
     offer::{Offer, SLOTS_MAX},
     operate::Operations,
     outbox::Outbox,
+    publish::Publisher,
     sessions::{Held, Owned},
     settle::{Ended, lost},
     sweep::{Sweeps, queues_of},
@@ -55,6 +57,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// How long an executor whose stream is old may take to go elsewhere.
 const MOVED_WITHIN: Duration = Duration::from_secs(60);
 const OUTCOMES_MAX: usize = 10_000;
+const PUBLISH_MAX: usize = 1_000;
 const REASON_BYTES_MAX: usize = 1024;
 const LIST_BYTES_MAX: i32 = 3 << 20;
 const STRANGE_TRIES: u32 = 20;
@@ -73,6 +76,8 @@ struct Inner {
     bounds: Bounds,
     number: AtomicI64,
     callers: Callers,
+    types: Types,
+    publisher: Publisher,
 }
 
 /// What the service allows.
@@ -92,13 +97,29 @@ pub(crate) struct Bounds {
 }
 
 impl Steps {
-    pub(crate) fn new(sweeps: Sweeps, walks: Walks, shutdown: Shutdown, bounds: Bounds) -> Self {
+    pub(crate) fn new(
+        sweeps: Sweeps,
+        walks: Walks,
+        publisher: Publisher,
+        shutdown: Shutdown,
+        bounds: Bounds,
+    ) -> Self {
         let operations = Operations::new(sweeps.store.clone(), bounds.result_bytes_max);
         let executors = Executors::new(sweeps.store.clone());
         let number = AtomicI64::new(1);
         let callers = Callers::default();
-        let inner =
-            Inner { operations, executors, sweeps, walks, shutdown, bounds, number, callers };
+        let inner = Inner {
+            operations,
+            executors,
+            sweeps,
+            walks,
+            shutdown,
+            bounds,
+            number,
+            callers,
+            types: Types::default(),
+            publisher,
+        };
         Self(Arc::new(inner))
     }
 
@@ -125,6 +146,7 @@ impl Steps {
         );
         let session = Arc::new(Session {
             id,
+            namespace: offer.namespace.clone(),
             outbox: Arc::clone(&outbox),
             steps: self.clone(),
             fault: Mutex::default(),
@@ -217,6 +239,8 @@ async fn adopt(
 /// One executor, by its stream or its calls. When it is dropped the executor is lost, until it comes back.
 struct Session {
     id: i64,
+    /// That of its handlers, and so of the tasks whose steps it runs.
+    namespace: String,
     outbox: Arc<Outbox>,
     steps: Steps,
     /// Why it was ended, for the executor.
@@ -330,6 +354,12 @@ impl Session {
         if request.drain {
             sessions.drain(self.id);
         }
+        if request.publish.len() > PUBLISH_MAX {
+            return Err(Refusal::field("publish", format!("at most {PUBLISH_MAX}")));
+        }
+        for publish in request.publish {
+            self.publish(publish).await;
+        }
         let mut strange = Vec::new();
         for outcome in request.outcomes {
             self.settle(outcome, &mut strange).await;
@@ -347,6 +377,8 @@ impl Session {
             self.outbox.push(Vec::new(), vec![Ack { lease_id, refusal: Some(refusal) }]);
             return;
         };
+        // While the lease is still held: whoever gives up here has lost nothing.
+        let (kind, events) = self.with_events(kind, &outcome.events).await;
         let sweeps = &self.steps.0.sweeps;
         // An outcome that was on its way on an old stream counts, though a new one holds the lease.
         let held = sweeps.sessions.release(self.id, lease);
@@ -359,12 +391,87 @@ impl Session {
         let session = self.id;
         let since = std::time::Instant::now();
         let is_swept = false;
+        let is_failure = matches!(kind, Kind::Fail(_));
         let (ending, text) = self.judge(kind, &Owned { session, lease, held }, trace);
+        // A result that is refused takes its events with it.
+        let stands = is_failure || ending == Ending::Complete;
+        let events = if stands { events } else { Vec::new() };
         let Held { queue, max_attempts, .. } = held;
         let span = trace::settle(ending, trace, || sweeps.dispatch.about(lease, queue, session));
-        let ended =
-            Ended { session, lease, queue, max_attempts, ending, text, is_swept, since, span };
+        let ended = Ended {
+            session,
+            lease,
+            queue,
+            max_attempts,
+            ending,
+            text,
+            events,
+            is_swept,
+            since,
+            span,
+        };
         sweeps.settler.push(ended).await;
+    }
+
+    /// Hands on what a handler publishes, or says why not. One after the other: those of a lease stay in their
+    /// order.
+    async fn publish(&self, publish: Publish) {
+        let Publish { lease_id, number, events } = publish;
+        let lease = LeaseId::decode(&lease_id).filter(|_| number > 0);
+        let checked = match lease {
+            Some(lease) => self.checked(&events).await.map(|events| (lease, events)),
+            None => Err(Refusal::field("publish", "needs a lease id and a number from 1")),
+        };
+        match checked {
+            Ok((lease, events)) => {
+                let published = Published { lease, number, events };
+                self.steps.0.publisher.push(published, Arc::clone(&self.outbox)).await;
+            }
+            Err(refusal) => {
+                let refusal = Some(refusal.into());
+                self.outbox.published([PublishAck { lease_id, number, refusal }]);
+            }
+        }
+    }
+
+    /// How an attempt ended, with the texts of the events that come with that. If one of these is wrong,
+    /// that is how it ended.
+    async fn with_events(&self, kind: Kind, events: &[Publication]) -> (Kind, Vec<String>) {
+        if events.is_empty() || matches!(kind, Kind::HandBack(_)) {
+            return (kind, Vec::new());
+        }
+        let refusal = match self.checked(events).await {
+            Ok(events) => return (kind, events),
+            Err(refusal) => refusal,
+        };
+        let mut message = refusal.message;
+        if let Kind::Fail(failure) = &kind {
+            let Failure { error_class, message: of_it, .. } = failure;
+            message = format!("{message}; the attempt had failed as {error_class}: {of_it}");
+        }
+        let error_class = "InvalidEvent".to_owned();
+        (Kind::Fail(Failure { error_class, message, ..Failure::default() }), Vec::new())
+    }
+
+    /// The texts of events, however long their types cannot be looked up.
+    async fn checked(&self, events: &[Publication]) -> Result<Vec<String>, Refusal> {
+        let Inner { types, sweeps, .. } = &*self.steps.0;
+        let mut failing = false;
+        loop {
+            match types.check(&sweeps.store, &self.namespace, events).await {
+                Ok(events) => return Ok(events),
+                Err(Refused::Wrong(refusal)) => return Err(refusal),
+                Err(Refused::Unknown(error)) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "types of events cannot be looked up; trying again"
+                        );
+                    }
+                    tokio::time::sleep(STRANGE_AGAIN).await;
+                }
+            }
+        }
     }
 
     fn judge(&self, kind: Kind, owned: &Owned, trace: Option<TraceContext>) -> (Ending, String) {

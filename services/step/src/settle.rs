@@ -50,6 +50,8 @@ pub(crate) struct Ended {
     pub(crate) max_attempts: i32,
     pub(crate) ending: Ending,
     pub(crate) text: String,
+    /// Custom events that come with it.
+    pub(crate) events: Vec<String>,
     /// We end it, if the session still holds it, and not the executor.
     pub(crate) is_swept: bool,
     /// When we heard of it, or decided it.
@@ -68,10 +70,15 @@ impl Ended {
             max_attempts: row.max_attempts,
             ending: Ending::HandBack,
             text: reason.to_owned(),
+            events: Vec::new(),
             is_swept: true,
             since: Instant::now(),
             span: Span::none(),
         }
+    }
+
+    fn bytes(&self) -> usize {
+        self.text.len() + self.events.iter().map(String::len).sum::<usize>()
     }
 }
 
@@ -118,11 +125,11 @@ impl Line {
             }
         };
         let first = next(&mut queue, stop).await?;
-        let mut bytes = first.text.len();
+        let mut bytes = first.bytes();
         let mut batch = vec![first];
         while batch.len() < ITEMS_MAX && bytes < BYTES_MAX {
             let Ok(next) = queue.try_recv() else { break };
-            bytes += next.text.len();
+            bytes += next.bytes();
             batch.push(next);
         }
         Some(batch)
@@ -339,6 +346,7 @@ fn report(ended: &Ended) -> Report {
         token: ended.lease.token,
         ending: ended.ending,
         text: ended.text.clone(),
+        events: ended.events.clone(),
     }
 }
 
@@ -350,7 +358,8 @@ fn refused_result(ended: &Ended) -> Report {
         max_attempts: ended.max_attempts,
         ..StoredFailure::default()
     };
-    Report { ending: Ending::Fail { wait_ms: None }, text: failure.to_text(), ..report(ended) }
+    let (ending, text) = (Ending::Fail { wait_ms: None }, failure.to_text());
+    Report { ending, text, events: Vec::new(), ..report(ended) }
 }
 
 /// When the outcome came in that released a step: the last of its task in the batch, which is in the

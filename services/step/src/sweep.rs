@@ -77,9 +77,19 @@ impl Sweeps {
         if let Some(here) = TraceContext::of(&span) {
             stored.traceparent = Some(here.to_string());
         }
-        let text = stored.to_text();
-        let ended =
-            Ended { session, lease, queue, max_attempts, ending, text, is_swept, since, span };
+        let (text, events) = (stored.to_text(), Vec::new());
+        let ended = Ended {
+            session,
+            lease,
+            queue,
+            max_attempts,
+            ending,
+            text,
+            events,
+            is_swept,
+            since,
+            span,
+        };
         self.settler.push(ended).await;
     }
 

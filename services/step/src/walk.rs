@@ -190,7 +190,13 @@ impl Walks {
         let held = Held::new(queue, max_attempts, Duration::ZERO, None);
         let owned = Owned { session, lease: row.id(), held };
         let (ending, stored) = self.sweeps.judge(&owned, &failure, None);
-        Report { step: row.step, token: row.token, ending, text: stored.to_text() }
+        Report {
+            step: row.step,
+            token: row.token,
+            ending,
+            text: stored.to_text(),
+            events: Vec::new(),
+        }
     }
 
     // ── the leases of our own former ids ────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ use prost::Message;
 use sqlx::{Connection, PgConnection, Postgres, Transaction, types::chrono};
 use stepwell_proto::{refusal::Refusal, v1};
 
-use crate::{Error, Store, Topic, patient::silent};
+use crate::{Error, Judge, Store, Topic, event_type::register_types, patient::silent};
 
 /// A definition with what the database knows of it.
 #[derive(Debug, Default)]
@@ -128,11 +128,13 @@ fn name_of(stored: &StoredDefinition) -> Wanted {
 }
 
 impl Store {
-    /// Registers a definition that was validated, with its defaults filled in and its hash set.
+    /// Registers a definition that was validated, with its defaults filled in and its hash set, and with
+    /// it the types of events that its steps publish, each as the judge decides.
     /// True: this version was there before, with the same content. Other content is refused.
     pub async fn register_definition(
         &self,
         definition: &v1::Definition,
+        judge: Judge,
     ) -> Result<(Arc<StoredDefinition>, bool), Error> {
         let version = version_of(&definition.version)?;
         let hash = bytes_of(&definition.content_hash)
@@ -140,7 +142,8 @@ impl Store {
         // On a connection of its own: if it falls silent, what was begun on it goes with it.
         let mut writer = self.writer().await?;
         let patience = writer.connection.patience;
-        let storing = insert_all(&mut writer.connection.connection, definition, version, &hash);
+        let storing =
+            insert_all(&mut writer.connection.connection, definition, version, &hash, judge);
         let stored = tokio::time::timeout(patience, storing).await;
         let Some(id) = stored.unwrap_or_else(|_| Err(silent(patience).into()))? else {
             return self.registered(definition, version, &hash).await;
@@ -358,6 +361,7 @@ async fn insert_all(
     definition: &v1::Definition,
     version: [i32; 3],
     hash: &[u8],
+    judge: Judge,
 ) -> Result<Option<i32>, Error> {
     let mut transaction = connection.begin().await?;
     // Nobody pauses it unseen meanwhile: see pause_definitions.
@@ -367,6 +371,8 @@ async fn insert_all(
         return Ok(None);
     };
     insert_plan(&mut transaction, id, definition).await?;
+    let types = published(definition);
+    register_types(&mut transaction, &definition.namespace, &types, judge).await?;
     transaction.commit().await?;
     Ok(Some(id))
 }
@@ -467,6 +473,13 @@ async fn insert_plan(
     .execute(&mut **transaction)
     .await?;
     Ok(())
+}
+
+/// The types of events that its steps publish, each once: those of a name and version are the same.
+fn published(definition: &v1::Definition) -> Vec<v1::EventTypeSpec> {
+    let all = definition.steps.iter().flat_map(|step| &step.publishes);
+    let each: BTreeMap<_, _> = all.map(|spec| ((&spec.name, spec.version), spec)).collect();
+    each.into_values().cloned().collect()
 }
 
 fn millis(duration: &prost_types::Duration) -> Option<i64> {

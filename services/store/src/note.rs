@@ -54,6 +54,14 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Of a step that may be tried again by hand, at once.
 const ATTEMPTS_MAX: i32 = 1000;
 
+/// What is wrong with the id of a request; an empty one is none.
+pub fn request_id_fault(id: &str) -> Option<(String, String)> {
+    let is_right =
+        id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic());
+    let what = format!("at most {REQUEST_ID_BYTES_MAX} printable ASCII characters, no spaces");
+    (!is_right).then(|| ("request_id".to_owned(), what))
+}
+
 impl Note {
     /// Who and why.
     pub fn new(by: impl Into<String>, reason: impl Into<String>) -> Self {
@@ -74,13 +82,7 @@ impl Note {
                 faults.push((path.to_owned(), format!("at most {max} bytes, without NUL")));
             }
         }
-        if request_id.len() > REQUEST_ID_BYTES_MAX
-            || !request_id.bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            let what =
-                format!("at most {REQUEST_ID_BYTES_MAX} printable ASCII characters, no spaces");
-            faults.push(("request_id".to_owned(), what));
-        }
+        faults.extend(request_id_fault(&request_id));
         if !faults.is_empty() {
             return Err(Refusal::fields(faults));
         }

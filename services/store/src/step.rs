@@ -14,7 +14,7 @@ use sqlx::{PgExecutor, types::Uuid};
 use stepwell_proto::id::{LeaseId, task_of};
 use stepwell_trace::TraceContext;
 
-use crate::{Error, Store, StoredDefinition, Writer, span};
+use crate::{Error, Store, StoredDefinition, Writer, publish::numbered, span};
 
 pub use moves::{Move, Moved, Update, Updated};
 pub use readiness::{Parent, Surroundings};
@@ -129,6 +129,8 @@ pub struct Report {
     pub ending: Ending,
     /// Result, stored failure, or reason, by the kind of ending.
     pub text: String,
+    /// Custom events that are published with it, see `custom_text`.
+    pub events: Vec<String>,
 }
 
 /// Whose leases a sweep may end: those it names, if they are still held by these.
@@ -271,11 +273,14 @@ impl Writer {
             Some(Sweep::Sessions(sessions)) => (None, Some(sessions.as_slice())),
             Some(Sweep::Node(node)) => (Some(*node), None),
         };
+        let (event_of, events) = numbered(reports.iter().map(|r| r.events.as_slice()));
+        let some = !events.is_empty();
         let call = sqlx::query!(
             r#"select a_status as "status!", ready_n as "ready!", l_key as step, l_token as token,
                       l_attempt as attempt, l_max_attempts as max_attempts, l_queue as queue,
                       l_session as session, l_own as own
-                 from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
+                 from stepwell.settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+                                      p_event_of => $11, p_event => $12)"#,
             &steps,
             &tokens,
             &kinds,
@@ -286,6 +291,8 @@ impl Writer {
             (!slots.is_empty()).then_some(node),
             of_node,
             of_sessions,
+            some.then_some(event_of.as_slice()),
+            some.then_some(events.as_slice()) as Option<&[&str]>,
         );
         let call = async { Ok(call.fetch_one(&mut self.connection).await?) };
         let row = span::verb(

@@ -2,7 +2,7 @@
 //! after this file needs to know one. Pure. All faults are told at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     time::Duration,
 };
 
@@ -10,15 +10,16 @@ use prost::Message;
 use stepwell_proto::{
     json,
     refusal::{Refusal, describe},
-    v1::{Concurrency, Definition, ErrorReason, RetryPolicy, StepTemplate},
+    v1::{Concurrency, Definition, ErrorReason, EventTypeSpec, RetryPolicy, StepTemplate},
 };
 
 use crate::{
     canonical, graph,
     rule::{
-        self, DURATION_MAX, Fault, LONG_MAX, NAMESPACE_DEFAULT, name_fault, quoted, suggestion,
+        self, DURATION_MAX, Fault, LONG_MAX, NAMESPACE_DEFAULT, check_event_type, name_fault,
+        quoted, schema, suggestion,
     },
-    schema, yaml,
+    yaml,
 };
 
 /// Most steps of a definition.
@@ -35,6 +36,8 @@ const EXCEPT_MAX: usize = 100;
 const REQUIRES_MAX: usize = 32;
 const LABEL_BYTES_MAX: usize = 128;
 const ERROR_CLASS_BYTES_MAX: usize = 256;
+const PUBLISHES_MAX: usize = 20;
+const PUBLISHES_ALL_MAX: usize = 100;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const DURATION_MIN: Duration = Duration::from_millis(1);
 const ATTEMPTS_DEFAULT: i32 = 3;
@@ -88,6 +91,7 @@ fn normalise(mut definition: Definition) -> Result<Definition, Vec<Fault>> {
     let mut faults = Vec::new();
     fill(&mut definition);
     check_head(&definition, &mut faults);
+    check_publishes(&mut definition.steps, &mut faults);
     check_steps(&definition.steps, &mut faults);
     let bytes = definition.encoded_len();
     if bytes > BYTES_MAX {
@@ -186,26 +190,8 @@ fn too_long(text: &str, max: usize) -> Option<String> {
 }
 
 fn schema_fault(text: &str) -> Option<Fault> {
-    let path = "context_schema";
-    if let Err(fault) = json::check_object(text, SCHEMA_BYTES_MAX) {
-        return Some((path.into(), fault.to_string()));
-    }
-    match serde_json::from_str(text) {
-        Err(error) => Some((path.into(), format!("cannot be read: {error}"))),
-        Ok(schema) => {
-            let (pointer, what) = schema::compile(&schema).err()?;
-            Some((format!("{path}{}", dotted(&pointer)), what))
-        }
-    }
-}
-
-/// A JSON pointer as the rest of a path.
-fn dotted(pointer: &str) -> String {
-    let segments = pointer.split('/').skip(1).map(|segment| match segment.parse::<usize>() {
-        Ok(index) => format!("[{index}]"),
-        Err(_) => format!(".{}", segment.replace("~1", "/").replace("~0", "~")),
-    });
-    segments.collect()
+    let (rest, what) = schema::text_fault(text, SCHEMA_BYTES_MAX)?;
+    Some((format!("context_schema{rest}"), what))
 }
 
 fn check_steps(steps: &[StepTemplate], faults: &mut Vec<Fault>) {
@@ -250,6 +236,38 @@ fn check_step(path: &str, step: &StepTemplate, faults: &mut Vec<Fault>) {
         check_retry(&format!("{path}.retry"), retry, faults);
     }
     check_requires(&format!("{path}.requires"), &step.requires, faults);
+}
+
+/// Checks what the steps publish, and fills in the defaults.
+fn check_publishes(steps: &mut [StepTemplate], faults: &mut Vec<Fault>) {
+    let mut first: HashMap<(String, i32), (String, EventTypeSpec)> = HashMap::new();
+    for (i, step) in steps.iter_mut().enumerate().take(STEPS_MAX) {
+        let path = format!("steps[{i}].publishes");
+        let many = step.publishes.len();
+        if many > PUBLISHES_MAX {
+            faults.push((path, format!("are {many}; at most {PUBLISHES_MAX} are allowed")));
+            continue;
+        }
+        for (k, spec) in step.publishes.iter_mut().enumerate() {
+            let path = format!("{path}[{k}]");
+            check_event_type(&path, spec, faults);
+            match first.entry((spec.name.clone(), spec.version)) {
+                Entry::Vacant(entry) => drop(entry.insert((path, spec.clone()))),
+                Entry::Occupied(entry) if entry.get().1 == *spec => {}
+                Entry::Occupied(entry) => {
+                    let what = format!("says other than {} of the same type", entry.get().0);
+                    faults.push((path, what));
+                }
+            }
+        }
+    }
+    if first.len() > PUBLISHES_ALL_MAX {
+        let what = format!(
+            "publish {} types of events; at most {PUBLISHES_ALL_MAX} are allowed",
+            first.len()
+        );
+        faults.push(("steps".into(), what));
+    }
 }
 
 fn check_requires(path: &str, requires: &BTreeMap<String, String>, faults: &mut Vec<Fault>) {
@@ -375,6 +393,27 @@ fn cycle_fault(steps: &[StepTemplate], parents: &[Vec<usize>], cycle: &[usize]) 
     (path, format!("the steps wait for each other in a circle: {}", names.join(" → ")))
 }
 
+/// A refusal of a type of events that a step publishes, with the step's field in its paths.
+pub fn placed(definition: &Definition, mut refusal: Refusal) -> Refusal {
+    if refusal.reason != ErrorReason::EventTypeChanged {
+        return refusal;
+    }
+    let of = |key: &str| refusal.metadata.get(key).cloned().unwrap_or_default();
+    let (name, version) = (of("name"), of("version"));
+    let is_meant = |spec: &EventTypeSpec| spec.name == name && spec.version.to_string() == version;
+    let place = definition
+        .steps
+        .iter()
+        .enumerate()
+        .find_map(|(i, step)| Some((i, step.publishes.iter().position(&is_meant)?)));
+    if let Some((i, k)) = place {
+        for (path, _) in &mut refusal.violations {
+            *path = format!("steps[{i}].publishes[{k}].{path}");
+        }
+    }
+    refusal
+}
+
 /// SHA-256 of the normal form, in hex. How its JSON is laid out does not count.
 fn content_hash(definition: &Definition) -> String {
     let canonical = |text: &mut String| {
@@ -384,7 +423,13 @@ fn content_hash(definition: &Definition) -> String {
     };
     let mut form = Definition { content_hash: String::new(), ..definition.clone() };
     canonical(&mut form.context_schema);
-    form.steps.iter_mut().for_each(|step| canonical(&mut step.config));
+    for step in &mut form.steps {
+        canonical(&mut step.config);
+        for spec in &mut step.publishes {
+            canonical(&mut spec.schema);
+            canonical(&mut spec.example);
+        }
+    }
     let hash = canonical::Hash::default().part(form.encode_to_vec()).done();
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

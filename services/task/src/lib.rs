@@ -3,7 +3,7 @@
 //!
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
-//! be stands in `definition`, `graph`, `schema` and, for text, `yaml`; what is done to many tasks in
+//! be stands in `definition`, `rule`, `graph` and, for text, `yaml`; what is done to many tasks in
 //! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
 
 mod bulk;
@@ -17,9 +17,9 @@ mod pause;
 mod plan;
 mod remove;
 mod resolve;
-mod schema;
 mod service;
 mod trace;
+mod validators;
 mod view;
 mod wait;
 mod yaml;
@@ -29,9 +29,9 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use clap::Parser;
 use stepwell_proto::v1::task_service_server::TaskServiceServer;
+use stepwell_rule as rule;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
 use stepwell_store::{KeepTasks, Store, Topic};
-use stepwell_yaml::rule;
 use tokio::{
     net::TcpListener,
     sync::{Notify, Semaphore},
@@ -39,7 +39,7 @@ use tokio::{
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
-    create::Creator, resolve::Resolver, schema::Validators, service::Tasks, wait::Waiters,
+    create::Creator, resolve::Resolver, service::Tasks, validators::Validators, wait::Waiters,
 };
 
 /// Where it listens unless told otherwise.

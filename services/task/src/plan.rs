@@ -16,9 +16,9 @@ use uuid::Uuid;
 use crate::{
     canonical::{self, Hash},
     definition::{STEPS_MAX, SUGGESTIONS_MAX},
-    rule::{self, Fault, NAMESPACE_DEFAULT},
-    schema::{self, Validators},
+    rule::{self, Fault, NAMESPACE_DEFAULT, schema},
     trace::Call,
+    validators::Validators,
 };
 
 const TEXT_BYTES_MAX: usize = 256;

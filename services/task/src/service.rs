@@ -37,8 +37,8 @@ use crate::{
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
-    schema::Validators,
     trace::Call,
+    validators::Validators,
     view,
     wait::Waiters,
 };
@@ -72,7 +72,11 @@ impl Tasks {
             Some(Source::Yaml(text)) => definition::from_yaml(&text)?,
             None => return Err(Refusal::field("source", "`definition` or `yaml` is wanted")),
         };
-        let (stored, already_existed) = self.store.register_definition(&definition).await?;
+        let (stored, already_existed) = self
+            .store
+            .register_definition(&definition, rule::judge)
+            .await
+            .map_err(|error| definition::placed(&definition, error.into()))?;
         let definition = Some(stored.definition.clone());
         Ok(RegisterDefinitionResponse { definition, already_existed })
     }

@@ -2,7 +2,7 @@
 //! only the text knows: unknown keys, wrong types, durations, defaults. Everything else is left to
 //! `definition.rs`, which is given the places to point at.
 
-use stepwell_proto::v1::{Concurrency, Definition, RetryPolicy, StepTemplate};
+use stepwell_proto::v1::{Concurrency, Definition, EventTypeSpec, RetryPolicy, StepTemplate};
 use stepwell_yaml::{Fields, Node, Places, Reader, START, TextFault};
 
 use crate::{
@@ -30,7 +30,7 @@ const DEFINITION: [&str; 12] = [
 ];
 const CONCURRENCY: [&str; 2] = ["key", "limit"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
-const STEP: [&str; 12] = [
+const STEP: [&str; 13] = [
     "name",
     "handler",
     "description",
@@ -43,7 +43,9 @@ const STEP: [&str; 12] = [
     "config",
     "skippable",
     "requires",
+    "publishes",
 ];
+const EVENT_TYPE: [&str; 5] = ["name", "version", "schema", "description", "example"];
 const RETRY: [&str; 6] =
     ["max_attempts", "initial_backoff", "multiplier", "max_backoff", "jitter", "except"];
 
@@ -152,7 +154,23 @@ fn step(reader: &mut Reader, path: &str, node: &Node, defaults: &Defaults) -> St
         config: reader.json_object(&fields, "config"),
         skippable: reader.truth(&fields, "skippable"),
         requires: reader.text_map(&fields, "requires"),
+        publishes: publishes(reader, &fields),
     }
+}
+
+fn publishes(reader: &mut Reader, fields: &Fields<'_>) -> Vec<EventTypeSpec> {
+    let items = reader.items(fields, "publishes");
+    let spec = |(path, node): (String, &Node)| {
+        let fields = reader.fields(&path, node, &EVENT_TYPE);
+        EventTypeSpec {
+            name: reader.text(&fields, "name"),
+            version: reader.whole(&fields, "version", 1..=i32::MAX).unwrap_or_default(),
+            schema: reader.json_object(&fields, "schema"),
+            description: reader.text(&fields, "description"),
+            example: reader.json_object(&fields, "example"),
+        }
+    };
+    items.into_iter().map(spec).collect()
 }
 
 fn retry(reader: &mut Reader, fields: &Fields<'_>) -> Option<RetryPolicy> {

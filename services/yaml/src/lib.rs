@@ -4,9 +4,10 @@
 mod json;
 mod node;
 mod read;
-pub mod rule;
 
 use std::{collections::HashMap, fmt};
+
+use stepwell_rule as rule;
 
 pub use node::{Broken, Key, Node, Place, START, ScalarKind, Value, parse, scalar_kind};
 pub use read::{Fields, Reader};

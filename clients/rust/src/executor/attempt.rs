@@ -48,8 +48,9 @@ pub(super) async fn run(
     let kind = AssertUnwindSafe(race).catch_unwind().await;
     let kind = kind.unwrap_or_else(|panic| Kind::Fail(panicked(&*panic)));
     let traceparent = trace::handled(&span, of_lease.lease(), &kind);
+    let events = of_lease.take_at_end();
     Ended {
-        outcome: Outcome { lease_id: lease_id.clone(), kind: Some(kind), traceparent },
+        outcome: Outcome { lease_id: lease_id.clone(), kind: Some(kind), traceparent, events },
         lease_id,
     }
 }
@@ -93,7 +94,7 @@ pub(super) fn unknown_handler(lease: Lease) -> Outcome {
     );
     let failure = HandlerError::new("UnknownHandler", message).into_failure();
     let (lease_id, traceparent) = (lease.lease_id, lease.traceparent);
-    Outcome { lease_id, kind: Some(Kind::Fail(failure)), traceparent }
+    Outcome { lease_id, kind: Some(Kind::Fail(failure)), traceparent, ..Outcome::default() }
 }
 
 fn completion(result: String) -> Kind {

@@ -6,15 +6,15 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use stepwell_proto::v1;
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::error::HandlerError;
+use super::{error::HandlerError, publications::Wish};
 use crate::client::Client;
 
 /// The step that a handler runs: its identity, its input, and what its parents returned. Cheap to
@@ -33,6 +33,9 @@ struct Inner {
     progress: mpsc::Sender<String>,
     /// When progress was last told.
     told: StdMutex<Option<Instant>>,
+    wishes: mpsc::Sender<Wish>,
+    /// What is published with the outcome.
+    at_end: StdMutex<Vec<v1::Publication>>,
 }
 
 impl StepContext {
@@ -42,9 +45,58 @@ impl StepContext {
         cancelled: CancellationToken,
         client: Client,
         progress: mpsc::Sender<String>,
+        wishes: mpsc::Sender<Wish>,
     ) -> Self {
-        let (fetched, told) = (Mutex::default(), StdMutex::default());
-        Self(Arc::new(Inner { lease, deadline, cancelled, client, fetched, progress, told }))
+        Self(Arc::new(Inner {
+            lease,
+            deadline,
+            cancelled,
+            client,
+            fetched: Mutex::default(),
+            progress,
+            told: StdMutex::default(),
+            wishes,
+            at_end: StdMutex::default(),
+        }))
+    }
+
+    /// Publishes a custom event of this step now, in the latest version of its type, and waits until it is
+    /// durable: once, however often the stream breaks meanwhile. What is refused is a permanent error of class
+    /// `InvalidEvent`, and nothing is published; one of class `LeaseLost` says that the attempt is over.
+    pub async fn publish(&self, name: &str, data: &impl Serialize) -> Result<(), HandlerError> {
+        self.publish_all(vec![publication(name, data)?]).await
+    }
+
+    /// The same of several events, at most 20, together or not at all.
+    pub async fn publish_all(&self, events: Vec<v1::Publication>) -> Result<(), HandlerError> {
+        let over = || HandlerError::new("LeaseLost", "the attempt is over");
+        let (answer, answered) = oneshot::channel();
+        let lease_id = self.0.lease.lease_id.clone();
+        let wish = Wish { lease_id, events, answer };
+        self.0.wishes.send(wish).await.map_err(|_| over())?;
+        match answered.await.map_err(|_| over())? {
+            None => Ok(()),
+            Some(refusal) if refusal.reason() == v1::ErrorReason::LeaseLost => Err(over()),
+            Some(refusal) => Err(HandlerError::new("InvalidEvent", refusal.message).permanent()),
+        }
+    }
+
+    /// Publishes a custom event of this step with its outcome, in the latest version of its type: with whatever
+    /// the handler ends, in the same commit, or not at all if that does not count. If it is refused, the attempt
+    /// fails for good as `InvalidEvent`.
+    pub fn publish_at_end(&self, name: &str, data: &impl Serialize) -> Result<(), HandlerError> {
+        self.publish_all_at_end(vec![publication(name, data)?]);
+        Ok(())
+    }
+
+    /// The same of several events, at most 20 for one attempt.
+    pub fn publish_all_at_end(&self, events: Vec<v1::Publication>) {
+        self.0.at_end.lock().unwrap_or_else(PoisonError::into_inner).extend(events);
+    }
+
+    /// What is published with the outcome.
+    pub(super) fn take_at_end(&self) -> Vec<v1::Publication> {
+        std::mem::take(&mut *self.0.at_end.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Says that the handler gets on. One whose step has a `heartbeat_timeout` has to say so at least
@@ -185,6 +237,13 @@ impl StepContext {
     /// How much of the attempt's time-out is left.
     pub fn remaining(&self) -> Duration {
         self.0.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+fn publication(name: &str, data: &impl Serialize) -> Result<v1::Publication, HandlerError> {
+    match serde_json::to_string(data) {
+        Ok(data) => Ok(v1::Publication { name: name.to_owned(), version: 0, data }),
+        Err(fault) => Err(HandlerError::new("InvalidEvent", fault.to_string()).permanent()),
     }
 }
 

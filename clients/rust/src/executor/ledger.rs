@@ -36,7 +36,7 @@ enum Held {
     /// Its handler has ended; the outcome is about to be kept.
     Ended(About),
     /// Its outcome is not acknowledged.
-    Finished { outcome: Outcome, sent: bool, about: About },
+    Finished { outcome: Box<Outcome>, sent: bool, about: About },
 }
 
 /// Which step a lease is of, for lines of the log.
@@ -73,6 +73,11 @@ impl Ledger {
     pub(super) fn knows(&self, lease_id: &str) -> bool {
         self.held.contains_key(lease_id)
             || self.waiting.iter().any(|w| w.lease.lease_id == lease_id)
+    }
+
+    /// True while its handler runs and its lease is not void.
+    pub(super) fn runs(&self, lease_id: &str) -> bool {
+        matches!(self.held.get(lease_id), Some(Held::Running(..)))
     }
 
     /// True when no more leases may wait.
@@ -119,13 +124,14 @@ impl Ledger {
             Some(Held::Ended(about)) => about,
             _ => About::default(),
         };
-        self.held.insert(outcome.lease_id.clone(), Held::Finished { outcome, sent, about });
+        let (lease_id, outcome) = (outcome.lease_id.clone(), Box::new(outcome));
+        self.held.insert(lease_id, Held::Finished { outcome, sent, about });
     }
 
     /// An outcome was answered. None: there was none to answer.
     pub(super) fn acknowledge(&mut self, lease_id: &str) -> Option<(Outcome, About)> {
         match self.held.remove(lease_id) {
-            Some(Held::Finished { outcome, about, .. }) => Some((outcome, about)),
+            Some(Held::Finished { outcome, about, .. }) => Some((*outcome, about)),
             Some(other) => {
                 self.held.insert(lease_id.to_owned(), other);
                 None
@@ -198,7 +204,7 @@ impl Ledger {
                 && (all || !*sent)
             {
                 *sent = true;
-                outcomes.push(outcome.clone());
+                outcomes.push((**outcome).clone());
             }
         }
         outcomes

@@ -8,6 +8,7 @@ mod handlers;
 mod ledger;
 mod link;
 mod outbox;
+mod publications;
 mod session;
 
 use std::{sync::Arc, time::Duration};

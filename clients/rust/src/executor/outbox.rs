@@ -11,7 +11,7 @@ use std::{
 
 use futures::Stream;
 use prost::Message;
-use stepwell_proto::v1::{Hello, Outcome, WorkRequest};
+use stepwell_proto::v1::{Hello, Outcome, Publish, WorkRequest};
 
 const FRAME_ITEMS_MAX: usize = 256;
 const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -22,6 +22,7 @@ pub(super) struct Outbox(Mutex<State>);
 struct State {
     hello: Option<Box<Hello>>,
     outcomes: VecDeque<Outcome>,
+    publish: VecDeque<Publish>,
     /// Leases whose handlers have made progress.
     progress: BTreeSet<String>,
     drain: bool,
@@ -38,6 +39,7 @@ impl Outbox {
         Arc::new(Self(Mutex::new(State {
             hello: Some(Box::new(hello)),
             outcomes: VecDeque::new(),
+            publish: VecDeque::new(),
             progress: BTreeSet::new(),
             drain: false,
             sign_of_life: false,
@@ -60,6 +62,10 @@ impl Outbox {
 
     pub(super) fn report(&self, outcomes: Vec<Outcome>) {
         self.change(|state| state.outcomes.extend(outcomes));
+    }
+
+    pub(super) fn publish(&self, publish: impl IntoIterator<Item = Publish>) {
+        self.change(|state| state.publish.extend(publish));
     }
 
     pub(super) fn progress(&self, leases: impl IntoIterator<Item = String>) {
@@ -111,29 +117,33 @@ impl State {
         if let Some(hello) = self.hello.take() {
             return Some(WorkRequest { hello: Some(*hello), ..Default::default() });
         }
-        let outcomes = self.frame();
+        // What a handler published before it ended is said first.
+        let publish = frame(&mut self.publish);
+        let outcomes = if self.publish.is_empty() { frame(&mut self.outcomes) } else { Vec::new() };
         let drain = std::mem::take(&mut self.drain);
         let sign_of_life = std::mem::take(&mut self.sign_of_life);
         let progress = self.some_progress();
-        let wanted = !outcomes.is_empty() || !progress.is_empty() || drain || sign_of_life;
-        wanted.then(|| WorkRequest { outcomes, progress, drain, ..Default::default() })
+        let items = !outcomes.is_empty() || !publish.is_empty() || !progress.is_empty();
+        let wanted = items || drain || sign_of_life;
+        wanted.then(|| WorkRequest { outcomes, publish, progress, drain, ..Default::default() })
     }
 
     fn some_progress(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.progress.pop_first()).take(FRAME_ITEMS_MAX).collect()
     }
+}
 
-    fn frame(&mut self) -> Vec<Outcome> {
-        let (mut items, mut bytes) = (0, 0);
-        for outcome in self.outcomes.iter().take(FRAME_ITEMS_MAX) {
-            bytes += outcome.encoded_len();
-            if items > 0 && bytes > FRAME_BYTES_MAX {
-                break;
-            }
-            items += 1;
+/// As many as fit into a frame.
+fn frame<M: Message>(waiting: &mut VecDeque<M>) -> Vec<M> {
+    let (mut items, mut bytes) = (0, 0);
+    for message in waiting.iter().take(FRAME_ITEMS_MAX) {
+        bytes += message.encoded_len();
+        if items > 0 && bytes > FRAME_BYTES_MAX {
+            break;
         }
-        self.outcomes.drain(..items).collect()
+        items += 1;
     }
+    waiting.drain(..items).collect()
 }
 
 #[cfg(test)]
@@ -166,6 +176,21 @@ mod tests {
         assert_eq!(frames, [256, 45, 1, 1, 1]);
         outbox.close();
         assert_eq!(next(&mut messages), Some(None));
+    }
+
+    #[test]
+    fn what_is_published_goes_before_outcomes() {
+        let outbox = Outbox::new(Hello::default());
+        let mut messages = outbox.messages();
+        assert!(next(&mut messages).is_some());
+        outbox.report(vec![outcome(1)]);
+        outbox.publish((1..=300).map(|number| Publish { number, ..Publish::default() }));
+        let sizes = || {
+            let frame = next(&mut messages)??;
+            Some((frame.publish.len(), frame.outcomes.len()))
+        };
+        let sizes: Vec<_> = std::iter::from_fn(sizes).collect();
+        assert_eq!(sizes, [(256, 0), (44, 1)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::{collections::HashSet, future::pending, pin::pin, time::Duration};
 
 use stepwell_proto::v1::{
-    Ack, ErrorReason, Hello, Lease, Outcome, Welcome, WorkResponse, outcome::Kind,
+    Ack, ErrorReason, Hello, Lease, Outcome, Publish, Welcome, WorkResponse, outcome::Kind,
 };
 use stepwell_trace::TraceContext;
 use tokio::{
@@ -22,6 +22,7 @@ use super::{
     attempt::{self, Ended, STOP_GRACE},
     ledger::{About, Ending, Ledger, Waiting},
     link::{Link, Signal},
+    publications::{Publications, Wish},
 };
 use crate::{error::Error, limits::after};
 
@@ -29,6 +30,8 @@ use crate::{error::Error, limits::after};
 const ACKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Signs of progress that wait to be told; more are dropped, for their handlers make others.
 const PROGRESS_MAX: usize = 1024;
+/// Wishes to publish that wait to be taken; then handlers wait.
+const WISHES_MAX: usize = 64;
 const DRAINING: &str = "the executor drains";
 
 pub(super) struct Session {
@@ -42,6 +45,9 @@ pub(super) struct Session {
     report: Report,
     /// Leases whose handlers make progress, from their contexts.
     progress: (mpsc::Sender<String>, mpsc::Receiver<String>),
+    /// What handlers want to publish, from their contexts.
+    wishes: (mpsc::Sender<Wish>, mpsc::Receiver<Wish>),
+    publications: Publications,
 }
 
 /// The end of an executor: what it waits for, and until when.
@@ -60,6 +66,7 @@ enum Wake {
     Leaving(Signal),
     Ended(Result<Ended, JoinError>),
     Progress(String),
+    Wish(Wish),
     Shutdown,
     Late,
 }
@@ -74,6 +81,8 @@ impl Session {
             drain: None,
             report: Report::default(),
             progress: mpsc::channel(PROGRESS_MAX),
+            wishes: mpsc::channel(WISHES_MAX),
+            publications: Publications::default(),
             executor,
         }
     }
@@ -88,6 +97,7 @@ impl Session {
                 signal = next(&mut self.leaving) => Wake::Leaving(signal),
                 Some(ended) = self.attempts.join_next() => Wake::Ended(ended),
                 Some(lease_id) = self.progress.1.recv() => Wake::Progress(lease_id),
+                Some(wish) = self.wishes.1.recv(), if self.publications.has_room() => Wake::Wish(wish),
                 () = shutdown.as_mut(), if !told => Wake::Shutdown,
                 () = until(late) => Wake::Late,
             };
@@ -96,6 +106,7 @@ impl Session {
                 Wake::Leaving(signal) => self.on_leaving(signal),
                 Wake::Ended(ended) => self.on_ended(ended),
                 Wake::Progress(lease_id) => self.on_progress(lease_id),
+                Wake::Wish(wish) => self.on_wish(wish),
                 Wake::Shutdown => {
                     told = true;
                     self.begin_drain(after(self.executor.grace));
@@ -207,6 +218,7 @@ impl Session {
         let held: HashSet<String> = self.ledger.ids().into_iter().collect();
         let ended = welcome.adopted_leases.iter().filter(|id| !held.contains(*id));
         outcomes.extend(ended.map(|id| attempt::hand_back(id.clone(), "ended before")));
+        self.publish(self.publications.unanswered());
         self.send(outcomes);
         if self.drain.is_some() {
             self.link.outbox().expect("was welcomed").drain();
@@ -217,12 +229,16 @@ impl Session {
         for cancel in &message.cancels {
             self.void(&cancel.lease_id);
         }
+        for ack in &message.published {
+            self.publications.answer(ack.clone());
+        }
         for ack in &message.acks {
             self.on_ack(ack);
         }
     }
 
     fn void(&mut self, lease_id: &str) {
+        self.publications.forget(lease_id);
         if let Some(About { step, attempt, trace }) = self.ledger.void(lease_id) {
             let trace_id = trace.map(TraceContext::trace_id);
             tracing::debug!(%step, attempt, trace_id, "lease is void");
@@ -285,7 +301,14 @@ impl Session {
             let deadline = attempt::deadline(&lease, at);
             let client = self.executor.client.clone();
             let (cancelled, progress) = (stop.child_token(), self.progress.0.clone());
-            let step = StepContext::new(lease, deadline, cancelled, client, progress);
+            let step = StepContext::new(
+                lease,
+                deadline,
+                cancelled,
+                client,
+                progress,
+                self.wishes.0.clone(),
+            );
             self.attempts.spawn(attempt::run(handler.clone(), step, deadline, stop));
         }
         self.finish(unknown);
@@ -301,16 +324,35 @@ impl Session {
         }
     }
 
+    /// A handler wants to publish. Without a stream that is said on the next one.
+    fn on_wish(&mut self, wish: Wish) {
+        // Of a lease that is over meanwhile nothing is published: the handler is told by the answer that
+        // never comes.
+        if self.ledger.runs(&wish.lease_id) {
+            let publish = self.publications.add(wish);
+            self.publish(vec![publish]);
+        }
+    }
+
+    fn publish(&self, publish: Vec<Publish>) {
+        if let Some(outbox) = self.outbox()
+            && !publish.is_empty()
+        {
+            outbox.publish(publish);
+        }
+    }
+
     /// Handlers ended: this one, and whichever others have by now.
     fn on_ended(&mut self, first: Result<Ended, JoinError>) {
         let mut outcomes = Vec::new();
         let mut next = Some(first);
         while let Some(ended) = next {
             // Attempts catch panics, so an error only says that the runtime goes down.
-            if let Ok(Ended { lease_id, outcome }) = ended
-                && self.ledger.end(&lease_id) == Ending::Wanted
-            {
-                outcomes.push(outcome);
+            if let Ok(Ended { lease_id, outcome }) = ended {
+                self.publications.forget(&lease_id);
+                if self.ledger.end(&lease_id) == Ending::Wanted {
+                    outcomes.push(outcome);
+                }
             }
             next = self.attempts.try_join_next();
         }

@@ -10,12 +10,9 @@ use stepwell_proto::{
         Subscription, SubscriptionText, WebhookDelivery, delivery::Kind,
     },
 };
+use stepwell_rule::{DURATION_MAX, Fault, NAMESPACE_DEFAULT, bounded, quoted, suggestion};
 use stepwell_store::{Applied, NewSubscription, Outcome, PARTITIONS_MAX, SUBSCRIPTIONS_MAX, Store};
-use stepwell_yaml::{
-    Fields, Node, Reader, START, Value,
-    rule::{DURATION_MAX, Fault, NAMESPACE_DEFAULT, bounded, quoted, suggestion},
-    told,
-};
+use stepwell_yaml::{Fields, Node, Reader, START, Value, told};
 
 use super::request::{ATTEMPTS_MAX, described};
 use crate::{courier::Ways, filter::Filter};
@@ -65,7 +62,8 @@ pub(crate) async fn apply(
     texts: &[SubscriptionText],
     prune: bool,
 ) -> Result<Vec<AppliedSubscription>, Refusal> {
-    let mut declared = read(ways, texts)?;
+    let known = store.event_type_names(&[]).await?;
+    let mut declared = read(ways, &known, texts)?;
     let (mut latest, mut earliest) = (None, None);
     for of in &mut declared {
         let known = if of.earliest { &mut earliest } else { &mut latest };
@@ -118,8 +116,12 @@ fn refused(of: &Declared, reason: ErrorReason, what: &str) -> Refusal {
         .with_violations(vec![fault])
 }
 
-/// Reads all texts; all their faults.
-fn read(ways: &Ways, texts: &[SubscriptionText]) -> Result<Vec<Declared>, Refusal> {
+/// Reads all texts; all their faults. `known`: the custom events that there are.
+fn read(
+    ways: &Ways,
+    known: &[String],
+    texts: &[SubscriptionText],
+) -> Result<Vec<Declared>, Refusal> {
     let most = usize::try_from(SUBSCRIPTIONS_MAX).unwrap_or(usize::MAX);
     if texts.len() > most {
         return Err(Refusal::field("texts", format!("at most {most} are allowed")));
@@ -135,7 +137,7 @@ fn read(ways: &Ways, texts: &[SubscriptionText]) -> Result<Vec<Declared>, Refusa
         let source =
             if text.source.is_empty() { format!("texts[{i}]") } else { text.source.clone() };
         let mut reader = Reader::default();
-        let declared = read_one(ways, &mut reader, &text.yaml);
+        let declared = read_one(ways, known, &mut reader, &text.yaml);
         let (found, places) = reader.done();
         faults.extend(told(found).into_iter().map(|(at, what)| (format!("{source}: {at}"), what)));
         for (path, new, earliest) in declared {
@@ -155,7 +157,12 @@ fn read(ways: &Ways, texts: &[SubscriptionText]) -> Result<Vec<Declared>, Refusa
 }
 
 /// The subscriptions of one text: the path of each, what it is, and whether it starts with the oldest event.
-fn read_one(ways: &Ways, reader: &mut Reader, text: &str) -> Vec<(String, NewSubscription, bool)> {
+fn read_one(
+    ways: &Ways,
+    known: &[String],
+    reader: &mut Reader,
+    text: &str,
+) -> Vec<(String, NewSubscription, bool)> {
     if text.len() > BYTES_MAX {
         let what = format!("has {} bytes; at most {BYTES_MAX} are allowed", text.len());
         reader.fault("", START, what);
@@ -177,7 +184,8 @@ fn read_one(ways: &Ways, reader: &mut Reader, text: &str) -> Vec<(String, NewSub
         scope.0 = NAMESPACE_DEFAULT.to_owned();
     }
     let items = reader.items(&fields, "subscriptions");
-    items.into_iter().map(|(path, node)| subscription(ways, reader, path, node, &scope)).collect()
+    let read = |(path, node)| subscription(ways, known, reader, path, node, &scope);
+    items.into_iter().map(read).collect()
 }
 
 /// A definition has a name.
@@ -188,6 +196,7 @@ fn is_definition(root: &Node) -> bool {
 
 fn subscription(
     ways: &Ways,
+    known: &[String],
     reader: &mut Reader,
     path: String,
     node: &Node,
@@ -226,7 +235,7 @@ fn subscription(
     }
     let mut faults = Vec::new();
     let new = described(ways, &path, sent, &mut faults);
-    if let Err(refusal) = Filter::read(filter) {
+    if let Err(refusal) = Filter::among(filter, known) {
         let violations = refusal.violations.into_iter();
         faults.extend(violations.map(|(field, what)| (format!("{path}.{field}"), what)));
     }
@@ -281,7 +290,7 @@ mod tests {
     }
 
     fn declared(texts: &[SubscriptionText]) -> Result<Vec<Declared>, Refusal> {
-        read(&Ways::new(Hosts::default()).unwrap(), texts)
+        read(&Ways::new(Hosts::default()).unwrap(), &["payment.captured".to_owned()], texts)
     }
 
     fn faults(yaml: &str) -> Vec<String> {

@@ -119,7 +119,7 @@ pub(crate) async fn create(
     let mut faults = Faults::new();
     let new = described(ways, "subscription", sent, &mut faults);
     refuse(faults)?;
-    Filter::read(new.filter.clone())?;
+    Filter::check(store, new.filter.clone()).await?;
     let place = match request.start {
         None => Place::Latest,
         Some(create::Start::AfterCursor(cursor)) => Place::After(cursor),
@@ -202,7 +202,7 @@ pub(crate) async fn update(
     configured("config", request.config.as_deref().unwrap_or_default(), &mut faults);
     refuse(faults)?;
     if let Some(filter) = &request.filter {
-        Filter::read(filter.clone())?;
+        Filter::check(store, filter.clone()).await?;
     }
     let place = request.seek.map(|seek| match seek {
         update::Seek::AfterCursor(cursor) => Place::After(cursor),

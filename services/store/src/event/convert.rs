@@ -5,9 +5,9 @@ use stepwell_proto::{
     catalog::event_type_by_number,
     id::step_id,
     v1::{
-        Event, State, StepCancelled, StepCompleted, StepExecutionRequested, StepFailed,
-        StepLeaseReturned, StepResolvedManually, StepRetryRequested, StepUnserved, StepUpdated,
-        TaskCancelled, TaskCompleted, TaskFailed, TaskInitializeRequested, TaskPaused,
+        CustomEvent, Event, State, StepCancelled, StepCompleted, StepExecutionRequested,
+        StepFailed, StepLeaseReturned, StepResolvedManually, StepRetryRequested, StepUnserved,
+        StepUpdated, TaskCancelled, TaskCompleted, TaskFailed, TaskInitializeRequested, TaskPaused,
         TaskResolvedManually, TaskResumed, TaskRetryRequested, TaskStartRequested, TaskUpdated,
         event::Detail,
     },
@@ -15,20 +15,29 @@ use stepwell_proto::{
 use stepwell_trace::TraceContext;
 
 use super::EventRow;
-use crate::{Error, Note, StoredDefinition, StoredFailure, definition::timestamp};
+use crate::{
+    Error, Note, StoredDefinition, StoredFailure, definition::timestamp, publish::custom_of_text,
+};
+
+/// Of a step, and of a task.
+const CUSTOM: [u32; 2] = [100, 101];
 
 /// The event of a row, but for its correlation id.
 pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> {
     let number = u32::try_from(row.r#type).unwrap_or(0);
-    let Some(of_type) = event_type_by_number(number) else {
-        return Err(Error::Inconsistent(format!("event {} has type {number}", row.position)));
+    let wrong = || Error::Inconsistent(format!("event {} has type {number}", row.position));
+    let (name, detail) = if CUSTOM.contains(&number) {
+        custom(row).ok_or_else(wrong)?
+    } else {
+        let of_type = event_type_by_number(number).ok_or_else(wrong)?;
+        (of_type.name.to_owned(), detail(row, number, stored)?)
     };
     let task_id = row.uid.to_string();
     let step = row.no.and_then(|no| stored.step(no));
     let definition = &stored.definition;
     Ok(Event {
         position: row.position,
-        name: of_type.name.to_owned(),
+        name,
         step_id: row.no.map(|no| step_id(&task_id, no)).unwrap_or_default(),
         task_id,
         at: Some(timestamp(row.at)),
@@ -42,8 +51,16 @@ pub fn event(row: &EventRow, stored: &StoredDefinition) -> Result<Event, Error> 
         ordinal: 0,
         traceparent: row.trace.as_deref().map(traceparent).unwrap_or_default(),
         correlation_id: String::new(),
-        detail: Some(detail(row, number, stored)?),
+        detail: Some(detail),
     })
+}
+
+/// Name and detail of a custom event.
+fn custom(row: &EventRow) -> Option<(String, Detail)> {
+    let (name, version, data) = custom_of_text(row.text.as_deref()?)?;
+    let data = data.to_owned();
+    let custom = CustomEvent { version, data, data_omitted: false };
+    Some((name.to_owned(), Detail::CustomEvent(custom)))
 }
 
 fn state(number: i16) -> State {

@@ -205,3 +205,43 @@ proptest! {
         drop(from_yaml(&format!("name: d\nsteps:\n  - {text}")));
     }
 }
+
+fn publishing(steps: &[&[(&str, &str)]]) -> Definition {
+    let steps = steps.iter().enumerate().map(|(i, types)| {
+        let spec = |(name, schema): &(&str, &str)| {
+            let (name, schema) = ((*name).to_owned(), (*schema).to_owned());
+            EventTypeSpec { name, schema, ..EventTypeSpec::default() }
+        };
+        let publishes = types.iter().map(spec).collect();
+        StepTemplate { publishes, ..step(&format!("s{i}"), &[]) }
+    });
+    definition(steps.collect())
+}
+
+#[test]
+fn what_steps_publish_is_bounded_and_said_once() {
+    let twice = publishing(&[&[("a.b", "")], &[("a.b", "")]]);
+    let filled = from_message(twice).unwrap();
+    assert_eq!(filled.steps[1].publishes[0].version, 1);
+    let unlike = publishing(&[&[("a.b", "")], &[("a.b", "{}")]]);
+    assert_eq!(paths(unlike), ["steps[1].publishes[0]"]);
+    let wrong = publishing(&[&[("a.b", ""), ("step.b", ""), ("a.c", r#"{"type": 3}"#)]]);
+    assert_eq!(paths(wrong), ["steps[0].publishes[1].name", "steps[0].publishes[2].schema.type"]);
+    let names: Vec<String> = (0..120).map(|i| format!("a.b{i}")).collect();
+    let types: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    assert_eq!(paths(publishing(&[&types[..21]])), ["steps[0].publishes"]);
+    let many: Vec<&[(&str, &str)]> = types.chunks(20).collect();
+    assert!(from_message(publishing(&many[..5])).is_ok());
+    assert_eq!(paths(publishing(&many)), ["steps"]);
+}
+
+#[test]
+fn a_type_that_may_not_be_changed_is_refused_at_the_step_that_publishes_it() {
+    let definition = from_message(publishing(&[&[], &[("a.c", ""), ("a.b", "")]])).unwrap();
+    let refusal = Refusal::new(ErrorReason::EventTypeChanged, "changed")
+        .with("name", "a.b")
+        .with("version", "1")
+        .with_violations(vec![("schema.type".into(), "is narrower".into())]);
+    let placed = placed(&definition, refusal);
+    assert_eq!(placed.violations[0].0, "steps[1].publishes[1].schema.type");
+}

@@ -218,3 +218,33 @@ fn a_flood_of_faults_is_cut() {
     assert!(refusal.violations.len() <= 102, "{}", refusal.violations.len());
     assert!(refusal.message.len() < 40_000);
 }
+
+#[test]
+fn what_a_step_publishes_is_read_and_its_faults_have_line_and_path() {
+    let text = "\
+name: d
+steps:
+  - name: a
+    publishes:
+      - {name: order.paid, version: 2, schema: {type: object}, example: {n: 1}}
+      - name: order.sent
+        description: It is under way.
+";
+    let publishes = from_yaml(text).unwrap().steps.remove(0).publishes;
+    let [paid, sent] = &publishes[..] else { panic!("{publishes:?}") };
+    assert_eq!((paid.name.as_str(), paid.version), ("order.paid", 2));
+    assert_eq!(
+        (paid.schema.as_str(), paid.example.as_str()),
+        (r#"{"type":"object"}"#, r#"{"n":1}"#)
+    );
+    assert_eq!((sent.version, sent.description.as_str()), (1, "It is under way."));
+    for (from, to, at, path) in [
+        ("order.sent", "sent", "6:15", "steps[0].publishes[1].name"),
+        ("description", "descripton", "7:9", "steps[0].publishes[1].descripton"),
+        ("type: object", "type: objekt", "5:55", "steps[0].publishes[0].schema.type"),
+        ("version: 2", "version: 0", "5:37", "steps[0].publishes[0].version"),
+    ] {
+        let (told, what) = fault(&text.replace(from, to));
+        assert_eq!(told, format!("{path} at {at}"), "{what}");
+    }
+}

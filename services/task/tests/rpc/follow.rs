@@ -59,7 +59,13 @@ impl Runner {
         slots.push(self.queues[step], [1]);
         let claimed = self.writer.claim(&slots, &HashMap::new(), self.node).await.unwrap();
         let lease = claimed.leases[0];
-        let report = Report { step: lease.step, token: lease.token, ending, text: text.into() };
+        let report = Report {
+            step: lease.step,
+            token: lease.token,
+            ending,
+            text: text.into(),
+            events: Vec::new(),
+        };
         let settled =
             self.writer.settle(&[report], &ChildSlots::default(), self.node, None).await.unwrap();
         assert_eq!(settled.accepted, [true]);

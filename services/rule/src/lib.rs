@@ -1,7 +1,15 @@
-//! The rules that names, versions and durations obey, wherever they come from, and how a breach
-//! is told. Pure.
+//! The rules that names, versions, durations, schemas and custom events obey, wherever they come from, and
+//! how a breach is told. Pure, but for `publish`, which looks up the types of events.
+
+mod change;
+mod event_type;
+mod publish;
+pub mod schema;
 
 use std::time::Duration;
+
+pub use event_type::{check_event_type, is_event_name, is_event_prefix, judge};
+pub use publish::{Refused, Types};
 
 /// Most bytes of a name.
 pub const NAME_BYTES_MAX: usize = 64;

@@ -1,23 +1,16 @@
-//! JSON Schema: whether a schema is one, and whether a context fits it. Nothing is fetched, and
+//! JSON Schema: whether a schema is one, and whether a context or an event fits it. Nothing is fetched, and
 //! patterns run in time linear to the text.
-
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
-use stepwell_store::StoredDefinition;
+use stepwell_proto::json;
 
-use crate::rule::Fault;
+use crate::Fault;
 
 /// Most violations that are listed.
 const VIOLATIONS_MAX: usize = 50;
 /// A message is cut after this many bytes.
 const MESSAGE_BYTES_MAX: usize = 300;
-/// Most compiled schemas that are kept.
-const KEPT_MAX: usize = 1_000;
 
 /// Compiles a schema, or says where it is wrong (a JSON pointer) and why.
 pub fn compile(schema: &Value) -> Result<Validator, Fault> {
@@ -49,38 +42,26 @@ fn cut(mut message: String) -> String {
     message
 }
 
-/// Compiled schemas by definition, up to a bound; past it some are forgotten and compiled again.
-#[derive(Default)]
-pub struct Validators(Mutex<HashMap<i32, Arc<Validator>>>);
+/// A JSON pointer as the rest of a path.
+pub fn dotted(pointer: &str) -> String {
+    let segments = pointer.split('/').skip(1).map(|segment| match segment.parse::<usize>() {
+        Ok(index) => format!("[{index}]"),
+        Err(_) => format!(".{}", segment.replace("~1", "/").replace("~0", "~")),
+    });
+    segments.collect()
+}
 
-impl Validators {
-    /// The definition's validator; none: it takes any object.
-    pub fn of(&self, stored: &StoredDefinition) -> Option<Arc<Validator>> {
-        if stored.definition.context_schema.is_empty() {
-            return None;
-        }
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&stored.id).cloned();
-        kept.or_else(|| self.compile(stored))
+/// What is wrong with the text of a schema: the rest of a path, and why. It is an object, and compiles.
+pub fn text_fault(text: &str, bytes_max: usize) -> Option<Fault> {
+    if let Err(fault) = json::check_object(text, bytes_max) {
+        return Some((String::new(), fault.to_string()));
     }
-
-    fn compile(&self, stored: &StoredDefinition) -> Option<Arc<Validator>> {
-        let schema = serde_json::from_str(&stored.definition.context_schema).ok()?;
-        let validator = match compile(&schema) {
-            Ok(validator) => Arc::new(validator),
-            Err((pointer, what)) => {
-                // It was compiled when it was registered, by an earlier build perhaps.
-                tracing::error!(definition = stored.id, pointer, what, "schema does not compile");
-                return None;
-            }
-        };
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT_MAX
-            && let Some(id) = kept.keys().next().copied()
-        {
-            kept.remove(&id);
+    match serde_json::from_str(text) {
+        Err(error) => Some((String::new(), format!("cannot be read: {error}"))),
+        Ok(schema) => {
+            let (pointer, what) = compile(&schema).err()?;
+            Some((dotted(&pointer), what))
         }
-        kept.insert(stored.id, Arc::clone(&validator));
-        Some(validator)
     }
 }
 
