@@ -101,7 +101,7 @@ struct Shared {
 }
 
 impl Receiver {
-    async fn start(answers: impl Fn(&Came) -> Answer + Send + Sync + 'static) -> Self {
+    fn start(answers: impl Fn(&Came) -> Answer + Send + Sync + 'static) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let answers: Answers = Arc::new(answers);
         Self::at(any, watch::Sender::new(Vec::new()), Arc::new(Mutex::new(answers)))
@@ -318,8 +318,7 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
             _ => Answer::Take,
         },
         _ => Answer::Take,
-    })
-    .await;
+    });
     let bad = Subscription { partitions: 4, ..to("bad", &receiver.url("/bad")) };
     create(&world, bad).await;
     create(&world, to("good", &receiver.url("/good"))).await;
@@ -351,7 +350,7 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_sent_is_a_cloud_event_that_another_implementation_verifies() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let config = r#"{"channel":"ops"}"#.to_owned();
     create(&world, Subscription { config, ..to("s", &receiver.url("/a?b=c")) }).await;
     let tasks = tasks(&world, 1).await;
@@ -413,7 +412,7 @@ fn verified_as_the_document_says(came: &Came) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_dies_and_an_event_service_that_is_killed_lose_nothing() {
     let mut world = world(2).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let subscription = Subscription { partitions: 2, ..to("s", &receiver.url("/s")) };
     create(&world, subscription).await;
     tasks(&world, 3).await;
@@ -441,8 +440,7 @@ async fn an_event_that_is_never_taken_is_parked_with_its_task_and_replayed_when_
     let receiver = Receiver::start(move |came| match came.task() == refused {
         true => Answer::Status(410),
         false => Answer::Take,
-    })
-    .await;
+    });
     create(&world, Subscription { max_attempts: 2, ..to("s", &receiver.url("/s")) }).await;
     let others = tasks(&world, 2).await;
     let all = positions(&world).await;
@@ -467,7 +465,7 @@ async fn an_event_that_is_never_taken_is_parked_with_its_task_and_replayed_when_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_sent_where_it_may_not_go_and_nobody_else_reads_what_is_delivered() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let attempt = |subscription: Subscription| {
         let client = world.client.clone();
         async move {
@@ -569,7 +567,7 @@ fn outcomes(answer: v1::ApplySubscriptionsResponse) -> Vec<(String, ApplyOutcome
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let apply = |yaml: String, prune: bool| {
         let texts = vec![SubscriptionText { source: "a.yaml".into(), yaml }];
         world.client.apply_subscriptions(ApplySubscriptionsRequest { texts, prune })
@@ -626,7 +624,7 @@ async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_inside_a_definition_is_applied_with_it_and_has_only_its_tasks() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     tasks(&world, 1).await;
     let yaml = format!(
         "name: two\nsteps: [{{name: a}}]\nsubscriptions:\n  - name: of-two\n    events: [task.completed]\n    \

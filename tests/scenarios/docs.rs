@@ -26,6 +26,7 @@ fn every_test_that_a_document_names_is_there() {
         "docs/limits.md",
         "docs/reading.md",
         "docs/subscriptions.md",
+        "docs/webhooks.md",
         "ARCHITECTURE.md",
         "tests/verbs/life.rs",
     ] {

@@ -77,6 +77,7 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
         world.define(definition).await;
     }
     let running = world.run(executor(&world));
+    subscriptions(&world).await;
     let mut feed = world.feed(Start::Latest).await;
     let waits = run_seven(&world).await;
     let events = until(&mut feed, |event| event.name == "task.cancelled").await;
@@ -125,6 +126,7 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     })
     .await;
     counted(&event);
+    let event = told(&addresses.event[0]).await;
     assert_eq!(event.sum("stepwell_subscriber_open", &[]), 1.0);
     assert_eq!(event.sum("stepwell_subscriber_lag_events", &[]), 0.0);
     let delivered = event.sum("stepwell_event_delivered_total", &[]);
@@ -139,6 +141,44 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     documents::agree(&task.and(&step).and(&event).and(&waits));
     running.stop().await;
     check(&mut connection).await;
+}
+
+/// Two whose events event-service takes itself: one counts them, one writes those of tasks to the log.
+async fn subscriptions(world: &World) {
+    let declared = "
+subscriptions:
+  - {name: a, deliver: {metrics: {}}}
+  - {name: b, events: [task.completed], deliver: {log: {}}}
+";
+    let text = v1::SubscriptionText { source: "test".into(), yaml: declared.into() };
+    let request = v1::ApplySubscriptionsRequest { texts: vec![text], prune: false };
+    world.client.apply_subscriptions(request).await.unwrap();
+}
+
+/// What was delivered of the seven tasks, once all of it was.
+async fn told(event: &str) -> Scrape {
+    let scrape = Scrape::until(event, |scrape| {
+        let of = |event| [("subscription", "a"), ("event", event)];
+        scrape.sum("stepwell_subscription_events_total", &of("task.cancelled")) == 1.0
+            && scrape.sum("stepwell_subscription_events_total", &of("step.cancelled")) == 1.0
+            && scrape.sum("stepwell_delivery_attempts_total", &[("way", "log")]) == 4.0
+    })
+    .await;
+    for (event, last, n) in [
+        ("task.completed", "none", 4.0),
+        ("task.failed", "none", 2.0),
+        ("step.completed", "none", 8.0),
+        ("step.failed", "true", 2.0),
+        ("step.failed", "false", 2.0),
+    ] {
+        let labels = [("event", event), ("final", last)];
+        assert_eq!(scrape.sum("stepwell_subscription_events_total", &labels), n, "{labels:?}");
+    }
+    let hang = [("step", "hang"), ("event", "step.failed")];
+    assert!(scrape.sum("stepwell_subscription_ran_seconds_sum", &hang) >= 0.3);
+    assert_eq!(scrape.sum("stepwell_subscription_task_steps_sum", &[("definition", "d")]), 10.0);
+    assert_eq!(scrape.sum("stepwell_delivery_attempts_total", &[("taken", "false")]), 0.0);
+    scrape
 }
 
 /// What the log has of the seven tasks.

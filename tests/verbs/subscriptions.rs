@@ -5,7 +5,8 @@ use std::time::Duration;
 use sqlx::{Connection, Executor};
 use stepwell_proto::v1::EventFilter;
 use stepwell_store::{
-    Acked, Held, Holding, Made, Nack, Nacked, NewSubscription, Standing, SubscriptionChange, Taker,
+    Acked, Applied, Held, Holding, Made, Nack, Nacked, NewSubscription, Outcome, Standing,
+    SubscriptionChange, Taker,
 };
 use stepwell_tests::Rows;
 use uuid::Uuid;
@@ -203,4 +204,84 @@ async fn no_more_events_are_kept_than_may_and_the_partition_waits() {
     assert_eq!(rows.store.replay_parked("s", &[], true).await.unwrap(), Some(10_000));
     let nacked = rows.store.nack_event(&nack(epoch, log[0].0, 4)).await.unwrap();
     assert!(matches!(nacked, Nacked::Done { parked: true, .. }), "{nacked:?}");
+}
+
+#[tokio::test]
+async fn of_two_who_apply_at_once_one_makes_a_subscription_and_the_other_finds_it() {
+    let rows = Rows::new().await;
+    let all = [new(2, true)];
+    let (first, second) = tokio::join!(
+        rows.store.apply_subscriptions(&all, false),
+        rows.store.apply_subscriptions(&all, true)
+    );
+    let mut outcomes = Vec::new();
+    for applied in [first.unwrap(), second.unwrap()] {
+        let Applied::Done(of, pruned) = applied else { panic!("{applied:?}") };
+        assert_eq!(pruned, [""; 0]);
+        outcomes.extend(of);
+    }
+    outcomes.sort_unstable_by_key(|outcome| *outcome != Outcome::Created);
+    assert_eq!(outcomes, [Outcome::Created, Outcome::Unchanged]);
+}
+
+#[tokio::test]
+async fn a_declared_subscription_that_changes_keeps_its_places_and_loses_its_reader() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    rows.create_many(&definition, 10).await;
+    let apply = async |new: NewSubscription| rows.store.apply_subscriptions(&[new], false).await;
+    let changed = |applied| assert_eq!(applied, Applied::Done(vec![Outcome::Changed], Vec::new()));
+    apply(new(1, true)).await.unwrap();
+    let stored = rows.store.subscription("s").await.unwrap().unwrap();
+    let first = take(&rows, &taker(stored.id, "a", 1), 1).await[0];
+    rows.store.ack_events("s", 0, first.epoch, 3, &[]).await.unwrap();
+    let filter = EventFilter { names: vec!["task.*".into()], ..EventFilter::default() };
+    changed(apply(NewSubscription { filter: filter.clone(), ..new(1, true) }).await.unwrap());
+    let acked = rows.store.ack_events("s", 0, first.epoch, 5, &[]).await.unwrap();
+    assert!(matches!(acked, Acked::Fenced(_)), "{acked:?}");
+    let again = take(&rows, &taker(stored.id, "b", 2), 1).await[0];
+    assert_eq!(again.place, 3);
+    let now = rows.store.subscription("s").await.unwrap().unwrap();
+    assert_eq!((now.filter, now.revision), (filter, stored.revision + 1));
+    // More partitions: all go on where the one was, unless something is parked.
+    changed(apply(new(3, true)).await.unwrap());
+    let places = async || {
+        let of = rows.store.partitions(stored.id).await.unwrap().into_iter();
+        of.map(|of| (of.no, of.place)).collect::<Vec<_>>()
+    };
+    assert_eq!(places().await, [(0, 3), (1, 3), (2, 3)]);
+    let taken = take(&rows, &taker(stored.id, "c", 3), 3).await;
+    rows.store.ack_events("s", 2, taken[2].epoch, 7, &[]).await.unwrap();
+    changed(apply(new(2, true)).await.unwrap());
+    assert_eq!(places().await, [(0, 3), (1, 3)], "the one furthest behind counts");
+    let taken = take(&rows, &taker(stored.id, "d", 4), 2).await;
+    let position = positions(&rows).await[4].0;
+    for attempt in [1, 2] {
+        let epoch = if attempt == 1 {
+            taken[0].epoch
+        } else {
+            rows.store.partitions(stored.id).await.unwrap()[0].epoch
+        };
+        rows.store.nack_event(&nack(epoch, position, attempt)).await.unwrap();
+    }
+    assert_eq!(apply(new(1, true)).await.unwrap(), Applied::Parked(0));
+    assert_eq!(places().await.len(), 2, "nothing was changed");
+}
+
+#[tokio::test]
+async fn declared_subscriptions_are_applied_all_or_none_and_what_others_made_is_not_theirs() {
+    let rows = Rows::new().await;
+    made(&rows, &new(1, true)).await;
+    let named = |name: &str| NewSubscription { name: name.into(), ..new(1, true) };
+    let applied = rows.store.apply_subscriptions(&[named("a"), named("s")], true).await.unwrap();
+    assert_eq!(applied, Applied::Other(1));
+    assert!(rows.store.subscription("a").await.unwrap().is_none());
+    let of_one = NewSubscription { namespace: "n".into(), definition: "d".into(), ..named("a") };
+    rows.store.apply_subscriptions(&[of_one, named("b")], false).await.unwrap();
+    let applied = rows.store.apply_subscriptions(&[named("b"), named("a")], false).await.unwrap();
+    assert_eq!(applied, Applied::Other(1), "it is of a definition");
+    let applied = rows.store.apply_subscriptions(&[], true).await.unwrap();
+    let pruned = vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(applied, Applied::Done(Vec::new(), pruned), "what was made otherwise stays");
+    assert!(rows.store.subscription("s").await.unwrap().is_some());
 }

@@ -176,6 +176,7 @@ fn way(delivery: Option<&Delivery>) -> &'static str {
     match delivery.and_then(|delivery| delivery.kind.as_ref()) {
         Some(Kind::Webhook(_)) => "webhook",
         Some(Kind::Log(_)) => "log",
+        Some(Kind::Metrics(_)) => "metrics",
         None if delivery.is_some() => "other",
         None => "readers",
     }

@@ -127,7 +127,7 @@ impl Couriers {
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
         let (out, stream) = mpsc::channel(RESPONSES_WAITING_MAX);
-        let opened = self.ways.open(&subscription);
+        let opened = self.ways.open(&subscription, &self.feed.metrics);
         let (name, ordered) = (subscription.name.clone(), subscription.ordered);
         let (feed, room) = (Arc::clone(&self.feed), Arc::clone(&self.room));
         async move {

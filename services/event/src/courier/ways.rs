@@ -1,6 +1,6 @@
 //! What deliveries say: checked, and opened for a courier.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use stepwell_outbound::{Clients, Hosts};
 use stepwell_proto::{
@@ -13,9 +13,10 @@ use url::Url;
 use super::{
     line,
     queue::{Failure, Parcel},
+    tally,
     webhook::{Secret, Webhook},
 };
-use crate::subscription::Faults;
+use crate::{metrics::Metrics, subscription::Faults};
 
 const URL_BYTES_MAX: usize = 2048;
 const SECRET_PREFIX: &str = "STEPWELL_SECRET_";
@@ -34,6 +35,7 @@ pub(crate) struct Ways {
 pub(super) enum Way {
     Webhook(Box<Webhook>),
     Line { name: String, config: String },
+    Tally { name: String, metrics: Arc<Metrics> },
 }
 
 impl Ways {
@@ -49,13 +51,13 @@ impl Ways {
     pub(crate) fn check(&self, path: &str, sent: Delivery, faults: &mut Faults) -> Delivery {
         let kind = match sent.kind {
             None => {
-                faults.push((path.into(), "must say how: `webhook` or `log`".into()));
+                faults.push((path.into(), "must say how: `webhook`, `log` or `metrics`".into()));
                 None
             }
             Some(Kind::Webhook(webhook)) => {
                 Some(Kind::Webhook(self.webhook(&format!("{path}.webhook"), webhook, faults)))
             }
-            log => log,
+            ours => ours,
         };
         Delivery { kind }
     }
@@ -81,11 +83,16 @@ impl Ways {
     }
 
     /// Opens what was checked before; or why it cannot be, here and now.
-    pub(super) fn open(&self, subscription: &StoredSubscription) -> Result<Way, String> {
+    pub(super) fn open(
+        &self,
+        subscription: &StoredSubscription,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Way, String> {
         let (name, config) = (subscription.name.clone(), subscription.config.clone());
         let kind = subscription.delivery.clone().unwrap_or_default().kind;
         match kind.ok_or("its delivery is of a kind that this build does not know")? {
             Kind::Log(_) => Ok(Way::Line { name, config }),
+            Kind::Metrics(_) => Ok(Way::Tally { name, metrics: Arc::clone(metrics) }),
             Kind::Webhook(WebhookDelivery { url: text, secret_env, timeout }) => {
                 let timeout = timeout.as_ref().and_then(time::duration);
                 Ok(Way::Webhook(Box::new(Webhook {
@@ -107,6 +114,7 @@ impl Way {
         match self {
             Self::Webhook(_) => "webhook",
             Self::Line { .. } => "log",
+            Self::Tally { .. } => "metrics",
         }
     }
 
@@ -116,6 +124,10 @@ impl Way {
             Self::Webhook(webhook) => webhook.post(parcel).await,
             Self::Line { name, config } => {
                 line::write(name, config, &parcel.event);
+                Ok(())
+            }
+            Self::Tally { name, metrics } => {
+                tally::count(metrics, name, &parcel.event);
                 Ok(())
             }
         }

@@ -7,7 +7,7 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         AppliedSubscription, ApplyOutcome, Delivery, ErrorReason, EventFilter, LogDelivery,
-        Subscription, SubscriptionText, WebhookDelivery, delivery::Kind,
+        MetricsDelivery, Subscription, SubscriptionText, WebhookDelivery, delivery::Kind,
     },
 };
 use stepwell_store::{Applied, NewSubscription, Outcome, PARTITIONS_MAX, SUBSCRIPTIONS_MAX, Store};
@@ -44,7 +44,7 @@ const SUBSCRIPTION: [&str; 15] = [
     "ack_deadline",
     "start",
 ];
-const WAYS: [&str; 2] = ["webhook", "log"];
+const WAYS: [&str; 3] = ["webhook", "log", "metrics"];
 const WEBHOOK: [&str; 3] = ["url", "secret_env", "timeout"];
 const STARTS: [&str; 2] = ["latest", "earliest"];
 
@@ -251,10 +251,15 @@ fn delivery(reader: &mut Reader, fields: &Fields<'_>) -> Option<Delivery> {
         reader.fields(&path, node, &[]);
         Kind::Log(LogDelivery {})
     });
-    if webhook.is_some() && log.is_some() {
+    let metrics = fields.get("metrics").map(|(path, node)| {
+        reader.fields(&path, node, &[]);
+        Kind::Metrics(MetricsDelivery {})
+    });
+    let mut kinds: Vec<Kind> = [webhook, log, metrics].into_iter().flatten().collect();
+    if kinds.len() > 1 {
         reader.fault(&path, node.at, "must have one way only");
     }
-    Some(Delivery { kind: webhook.or(log) })
+    Some(Delivery { kind: kinds.pop() })
 }
 
 /// A field of the contract as it is written here.
@@ -310,6 +315,7 @@ mod tests {
     max_attempts: 3
     start: earliest
   - {name: lines, deliver: {log: {}}}
+  - {name: figures, deliver: {metrics: {}}}
   - {name: read, ack_deadline: 5s}
 ",
         )])
@@ -330,7 +336,9 @@ mod tests {
         assert_eq!(webhook.timeout.unwrap().seconds, 3);
         let log = Delivery { kind: Some(Kind::Log(LogDelivery {})) };
         assert_eq!(all[1].new.delivery, Some(log));
-        assert!(all[2].new.delivery.is_none() && !all[2].new.disabled && !all[2].earliest);
+        let metrics = Delivery { kind: Some(Kind::Metrics(MetricsDelivery {})) };
+        assert_eq!(all[2].new.delivery, Some(metrics));
+        assert!(all[3].new.delivery.is_none() && !all[3].new.disabled && !all[3].earliest);
     }
 
     #[test]
@@ -382,6 +390,11 @@ subscriptions:
         ] {
             assert!(found.iter().any(|fault| fault.starts_with(wanted)), "{wanted}: {found:#?}");
         }
+        let both = "subscriptions: [{name: a, deliver: {log: {}, metrics: {}}}]";
+        assert_eq!(
+            faults(both),
+            ["a.yaml: subscriptions[0].deliver at 1:36 must have one way only"]
+        );
         assert_eq!(
             faults("subscription: []\n"),
             ["a.yaml: subscription at 1:1 is unknown; did you mean `subscriptions`?"]
