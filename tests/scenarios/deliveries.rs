@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    convert::Infallible,
     io::Write,
     net::SocketAddr,
     process::{Command, Stdio},
@@ -81,6 +82,8 @@ enum Answer {
     Take,
     Status(u16),
     With(u16, &'static str, String),
+    /// Takes it, and goes on answering for ever.
+    Drip,
     Hang,
 }
 
@@ -184,11 +187,15 @@ async fn take(
     };
     let answers = Arc::clone(&shared.answers.lock().unwrap());
     let answer = answers(&came);
-    came.taken = matches!(answer, Answer::Take);
+    came.taken = matches!(answer, Answer::Take | Answer::Drip);
     shared.came.send_modify(|all| all.push(came));
     let response = Response::builder();
     let response = match answer {
         Answer::Take => response.status(204),
+        Answer::Drip => {
+            let body = Body::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>());
+            return response.body(body).unwrap();
+        }
         Answer::Status(status) => response.status(status),
         Answer::With(status, name, value) => response.status(status).header(name, value),
         Answer::Hang => std::future::pending().await,
@@ -311,6 +318,7 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
     let receiver = Receiver::start(|came| match (came.path.as_str(), came.attempt()) {
         ("/good", _) => Answer::Take,
         (_, 1) => match came.kind().as_str() {
+            "task.initialize_requested" => Answer::Drip,
             "task.start_requested" => Answer::Status(500),
             "step.execution_requested" => Answer::Hang,
             "step.completed" => Answer::With(429, "retry-after", "3".into()),
@@ -335,6 +343,8 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
     assert!(receiver.came().iter().all(|came| came.path != "/elsewhere"), "nothing is redirected");
     // Whoever asks for time gets it.
     let bad: Vec<Came> = receiver.came().into_iter().filter(|came| came.path == "/bad").collect();
+    let drips = bad.iter().filter(|came| came.kind() == "task.initialize_requested");
+    assert_eq!(drips.count(), 3, "an answer without an end takes its event");
     let asked = bad.iter().filter(|came| came.kind() == "step.completed" && !came.taken);
     for asked in asked {
         let again = bad.iter().find(|came| came.position() == asked.position() && came.taken);

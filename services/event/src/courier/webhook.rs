@@ -19,6 +19,8 @@ use crate::cloud_event::{CONTENT_TYPE, CloudEvent};
 
 /// Bytes of an answer that are read: a connection with more to say is not used again.
 const ANSWER_BYTES_MAX: usize = 4 << 10;
+/// … and for how long: what matters came before.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// … that are quoted when it is a refusal.
 const QUOTED_BYTES_MAX: usize = 256;
 /// Bytes of a reason; what is stored has room for more.
@@ -51,22 +53,21 @@ struct Body<'a> {
 impl Webhook {
     /// Sends an event; it is taken if the answer is 2xx.
     pub(super) async fn post(&self, parcel: &Parcel) -> Result<(), Failure> {
-        match timeout(self.timeout, self.answered(parcel)).await {
-            Ok(ended) => ended,
-            Err(_) => Err(failed(format!("no answer within {:?}", self.timeout))),
-        }
+        let late = |_| failed(format!("no answer within {:?}", self.timeout));
+        let mut answer = timeout(self.timeout, self.answered(parcel)).await.map_err(late)??;
+        let (status, mut said) = (answer.status(), Vec::new());
+        // What came until then is what is quoted.
+        let _ = timeout(ANSWER_TIMEOUT, hear(&mut answer, &mut said)).await;
+        if status.is_success() { Ok(()) } else { Err(refused(status, &answer, &said)) }
     }
 
-    async fn answered(&self, parcel: &Parcel) -> Result<(), Failure> {
+    async fn answered(&self, parcel: &Parcel) -> Result<Response, Failure> {
         let client = self.clients.of(&self.url).map_err(|refused| failed(refused.to_string()))?;
         let request = self.request(parcel, SystemTime::now()).map_err(failed)?;
         let sent = client.execute(request).await;
-        let mut answer = sent.map_err(|error| {
+        sent.map_err(|error| {
             failed(reason(error).unwrap_or_else(|not_allowed| not_allowed.to_string()))
-        })?;
-        let status = answer.status();
-        let said = heard(&mut answer).await;
-        if status.is_success() { Ok(()) } else { Err(refused(status, &answer, &said)) }
+        })
     }
 
     fn request(&self, parcel: &Parcel, now: SystemTime) -> Result<reqwest::Request, String> {
@@ -97,8 +98,7 @@ impl Webhook {
 }
 
 /// What comes of the body, up to a bound.
-async fn heard(answer: &mut Response) -> Vec<u8> {
-    let mut said = Vec::new();
+async fn hear(answer: &mut Response, said: &mut Vec<u8>) {
     // How a body ends matters to nobody.
     while let Ok(Some(chunk)) = answer.chunk().await {
         let room = ANSWER_BYTES_MAX - said.len();
@@ -107,7 +107,6 @@ async fn heard(answer: &mut Response) -> Vec<u8> {
             break;
         }
     }
-    said
 }
 
 fn refused(status: StatusCode, answer: &Response, said: &[u8]) -> Failure {
