@@ -220,11 +220,16 @@ async fn world(event: usize) -> World {
     .await
 }
 
+/// A webhook that is given two seconds.
 fn to(name: &str, url: &str) -> Subscription {
+    within(2, name, url)
+}
+
+fn within(wait: i64, name: &str, url: &str) -> Subscription {
     let webhook = WebhookDelivery {
         url: url.into(),
         secret_env: "STEPWELL_SECRET_HOOK".into(),
-        timeout: Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 }),
+        timeout: Some(prost_types::Duration { seconds: wait, nanos: 0 }),
     };
     Subscription {
         name: name.into(),
@@ -329,7 +334,7 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
     });
     let bad = Subscription { partitions: 4, ..to("bad", &receiver.url("/bad")) };
     create(&world, bad).await;
-    create(&world, to("good", &receiver.url("/good"))).await;
+    create(&world, within(30, "good", &receiver.url("/good"))).await;
     tasks(&world, 3).await;
     let all = positions(&world).await;
     receiver.has("/good", &all).await;
@@ -565,6 +570,66 @@ async fn events_become_lines_of_the_log_and_a_pause_stops_them() {
     world.client.update_subscription(change(None, Some(false))).await.unwrap();
     stands(&world, "lines", done).await;
     assert_eq!(told(&second[0]), 1);
+}
+
+// ── alerts ──────────────────────────────────────────────────────────────────────────────────────
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_failures_fire_an_alert_once_and_it_is_resolved_when_they_are_over_whoever_dies() {
+    let mut world = world(1).await;
+    // The first time each change is told of, the receiver fails.
+    let seen = Mutex::new(BTreeSet::new());
+    let receiver = Receiver::start(move |came| {
+        let is_new = seen.lock().unwrap().insert(came.header("webhook-id").to_owned());
+        if is_new { Answer::Status(500) } else { Answer::Take }
+    });
+    let yaml = format!(
+        "subscriptions:\n  - name: alerts\n    events: [task.failed]\n    config: {{to: ops}}\n    \
+         deliver: {{alert: {{rule: 3_failures_per_hour, webhook: {{url: '{}', secret_env: STEPWELL_SECRET_HOOK}}}}}}\n",
+        receiver.url("/alerts")
+    );
+    let texts = vec![SubscriptionText { source: "a.yaml".into(), yaml }];
+    let request = ApplySubscriptionsRequest { texts, prune: false };
+    world.client.apply_subscriptions(request).await.unwrap();
+    world.define("{name: bad, steps: [{name: fails, retry: {max_attempts: 1}}]}").await;
+    let executor = Executor::new(&world.client, "e")
+        .handler("fails", async |_| Err::<(), _>(HandlerError::new("No", "never").permanent()));
+    let running = world.run(executor);
+    let fail = async |world: &World, n: usize| {
+        for _ in 0..n {
+            let task = world.create("bad", &json!({})).await.task_id;
+            world.ended(&task).await;
+        }
+        stands(world, "alerts", |answer| answer.partitions[0].events_behind == 0).await;
+    };
+    fail(&world, 2).await;
+    assert!(receiver.came().is_empty(), "two are not too many");
+    fail(&world, 1).await;
+    receiver.until("it fires", |came| came.iter().any(|came| came.taken)).await;
+    let first = receiver.taken("/alerts").remove(0);
+    let event = first.event();
+    assert_eq!(
+        (&event["type"], &event["subscription"]),
+        (&json!("alert.firing"), &json!("alerts"))
+    );
+    assert_eq!(event["subscriptionconfig"], r#"{"to":"ops"}"#);
+    assert_eq!(event["data"]["rule"], "3_failures_per_hour");
+    assert_eq!(event["data"]["definitionName"], "bad");
+    assert!(first.header("webhook-signature").starts_with("v1,"));
+    // It goes on firing, and nothing more is said of that.
+    fail(&world, 2).await;
+    world.suite.process(Service::Event, 0).unwrap().kill(Signal::SIGKILL).await.unwrap();
+    let an_hour_ago =
+        "update stepwell.alert set seen = array(select s - interval '2 h' from unnest(seen) s)";
+    sqlx::query(an_hour_ago).execute(&mut world.connection().await).await.unwrap();
+    world.suite.restart(Service::Event, 0).await.unwrap();
+    let taken = |came: &[Came]| came.iter().filter(|came| came.taken).count() == 2;
+    receiver.until("it is resolved", taken).await;
+    fail(&world, 1).await;
+    let kinds: Vec<String> = receiver.taken("/alerts").iter().map(Came::kind).collect();
+    assert_eq!(kinds, ["alert.firing", "alert.resolved"]);
+    assert_eq!(receiver.came().len(), 4, "each is told until it is taken, and not once more");
+    running.stop().await;
 }
 
 // ── declarations ────────────────────────────────────────────────────────────────────────────────

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, Executor};
+use sqlx::{Connection, Executor, types::chrono::DateTime};
 use stepwell_proto::v1::EventFilter;
 use stepwell_store::{
-    Acked, Applied, Held, Holding, Made, Nack, Nacked, NewSubscription, Outcome, Standing,
-    SubscriptionChange, Taker,
+    Acked, AlertRule, Applied, CountedEvent, Held, Holding, Made, Nack, Nacked, NewSubscription,
+    Outcome, Standing, SubscriptionChange, Taker,
 };
 use stepwell_tests::Rows;
 use uuid::Uuid;
@@ -284,4 +284,86 @@ async fn declared_subscriptions_are_applied_all_or_none_and_what_others_made_is_
     let pruned = vec!["a".to_owned(), "b".to_owned()];
     assert_eq!(applied, Applied::Done(Vec::new(), pruned), "what was made otherwise stays");
     assert!(rows.store.subscription("s").await.unwrap().is_some());
+}
+
+fn rule(n: i32) -> AlertRule {
+    AlertRule { n, window: Duration::from_secs(60) }
+}
+
+/// Counts an event of this second; how many changes that made.
+async fn count(rows: &Rows, subscription: i32, position: i64, second: i64) -> Option<i32> {
+    let at = DateTime::from_timestamp(1_000_000 + second, 0).unwrap();
+    let of = CountedEvent { subscription, namespace: "n", definition: "d", position, at };
+    rows.store.count_alert(&of, rule(3)).await.unwrap()
+}
+
+/// What is to be told of: seconds, and whether it fires.
+async fn changes(rows: &Rows, subscription: i32) -> Vec<(i64, bool)> {
+    let of = rows.store.alert_changes(subscription, 1_000).await.unwrap().into_iter();
+    of.map(|change| (change.at.timestamp() - 1_000_000, change.position > 0)).collect()
+}
+
+#[tokio::test]
+async fn an_alert_slides_over_the_time_of_events_and_counts_each_once() {
+    let rows = Rows::new().await;
+    for (position, second, made) in [
+        (1, 0, 0),
+        (2, 40, 0),
+        // The first is not within the last minute any more.
+        (3, 60, 0),
+        (4, 99, 1),
+        (4, 99, 0),
+        (2, 99, 0),
+        // Two were left from 100 on; with this one there are three again.
+        (5, 119, 2),
+        (6, 170, 1),
+        (7, 178, 1),
+        (8, 237, 1),
+        (9, 400, 0),
+    ] {
+        assert_eq!(count(&rows, 1, position, second).await, Some(made), "{position}");
+    }
+    let all = [(99, true), (100, false), (119, true), (120, false), (178, true), (179, false)];
+    assert_eq!(changes(&rows, 1).await, all);
+    assert_eq!(changes(&rows, 2).await, []);
+    for change in rows.store.alert_changes(1, 1_000).await.unwrap() {
+        rows.store.tell_alert(1, &change).await.unwrap();
+    }
+    assert_eq!(changes(&rows, 1).await, []);
+    // While too much is to be told of nothing is counted.
+    let full = "insert into stepwell.alert_change select 1, 'n', 'x', i, now(), 0 from generate_series(1, 1000) i";
+    rows.connection().await.execute(full).await.unwrap();
+    assert_eq!(count(&rows, 1, 10, 401).await, None);
+    rows.connection().await.execute("delete from stepwell.alert_change").await.unwrap();
+    assert_eq!(count(&rows, 1, 10, 401).await, Some(0));
+}
+
+#[tokio::test]
+async fn an_alert_is_resolved_only_when_all_events_up_to_then_are_counted() {
+    let rows = Rows::new().await;
+    let id = made(&rows, &new(1, true)).await;
+    for position in 1..=3 {
+        count(&rows, id, position, position).await;
+    }
+    assert_eq!(changes(&rows, id).await, [(3, true)]);
+    // The events of the log are later, but one of them is given the time before it is over.
+    let first = positions(&rows).await[0].0;
+    sqlx::query("update stepwell.event set at = to_timestamp(1000060) where position = $1")
+        .bind(first)
+        .execute(&mut rows.connection().await)
+        .await
+        .unwrap();
+    let wait = rows.store.resolve_alerts(id, rule(3)).await.unwrap();
+    assert_eq!(wait, Some(Duration::from_secs(1)), "it is due, and not all is counted");
+    sqlx::query("update stepwell.subscription_partition set place = $1")
+        .bind(first)
+        .execute(&mut rows.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(rows.store.resolve_alerts(id, rule(3)).await.unwrap(), None);
+    assert_eq!(changes(&rows, id).await, [(3, true), (61, false)]);
+    assert_eq!(rows.store.resolve_alerts(id, rule(3)).await.unwrap(), None);
+    assert_eq!(changes(&rows, id).await.len(), 2);
+    rows.store.delete_subscription("s").await.unwrap();
+    assert_eq!(changes(&rows, id).await, []);
 }

@@ -23,7 +23,7 @@ use stepwell_store::{Count, READY_COUNTED_MAX, Ready, Survey};
 use crate::ring::Ring;
 
 /// The ways of deliveries.
-const WAYS: [&str; 3] = ["webhook", "log", "metrics"];
+const WAYS: [&str; 4] = ["webhook", "log", "metrics", "alert"];
 
 /// The instruments of the service.
 pub(crate) struct Metrics {
