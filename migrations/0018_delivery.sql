@@ -13,4 +13,27 @@ alter table subscription
   add revision   int     not null default 1,         -- grows when what is delivered, or how, is another
   add check ((namespace = '') = (definition = ''));
 
+-- What subscriptions with alerts have counted, one row for each definition whose events came.
+create table alert (
+  subscription int           not null,
+  namespace    text          not null,
+  definition   text          not null,
+  position     bigint        not null,   -- the last event that was counted
+  seen         timestamptz[] not null,   -- when the last ones were, at most as many as make it fire
+  firing       bool          not null,
+  no           int           not null,   -- of its last change: odd, it fires; even, it is resolved
+  primary key (subscription, namespace, definition)
+);
+
+-- Changes of alerts that are still to be told of.
+create table alert_change (
+  subscription int         not null,
+  namespace    text        not null,
+  definition   text        not null,
+  no           int         not null,
+  at           timestamptz not null,   -- by the time of events
+  position     bigint      not null,   -- the event that made it fire; 0: it is resolved
+  primary key (subscription, namespace, definition, no)
+);
+
 set local search_path to default;

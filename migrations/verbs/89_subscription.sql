@@ -101,6 +101,8 @@ begin
     return;
   end if;
 
+  delete from alert where subscription = any(v_pruned);
+  delete from alert_change where subscription = any(v_pruned);
   delete from parked_event where subscription = any(v_pruned);
   delete from subscription_partition where subscription = any(v_pruned);
   delete from subscription where id = any(v_pruned);
@@ -480,8 +482,90 @@ begin
   select id from subscription where name = p_name for update into v_id;
   if not found then return false; end if;
   perform 1 from subscription_partition where subscription = v_id order by no for update;
+  delete from alert where subscription = v_id;
+  delete from alert_change where subscription = v_id;
   delete from parked_event where subscription = v_id;
   delete from subscription_partition where subscription = v_id;
   delete from subscription where id = v_id;
   return true;
+end $$;
+
+-- Counts an event of a definition, unless it or a later one was. The alert fires when the p_n last ones are within
+-- p_window_s seconds, by the time of events. If it fired before, and was over by the time of this one, it is resolved
+-- first. Nothing is counted while p_most changes are still to be told of.
+--
+-- Answers whether there was no room; how many changes it made.
+create or replace function stepwell.count_alert(
+    p_subscription int, p_namespace text, p_definition text, p_position bigint, p_event_at timestamptz, p_n int,
+    p_window_s bigint, p_most int, out r_full bool, out r_changes int)
+  language plpgsql volatile set search_path = stepwell as $$
+declare
+  v_a      alert;
+  v_window interval := p_window_s * interval '1 s';
+  v_first  timestamptz;
+begin
+  r_full := false; r_changes := 0;
+  insert into alert values (p_subscription, p_namespace, p_definition, 0, '{}', false, 0) on conflict do nothing;
+  select * from alert where subscription = p_subscription and namespace = p_namespace and definition = p_definition
+    for update into v_a;
+  if p_position <= v_a.position then return; end if;
+  r_full := (select count(*) from alert_change where subscription = p_subscription) >= p_most;
+  if r_full then return; end if;
+  if v_a.firing then
+    v_first := coalesce(v_a.seen[cardinality(v_a.seen) - p_n + 1], '-infinity') + v_window;
+    if v_first <= p_event_at then
+      v_a.firing := false; v_a.no := v_a.no + 1; r_changes := r_changes + 1;
+      insert into alert_change
+      values (p_subscription, p_namespace, p_definition, v_a.no, case when isfinite(v_first) then v_first else p_event_at end, 0);
+    end if;
+  end if;
+  v_a.seen := v_a.seen || p_event_at;
+  v_a.seen := v_a.seen[greatest(1, cardinality(v_a.seen) - p_n + 1):];
+  if not v_a.firing and cardinality(v_a.seen) = p_n and v_a.seen[1] + v_window > p_event_at then
+    v_a.firing := true; v_a.no := v_a.no + 1; r_changes := r_changes + 1;
+    insert into alert_change values (p_subscription, p_namespace, p_definition, v_a.no, p_event_at, p_position);
+  end if;
+  update alert set position = p_position, seen = v_a.seen, firing = v_a.firing, no = v_a.no
+   where subscription = p_subscription and namespace = p_namespace and definition = p_definition;
+end $$;
+
+-- Resolves alerts of a subscription whose window has passed with too few events in it, once all events up to then
+-- are counted.
+--
+-- Answers in how long it is to be called again; null: when an alert has fired.
+create or replace function stepwell.resolve_alerts(
+    p_subscription int, p_n int, p_window_s bigint, p_at timestamptz default null)
+  returns bigint language plpgsql volatile set search_path = stepwell as $$
+declare
+  v_at    timestamptz;
+  v_next  timestamptz;
+  v_due   timestamptz;
+  v_a     alert;
+  v_wait  bigint;
+begin
+  -- The first event that is not counted: what is due before it may be resolved.
+  select e.at from subscription_partition p, lateral (
+    select at from event where position > p.place order by position limit 1) e
+   where p.subscription = p_subscription order by e.at limit 1 into v_next;
+  v_at := coalesce(p_at, clock_timestamp());
+  for v_a in select * from alert where subscription = p_subscription and firing order by namespace, definition for update loop
+    v_due := coalesce(v_a.seen[cardinality(v_a.seen) - p_n + 1] + p_window_s * interval '1 s', v_at);
+    if v_due <= v_at and (v_next is null or v_next > v_due) then
+      update alert set firing = false, no = no + 1
+       where subscription = p_subscription and namespace = v_a.namespace and definition = v_a.definition;
+      insert into alert_change values (p_subscription, v_a.namespace, v_a.definition, v_a.no + 1, v_due, 0);
+    else
+      v_wait := least(v_wait, greatest(1000, ceil(extract(epoch from v_due - v_at) * 1000)::bigint));
+    end if;
+  end loop;
+  return v_wait;
+end $$;
+
+-- A change of an alert was told of.
+create or replace function stepwell.tell_alert(p_subscription int, p_namespace text, p_definition text, p_no int)
+  returns bool language plpgsql volatile set search_path = stepwell as $$
+begin
+  delete from alert_change
+   where subscription = p_subscription and namespace = p_namespace and definition = p_definition and no = p_no;
+  return found;
 end $$;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    convert::Infallible,
     io::Write,
     net::SocketAddr,
     process::{Command, Stdio},
@@ -81,6 +82,8 @@ enum Answer {
     Take,
     Status(u16),
     With(u16, &'static str, String),
+    /// Takes it, and goes on answering for ever.
+    Drip,
     Hang,
 }
 
@@ -101,7 +104,7 @@ struct Shared {
 }
 
 impl Receiver {
-    async fn start(answers: impl Fn(&Came) -> Answer + Send + Sync + 'static) -> Self {
+    fn start(answers: impl Fn(&Came) -> Answer + Send + Sync + 'static) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let answers: Answers = Arc::new(answers);
         Self::at(any, watch::Sender::new(Vec::new()), Arc::new(Mutex::new(answers)))
@@ -184,11 +187,15 @@ async fn take(
     };
     let answers = Arc::clone(&shared.answers.lock().unwrap());
     let answer = answers(&came);
-    came.taken = matches!(answer, Answer::Take);
+    came.taken = matches!(answer, Answer::Take | Answer::Drip);
     shared.came.send_modify(|all| all.push(came));
     let response = Response::builder();
     let response = match answer {
         Answer::Take => response.status(204),
+        Answer::Drip => {
+            let body = Body::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>());
+            return response.body(body).unwrap();
+        }
         Answer::Status(status) => response.status(status),
         Answer::With(status, name, value) => response.status(status).header(name, value),
         Answer::Hang => std::future::pending().await,
@@ -213,11 +220,16 @@ async fn world(event: usize) -> World {
     .await
 }
 
+/// A webhook that is given two seconds.
 fn to(name: &str, url: &str) -> Subscription {
+    within(2, name, url)
+}
+
+fn within(wait: i64, name: &str, url: &str) -> Subscription {
     let webhook = WebhookDelivery {
         url: url.into(),
         secret_env: "STEPWELL_SECRET_HOOK".into(),
-        timeout: Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 }),
+        timeout: Some(prost_types::Duration { seconds: wait, nanos: 0 }),
     };
     Subscription {
         name: name.into(),
@@ -311,6 +323,7 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
     let receiver = Receiver::start(|came| match (came.path.as_str(), came.attempt()) {
         ("/good", _) => Answer::Take,
         (_, 1) => match came.kind().as_str() {
+            "task.initialize_requested" => Answer::Drip,
             "task.start_requested" => Answer::Status(500),
             "step.execution_requested" => Answer::Hang,
             "step.completed" => Answer::With(429, "retry-after", "3".into()),
@@ -318,11 +331,10 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
             _ => Answer::Take,
         },
         _ => Answer::Take,
-    })
-    .await;
+    });
     let bad = Subscription { partitions: 4, ..to("bad", &receiver.url("/bad")) };
     create(&world, bad).await;
-    create(&world, to("good", &receiver.url("/good"))).await;
+    create(&world, within(30, "good", &receiver.url("/good"))).await;
     tasks(&world, 3).await;
     let all = positions(&world).await;
     receiver.has("/good", &all).await;
@@ -336,6 +348,8 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
     assert!(receiver.came().iter().all(|came| came.path != "/elsewhere"), "nothing is redirected");
     // Whoever asks for time gets it.
     let bad: Vec<Came> = receiver.came().into_iter().filter(|came| came.path == "/bad").collect();
+    let drips = bad.iter().filter(|came| came.kind() == "task.initialize_requested");
+    assert_eq!(drips.count(), 3, "an answer without an end takes its event");
     let asked = bad.iter().filter(|came| came.kind() == "step.completed" && !came.taken);
     for asked in asked {
         let again = bad.iter().find(|came| came.position() == asked.position() && came.taken);
@@ -351,7 +365,7 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_sent_is_a_cloud_event_that_another_implementation_verifies() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let config = r#"{"channel":"ops"}"#.to_owned();
     create(&world, Subscription { config, ..to("s", &receiver.url("/a?b=c")) }).await;
     let tasks = tasks(&world, 1).await;
@@ -413,7 +427,7 @@ fn verified_as_the_document_says(came: &Came) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_dies_and_an_event_service_that_is_killed_lose_nothing() {
     let mut world = world(2).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let subscription = Subscription { partitions: 2, ..to("s", &receiver.url("/s")) };
     create(&world, subscription).await;
     tasks(&world, 3).await;
@@ -441,8 +455,7 @@ async fn an_event_that_is_never_taken_is_parked_with_its_task_and_replayed_when_
     let receiver = Receiver::start(move |came| match came.task() == refused {
         true => Answer::Status(410),
         false => Answer::Take,
-    })
-    .await;
+    });
     create(&world, Subscription { max_attempts: 2, ..to("s", &receiver.url("/s")) }).await;
     let others = tasks(&world, 2).await;
     let all = positions(&world).await;
@@ -467,7 +480,7 @@ async fn an_event_that_is_never_taken_is_parked_with_its_task_and_replayed_when_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_sent_where_it_may_not_go_and_nobody_else_reads_what_is_delivered() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let attempt = |subscription: Subscription| {
         let client = world.client.clone();
         async move {
@@ -559,6 +572,66 @@ async fn events_become_lines_of_the_log_and_a_pause_stops_them() {
     assert_eq!(told(&second[0]), 1);
 }
 
+// ── alerts ──────────────────────────────────────────────────────────────────────────────────────
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_failures_fire_an_alert_once_and_it_is_resolved_when_they_are_over_whoever_dies() {
+    let mut world = world(1).await;
+    // The first time each change is told of, the receiver fails.
+    let seen = Mutex::new(BTreeSet::new());
+    let receiver = Receiver::start(move |came| {
+        let is_new = seen.lock().unwrap().insert(came.header("webhook-id").to_owned());
+        if is_new { Answer::Status(500) } else { Answer::Take }
+    });
+    let yaml = format!(
+        "subscriptions:\n  - name: alerts\n    events: [task.failed]\n    config: {{to: ops}}\n    \
+         deliver: {{alert: {{rule: 3_failures_per_hour, webhook: {{url: '{}', secret_env: STEPWELL_SECRET_HOOK}}}}}}\n",
+        receiver.url("/alerts")
+    );
+    let texts = vec![SubscriptionText { source: "a.yaml".into(), yaml }];
+    let request = ApplySubscriptionsRequest { texts, prune: false };
+    world.client.apply_subscriptions(request).await.unwrap();
+    world.define("{name: bad, steps: [{name: fails, retry: {max_attempts: 1}}]}").await;
+    let executor = Executor::new(&world.client, "e")
+        .handler("fails", async |_| Err::<(), _>(HandlerError::new("No", "never").permanent()));
+    let running = world.run(executor);
+    let fail = async |world: &World, n: usize| {
+        for _ in 0..n {
+            let task = world.create("bad", &json!({})).await.task_id;
+            world.ended(&task).await;
+        }
+        stands(world, "alerts", |answer| answer.partitions[0].events_behind == 0).await;
+    };
+    fail(&world, 2).await;
+    assert!(receiver.came().is_empty(), "two are not too many");
+    fail(&world, 1).await;
+    receiver.until("it fires", |came| came.iter().any(|came| came.taken)).await;
+    let first = receiver.taken("/alerts").remove(0);
+    let event = first.event();
+    assert_eq!(
+        (&event["type"], &event["subscription"]),
+        (&json!("alert.firing"), &json!("alerts"))
+    );
+    assert_eq!(event["subscriptionconfig"], r#"{"to":"ops"}"#);
+    assert_eq!(event["data"]["rule"], "3_failures_per_hour");
+    assert_eq!(event["data"]["definitionName"], "bad");
+    assert!(first.header("webhook-signature").starts_with("v1,"));
+    // It goes on firing, and nothing more is said of that.
+    fail(&world, 2).await;
+    world.suite.process(Service::Event, 0).unwrap().kill(Signal::SIGKILL).await.unwrap();
+    let an_hour_ago =
+        "update stepwell.alert set seen = array(select s - interval '2 h' from unnest(seen) s)";
+    sqlx::query(an_hour_ago).execute(&mut world.connection().await).await.unwrap();
+    world.suite.restart(Service::Event, 0).await.unwrap();
+    let taken = |came: &[Came]| came.iter().filter(|came| came.taken).count() == 2;
+    receiver.until("it is resolved", taken).await;
+    fail(&world, 1).await;
+    let kinds: Vec<String> = receiver.taken("/alerts").iter().map(Came::kind).collect();
+    assert_eq!(kinds, ["alert.firing", "alert.resolved"]);
+    assert_eq!(receiver.came().len(), 4, "each is told until it is taken, and not once more");
+    running.stop().await;
+}
+
 // ── declarations ────────────────────────────────────────────────────────────────────────────────
 
 fn outcomes(answer: v1::ApplySubscriptionsResponse) -> Vec<(String, ApplyOutcome)> {
@@ -569,7 +642,7 @@ fn outcomes(answer: v1::ApplySubscriptionsResponse) -> Vec<(String, ApplyOutcome
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     let apply = |yaml: String, prune: bool| {
         let texts = vec![SubscriptionText { source: "a.yaml".into(), yaml }];
         world.client.apply_subscriptions(ApplySubscriptionsRequest { texts, prune })
@@ -626,7 +699,7 @@ async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_inside_a_definition_is_applied_with_it_and_has_only_its_tasks() {
     let world = world(1).await;
-    let receiver = Receiver::start(|_| Answer::Take).await;
+    let receiver = Receiver::start(|_| Answer::Take);
     tasks(&world, 1).await;
     let yaml = format!(
         "name: two\nsteps: [{{name: a}}]\nsubscriptions:\n  - name: of-two\n    events: [task.completed]\n    \

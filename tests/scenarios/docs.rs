@@ -31,6 +31,7 @@ fn every_test_that_a_document_names_is_there() {
         "docs/reading.md",
         "docs/subscribers.md",
         "docs/subscriptions.md",
+        "docs/webhooks.md",
         "ARCHITECTURE.md",
         "tests/verbs/life.rs",
     ] {

@@ -5,7 +5,6 @@ mod pushed;
 
 use serde_json::{Value, json};
 use stepwell_client::{Executor, HandlerError, Start, StepContext, v1};
-use stepwell_proto::v1::subscription_service_client::SubscriptionServiceClient;
 use stepwell_suite::{Kind, Nodes, Signal};
 use stepwell_tests::{Gate, SOON, Scrape, World, check, short_terms, until};
 use tokio::time::Instant;
@@ -79,6 +78,7 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     }
     subscribe_durably(&world).await;
     let running = world.run(executor(&world));
+    subscriptions(&world).await;
     let mut feed = world.feed(Start::Latest).await;
     let waits = run_seven(&world).await;
     let events = until(&mut feed, |event| event.name == "task.cancelled").await;
@@ -133,6 +133,7 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
     let paused = [("subscription", "paused")];
     assert!(event.has("stepwell_subscription_behind_seconds", &paused));
     assert_eq!(event.sum("stepwell_subscription_behind_seconds", &paused), 0.0);
+    let event = told(&addresses.event[0]).await;
     assert_eq!(event.sum("stepwell_subscriber_open", &[]), 1.0);
     assert_eq!(event.sum("stepwell_subscriber_lag_events", &[]), 0.0);
     let delivered = event.sum("stepwell_event_delivered_total", &[]);
@@ -151,20 +152,56 @@ async fn the_services_measure_what_ran_and_tell_what_is_documented() {
 
 /// Two subscriptions that nobody reads, one of them paused.
 async fn subscribe_durably(world: &World) {
-    let address = world.suite.addresses().event[0].clone();
-    let mut calls = SubscriptionServiceClient::connect(address).await.unwrap();
     for name in ["unread", "paused"] {
         let subscription =
             Some(v1::Subscription { name: name.into(), ..v1::Subscription::default() });
         let request = v1::CreateSubscriptionRequest { subscription, start: None };
-        calls.create_subscription(request).await.unwrap();
+        world.client.create_subscription(request).await.unwrap();
     }
     let pause = v1::UpdateSubscriptionRequest {
         name: "paused".into(),
         paused: Some(true),
         ..v1::UpdateSubscriptionRequest::default()
     };
-    calls.update_subscription(pause).await.unwrap();
+    world.client.update_subscription(pause).await.unwrap();
+}
+
+/// Two whose events event-service takes itself: one counts them, one writes those of tasks to the log.
+async fn subscriptions(world: &World) {
+    let declared = "
+subscriptions:
+  - {name: a, deliver: {metrics: {}}}
+  - {name: b, events: [task.completed], deliver: {log: {}}}
+";
+    let text = v1::SubscriptionText { source: "test".into(), yaml: declared.into() };
+    let request = v1::ApplySubscriptionsRequest { texts: vec![text], prune: false };
+    world.client.apply_subscriptions(request).await.unwrap();
+}
+
+/// What was delivered of the seven tasks, once all of it was.
+async fn told(event: &str) -> Scrape {
+    let scrape = Scrape::until(event, |scrape| {
+        let of = |event| [("subscription", "a"), ("event", event)];
+        scrape.sum("stepwell_subscription_events_total", &of("task.cancelled")) == 1.0
+            && scrape.sum("stepwell_subscription_events_total", &of("step.cancelled")) == 1.0
+            && scrape.sum("stepwell_delivery_attempts_total", &[("way", "log")]) == 4.0
+    })
+    .await;
+    for (event, last, n) in [
+        ("task.completed", "none", 4.0),
+        ("task.failed", "none", 2.0),
+        ("step.completed", "none", 8.0),
+        ("step.failed", "true", 2.0),
+        ("step.failed", "false", 2.0),
+    ] {
+        let labels = [("event", event), ("final", last)];
+        assert_eq!(scrape.sum("stepwell_subscription_events_total", &labels), n, "{labels:?}");
+    }
+    let hang = [("step", "hang"), ("event", "step.failed")];
+    assert!(scrape.sum("stepwell_subscription_ran_seconds_sum", &hang) >= 0.3);
+    assert_eq!(scrape.sum("stepwell_subscription_task_steps_sum", &[("definition", "d")]), 10.0);
+    assert_eq!(scrape.sum("stepwell_delivery_attempts_total", &[("taken", "false")]), 0.0);
+    scrape
 }
 
 /// What the log has of the seven tasks.

@@ -176,6 +176,8 @@ fn way(delivery: Option<&Delivery>) -> &'static str {
     match delivery.and_then(|delivery| delivery.kind.as_ref()) {
         Some(Kind::Webhook(_)) => "webhook",
         Some(Kind::Log(_)) => "log",
+        Some(Kind::Metrics(_)) => "metrics",
+        Some(Kind::Alert(_)) => "alert",
         None if delivery.is_some() => "other",
         None => "readers",
     }
@@ -249,6 +251,7 @@ impl Named {
         let Subscription { name, max_attempts, unordered, config, .. } = &subscription;
         let delivered = match subscription.delivery.as_ref().and_then(|of| of.kind.as_ref()) {
             Some(Kind::Webhook(webhook)) => format!("webhook {}", webhook.url),
+            Some(Kind::Alert(alert)) => format!("alert {}", alert.rule),
             _ => way(subscription.delivery.as_ref()).to_owned(),
         };
         let order = if *unordered { "unordered" } else { "ordered" };

@@ -1,7 +1,7 @@
 //! What is measured of the log and its feed, and what the survey finds of the whole.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -23,7 +23,7 @@ use stepwell_store::{Count, READY_COUNTED_MAX, Ready, SubscriptionProgress, Surv
 use crate::ring::Ring;
 
 /// The ways of deliveries.
-const WAYS: [&str; 2] = ["webhook", "log"];
+const WAYS: [&str; 4] = ["webhook", "log", "metrics", "alert"];
 
 /// The instruments of the service.
 pub(crate) struct Metrics {
@@ -38,6 +38,11 @@ pub(crate) struct Metrics {
     deliveries: Counter<u64>,
     delivery: Histogram<f64>,
     parked: Counter<u64>,
+    told: Counter<u64>,
+    told_ran: Histogram<f64>,
+    told_steps: Histogram<u64>,
+    /// What the metrics of subscriptions were told about.
+    about: Mutex<HashSet<About>>,
     survey: Histogram<f64>,
     surveyed: Arc<Mutex<Option<Surveyed>>>,
     progress: Arc<Mutex<Vec<SubscriptionProgress>>>,
@@ -46,6 +51,24 @@ pub(crate) struct Metrics {
     /// The database's time at that moment, in microseconds; 0 until it was asked.
     database_began: AtomicI64,
     failed: Mutex<i64>,
+}
+
+/// A subscription; namespace, definition and step of its events.
+type About = (String, [String; 3]);
+
+/// What the metrics of a subscription are told of an event.
+pub(crate) struct Told<'a> {
+    pub(crate) subscription: &'a str,
+    pub(crate) event: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) definition: &'a str,
+    /// Empty: it is about the task.
+    pub(crate) step: &'a str,
+    /// Of a failed attempt: whether it was the last.
+    pub(crate) is_final: Option<bool>,
+    pub(crate) ran_for: Option<Duration>,
+    /// Of a task that ended.
+    pub(crate) steps: Option<u64>,
 }
 
 /// The last survey.
@@ -111,6 +134,23 @@ impl Metrics {
                 "stepwell_delivery_parked_total",
                 "Events that were not taken too often and are parked, by the way they went",
             ),
+            told: counter(
+                "stepwell_subscription_events_total",
+                "Events of subscriptions with the delivery metrics; of failed attempts whether they \
+                 were the step's last; past 200 definitions and steps, other",
+            ),
+            told_ran: seconds(
+                "stepwell_subscription_ran_seconds",
+                "How long what ended ran, as the events of such subscriptions say: tasks from their \
+                 first lease, attempts from theirs",
+            ),
+            told_steps: meter
+                .u64_histogram("stepwell_subscription_task_steps")
+                .with_description(
+                    "Steps of tasks that ended, as the events of such subscriptions say",
+                )
+                .build(),
+            about: Mutex::default(),
             survey: seconds(
                 "stepwell_survey_seconds",
                 "One survey of the whole, counting of the log included",
@@ -219,6 +259,43 @@ impl Metrics {
     /// An event is parked.
     pub(crate) fn parked(&self, way: &'static str) {
         self.parked.add(1, &[KeyValue::new("way", way)]);
+    }
+
+    /// An event of a subscription whose events are counted.
+    pub(crate) fn told(&self, told: &Told<'_>) {
+        let Told { subscription, event, is_final, .. } = *told;
+        let about = [told.namespace, told.definition, told.step];
+        let [namespace, definition, step] = if self.is_known(subscription, about) {
+            about.map(str::to_owned)
+        } else {
+            ["other"; 3].map(str::to_owned)
+        };
+        let label = |name: &'static str, value: String| KeyValue::new(name, value);
+        let of = label("subscription", subscription.to_owned());
+        let (namespace, definition) =
+            (label("namespace", namespace), label("definition", definition));
+        if let Some(steps) = told.steps {
+            let labels = [of.clone(), namespace.clone(), definition.clone()];
+            self.told_steps.record(steps, &labels);
+        }
+        let labels =
+            [of, label("event", event.to_owned()), namespace, definition, label("step", step)];
+        if let Some(ran_for) = told.ran_for {
+            self.told_ran.record(ran_for.as_secs_f64(), &labels);
+        }
+        let is_final = match is_final {
+            None => "none",
+            Some(true) => "true",
+            Some(false) => "false",
+        };
+        self.told.add(1, &[&labels[..], &[KeyValue::new("final", is_final)]].concat());
+    }
+
+    /// Whether this has labels of its own: what came first does.
+    fn is_known(&self, subscription: &str, about: [&str; 3]) -> bool {
+        let about = (subscription.to_owned(), about.map(str::to_owned));
+        let mut known = self.about.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains(&about) || known.len() < LABELS_MAX && known.insert(about)
     }
 
     // ── the survey ──────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@
 //!
 //! A step's way through it: `task` (create) → `step` (claim, settle) → `event` (the log).
 
+mod alert;
 mod bell;
 mod bulk;
 mod definition;
@@ -42,6 +43,7 @@ use metrics::Metrics;
 use patient::{Patient, Reads, within};
 use task::Keys as TaskKeys;
 
+pub use alert::*;
 pub use bell::{Bell, Topic};
 pub use bulk::*;
 pub use definition::*;

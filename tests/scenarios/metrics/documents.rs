@@ -79,22 +79,19 @@ fn labels_are_of_few_values(told: &Scrape, text: &str) {
         }
     }
     let named = [
-        "default",
-        "a",
-        "b",
-        "hang",
-        "nobody",
-        "unread",
-        "paused",
-        "other",
-        env!("CARGO_PKG_VERSION"),
+        "default", "a", "b", "d", "hang", "left", "nobody", "slow", "unread", "paused", "", "other",
     ];
     for sample in &told.samples {
         for (label, value) in sample.labels.iter().filter(|(label, _)| *label != "le") {
             let listed = values.get(label).unwrap_or_else(|| panic!("the label {label}"));
-            let open =
-                matches!(label.as_str(), "namespace" | "handler" | "subscription" | "version");
-            let known = if open { named.contains(&value.as_str()) } else { listed.contains(value) };
+            let known = match label.as_str() {
+                "namespace" | "handler" | "subscription" | "definition" | "step" => {
+                    named.contains(&value.as_str())
+                }
+                "event" => stepwell_proto::catalog::event_type(value).is_some(),
+                "version" => value == env!("CARGO_PKG_VERSION"),
+                _ => listed.contains(value),
+            };
             assert!(known, "{label}={value:?} of {}", sample.name);
         }
     }

@@ -10,14 +10,18 @@ use std::{
 use stepwell_serve::Ticker;
 use stepwell_store::{Delivered, Error, StoredSubscription};
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinHandle,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{queue::Queue, run::Courier, ways::Ways};
+use super::{
+    queue::Queue,
+    run::Courier,
+    ways::{Way, Ways},
+};
 use crate::{
     service::{Feed, RESPONSES_WAITING_MAX},
     subscription::Reading,
@@ -127,7 +131,7 @@ impl Couriers {
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
         let (out, stream) = mpsc::channel(RESPONSES_WAITING_MAX);
-        let opened = self.ways.open(&subscription);
+        let opened = self.ways.open(&subscription, &self.feed.metrics, &self.feed.store);
         let (name, ordered) = (subscription.name.clone(), subscription.ordered);
         let (feed, room) = (Arc::clone(&self.feed), Arc::clone(&self.room));
         async move {
@@ -138,6 +142,8 @@ impl Couriers {
                     return;
                 }
             };
+            let held = watch::Sender::new(false);
+            let telling = tell(&way, held.subscribe());
             let courier = Courier {
                 store: feed.store.clone(),
                 metrics: Arc::clone(&feed.metrics),
@@ -147,13 +153,33 @@ impl Couriers {
                 stream,
                 room,
                 stop,
+                held,
             };
             let reading: Reading = feed.courier_s_reading(subscription, out, free);
             // Without its reader the stream ends, and gives up what it holds.
-            let ((), refusal) = tokio::join!(reading.run(), courier.run());
+            let delivered = async { tokio::join!(reading.run(), courier.run()) };
+            let ((), refusal) = tokio::select! {
+                ended = delivered => ended,
+                // It has no end; what it was telling is told again.
+                () = telling => return,
+            };
             if let Some(refusal) = refusal {
                 tracing::warn!(reason = refusal.message, "deliveries end");
             }
+        }
+    }
+}
+
+/// Tells of alerts while the subscription is read here; others have nothing to tell.
+fn tell(way: &Way, held: watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+    let alerts = match way {
+        Way::Alert(alerts) => Some(Arc::clone(alerts)),
+        _ => None,
+    };
+    async move {
+        match alerts {
+            Some(alerts) => alerts.tell(held).await,
+            None => std::future::pending().await,
         }
     }
 }

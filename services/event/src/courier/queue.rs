@@ -137,6 +137,10 @@ impl Queue {
     /// Events have come.
     pub(super) fn comes(&mut self, of: &PartitionDelivery, events: Vec<Event>) {
         let partition = self.partitions.entry(of.partition).or_default();
+        // Epochs grow: this was on its way when its own was over.
+        if of.epoch < partition.epoch {
+            return;
+        }
         partition.begin(of.epoch);
         let attempts = of.attempts.iter().copied().chain(std::iter::repeat(1));
         for (event, attempt) in events.into_iter().zip(attempts) {
@@ -309,7 +313,10 @@ impl Queue {
 
     /// The epoch of a partition is over, or it is not there: nothing of it counts.
     pub(super) fn lost(&mut self, partition: i32, epoch: i64) {
-        self.partitions.retain(|no, of| *no != partition || of.epoch != epoch);
+        let partition = self.partitions.get_mut(&partition);
+        if let Some(partition) = partition.filter(|of| of.epoch == epoch) {
+            partition.begin(epoch + 1);
+        }
         self.count();
     }
 }
@@ -400,6 +407,23 @@ mod tests {
         assert_eq!(positions(&going(&mut queue)), [1]);
         queue.holds(&[1]);
         assert_eq!((queue.acks(), queue.nack()), (Vec::new(), None));
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_its_epoch_was_over_is_dropped() {
+        let mut queue = filled(true, &[(1, "a")]);
+        let sent = going(&mut queue);
+        queue.ended(&sent[0], Err(failure()));
+        queue.nacked(&queue.nack().unwrap(), 7);
+        queue.comes(&of(1, false), vec![event(2, "a")]);
+        assert_eq!(queue.next(), None, "the first has not been taken");
+        queue.comes(&of(7, false), vec![event(1, "a"), event(2, "a")]);
+        assert_eq!(positions(&going(&mut queue)), [1]);
+        queue.lost(0, 7);
+        queue.comes(&of(7, false), vec![event(3, "b")]);
+        assert_eq!(queue.next(), None);
+        queue.comes(&of(9, false), vec![event(3, "b")]);
+        assert_eq!(positions(&going(&mut queue)), [3]);
     }
 
     #[test]

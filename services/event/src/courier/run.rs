@@ -9,7 +9,7 @@ use stepwell_proto::{
 };
 use stepwell_store::{Acked, Error, Nacked, Store};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -22,8 +22,6 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// Events of one courier that are on their way at once.
-const GOING_MAX: usize = 16;
 const WAIT_FIRST: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long nothing is nacked after there was no room to keep what failed.
@@ -42,6 +40,8 @@ pub(super) struct Courier {
     pub(super) room: Arc<Semaphore>,
     /// It is to stop.
     pub(super) stop: CancellationToken,
+    /// Whether it reads something.
+    pub(super) held: watch::Sender<bool>,
 }
 
 /// An event that is on its way.
@@ -66,7 +66,7 @@ impl Courier {
                 let _ = self.settle().await;
                 return refusal;
             }
-            while !is_over && going.len() < GOING_MAX {
+            while !is_over && going.len() < self.way.going_max() {
                 let permit = match own_room_taken {
                     true => match Arc::clone(&self.room).try_acquire_owned() {
                         Ok(permit) => Some(permit),
@@ -124,6 +124,7 @@ impl Courier {
             Some(Kind::Checkpoint(_)) => {
                 let held: Vec<i32> = message.held.iter().map(|held| held.partition).collect();
                 self.queue.holds(&held);
+                self.held.send_replace(!held.is_empty());
             }
             Some(Kind::Events(batch)) => {
                 let of = message.delivery.unwrap_or_default();

@@ -1,25 +1,30 @@
 //! What deliveries say: checked, and opened for a courier.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use stepwell_outbound::{Clients, Hosts};
 use stepwell_proto::{
     time,
-    v1::{Delivery, WebhookDelivery, delivery::Kind},
+    v1::{AlertDelivery, Delivery, WebhookDelivery, delivery::Kind},
 };
-use stepwell_store::StoredSubscription;
+use stepwell_store::{Store, StoredSubscription};
+use tokio::sync::Notify;
 use url::Url;
 
 use super::{
+    alert::{self, Alerts},
     line,
     queue::{Failure, Parcel},
+    tally,
     webhook::{Secret, Webhook},
 };
-use crate::subscription::Faults;
+use crate::{metrics::Metrics, subscription::Faults};
 
 const URL_BYTES_MAX: usize = 2048;
 const SECRET_PREFIX: &str = "STEPWELL_SECRET_";
 const SECRET_BYTES_MAX: usize = 128;
+/// Events of one courier that are on their way at once.
+const GOING_MAX: usize = 16;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const TIMEOUT_LEAST: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -34,6 +39,8 @@ pub(crate) struct Ways {
 pub(super) enum Way {
     Webhook(Box<Webhook>),
     Line { name: String, config: String },
+    Tally { name: String, metrics: Arc<Metrics> },
+    Alert(Arc<Alerts>),
 }
 
 impl Ways {
@@ -49,13 +56,25 @@ impl Ways {
     pub(crate) fn check(&self, path: &str, sent: Delivery, faults: &mut Faults) -> Delivery {
         let kind = match sent.kind {
             None => {
-                faults.push((path.into(), "must say how: `webhook` or `log`".into()));
+                faults.push((
+                    path.into(),
+                    "must say how: `webhook`, `log`, `metrics` or `alert`".into(),
+                ));
                 None
             }
             Some(Kind::Webhook(webhook)) => {
                 Some(Kind::Webhook(self.webhook(&format!("{path}.webhook"), webhook, faults)))
             }
-            log => log,
+            Some(Kind::Alert(alert)) => {
+                if let Err(what) = alert::rule(&alert.rule) {
+                    faults.push((format!("{path}.alert.rule"), what));
+                }
+                let path = format!("{path}.alert.webhook");
+                let sent = alert.webhook.unwrap_or_default();
+                let webhook = Some(self.webhook(&path, sent, faults));
+                Some(Kind::Alert(AlertDelivery { webhook, ..alert }))
+            }
+            ours => ours,
         };
         Delivery { kind }
     }
@@ -81,23 +100,48 @@ impl Ways {
     }
 
     /// Opens what was checked before; or why it cannot be, here and now.
-    pub(super) fn open(&self, subscription: &StoredSubscription) -> Result<Way, String> {
+    pub(super) fn open(
+        &self,
+        subscription: &StoredSubscription,
+        metrics: &Arc<Metrics>,
+        store: &Store,
+    ) -> Result<Way, String> {
         let (name, config) = (subscription.name.clone(), subscription.config.clone());
         let kind = subscription.delivery.clone().unwrap_or_default().kind;
         match kind.ok_or("its delivery is of a kind that this build does not know")? {
             Kind::Log(_) => Ok(Way::Line { name, config }),
-            Kind::Webhook(WebhookDelivery { url: text, secret_env, timeout }) => {
-                let timeout = timeout.as_ref().and_then(time::duration);
-                Ok(Way::Webhook(Box::new(Webhook {
-                    clients: self.clients.clone(),
-                    url: url(&text)?,
-                    secret: secret(&secret_env)?,
-                    timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
+            Kind::Metrics(_) => Ok(Way::Tally { name, metrics: Arc::clone(metrics) }),
+            Kind::Webhook(of) => Ok(Way::Webhook(Box::new(self.opened(of, name, config)?))),
+            Kind::Alert(AlertDelivery { rule: text, webhook }) => {
+                let webhook = self.opened(webhook.unwrap_or_default(), name.clone(), config)?;
+                Ok(Way::Alert(Arc::new(Alerts {
+                    store: store.clone(),
+                    subscription: subscription.id,
                     name,
-                    config: (!config.is_empty()).then_some(config),
+                    rule: alert::rule(&text)?,
+                    text,
+                    webhook,
+                    changed: Notify::new(),
                 })))
             }
         }
+    }
+
+    fn opened(
+        &self,
+        WebhookDelivery { url: text, secret_env, timeout }: WebhookDelivery,
+        name: String,
+        config: String,
+    ) -> Result<Webhook, String> {
+        let timeout = timeout.as_ref().and_then(time::duration);
+        Ok(Webhook {
+            clients: self.clients.clone(),
+            url: url(&text)?,
+            secret: secret(&secret_env)?,
+            timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
+            name,
+            config: (!config.is_empty()).then_some(config),
+        })
     }
 }
 
@@ -107,7 +151,14 @@ impl Way {
         match self {
             Self::Webhook(_) => "webhook",
             Self::Line { .. } => "log",
+            Self::Tally { .. } => "metrics",
+            Self::Alert(_) => "alert",
         }
+    }
+
+    /// How many events may be on their way at once: alerts count in the order of the log.
+    pub(super) fn going_max(&self) -> usize {
+        if matches!(self, Self::Alert(_)) { 1 } else { GOING_MAX }
     }
 
     /// Delivers an event; when it is taken it is done with.
@@ -116,6 +167,11 @@ impl Way {
             Self::Webhook(webhook) => webhook.post(parcel).await,
             Self::Line { name, config } => {
                 line::write(name, config, &parcel.event);
+                Ok(())
+            }
+            Self::Alert(alerts) => alerts.count(&parcel.event).await,
+            Self::Tally { name, metrics } => {
+                tally::count(metrics, name, &parcel.event);
                 Ok(())
             }
         }

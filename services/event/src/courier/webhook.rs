@@ -9,6 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::{Response, StatusCode, header};
 use serde::Serialize;
+use serde_json::json;
 use sha2::Sha256;
 use stepwell_outbound::{Clients, reason, retry_after};
 use tokio::time::timeout;
@@ -19,6 +20,8 @@ use crate::cloud_event::{CONTENT_TYPE, CloudEvent};
 
 /// Bytes of an answer that are read: a connection with more to say is not used again.
 const ANSWER_BYTES_MAX: usize = 4 << 10;
+/// … and for how long: what matters came before.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// … that are quoted when it is a refusal.
 const QUOTED_BYTES_MAX: usize = 256;
 /// Bytes of a reason; what is stored has room for more.
@@ -48,33 +51,98 @@ struct Body<'a> {
     subscriptionconfig: Option<&'a str>,
 }
 
+/// A change of an alert that is sent.
+pub(super) struct AlertEvent {
+    pub(super) id: String,
+    pub(super) is_firing: bool,
+    pub(super) namespace: String,
+    pub(super) definition: String,
+    pub(super) time: String,
+    pub(super) rule: String,
+    pub(super) n: i32,
+    pub(super) seconds: u64,
+    /// The event that made it fire; 0: none.
+    pub(super) position: i64,
+    pub(super) subscription: String,
+}
+
+impl AlertEvent {
+    /// As a CloudEvent.
+    fn body(&self, config: Option<&str>) -> String {
+        let (namespace, definition) = (&self.namespace, &self.definition);
+        let mut body = json!({
+            "specversion": "1.0",
+            "id": self.id,
+            "source": format!("/namespaces/{namespace}/definitions/{definition}"),
+            "type": if self.is_firing { "alert.firing" } else { "alert.resolved" },
+            "time": self.time,
+            "datacontenttype": "application/json",
+            "data": {
+                "rule": self.rule,
+                "events": self.n,
+                "windowSeconds": self.seconds,
+                "namespace": namespace,
+                "definitionName": definition,
+            },
+            "subscription": self.subscription,
+        });
+        if self.is_firing {
+            body["data"]["position"] = json!(self.position.to_string());
+        }
+        if let Some(config) = config {
+            body["subscriptionconfig"] = json!(config);
+        }
+        body.to_string()
+    }
+}
+
 impl Webhook {
     /// Sends an event; it is taken if the answer is 2xx.
     pub(super) async fn post(&self, parcel: &Parcel) -> Result<(), Failure> {
-        match timeout(self.timeout, self.answered(parcel)).await {
-            Ok(ended) => ended,
-            Err(_) => Err(failed(format!("no answer within {:?}", self.timeout))),
-        }
-    }
-
-    async fn answered(&self, parcel: &Parcel) -> Result<(), Failure> {
-        let client = self.clients.of(&self.url).map_err(|refused| failed(refused.to_string()))?;
-        let request = self.request(parcel, SystemTime::now()).map_err(failed)?;
-        let sent = client.execute(request).await;
-        let mut answer = sent.map_err(|error| {
-            failed(reason(error).unwrap_or_else(|not_allowed| not_allowed.to_string()))
-        })?;
-        let status = answer.status();
-        let said = heard(&mut answer).await;
-        if status.is_success() { Ok(()) } else { Err(refused(status, &answer, &said)) }
-    }
-
-    fn request(&self, parcel: &Parcel, now: SystemTime) -> Result<reqwest::Request, String> {
-        let event = CloudEvent::new(&parcel.event).map_err(|error| error.to_string())?;
+        let event = CloudEvent::new(&parcel.event).map_err(|error| failed(error.to_string()))?;
         let id = webhook_id(event.id());
         let (subscription, subscriptionconfig) = (&*self.name, self.config.as_deref());
         let body = serde_json::to_string(&Body { event, subscription, subscriptionconfig })
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| failed(error.to_string()))?;
+        self.send(id, body, Some(parcel.attempt)).await
+    }
+
+    /// Sends a change of an alert; it is taken if the answer is 2xx.
+    pub(super) async fn post_alert(&self, event: &AlertEvent) -> Result<(), Failure> {
+        self.send(webhook_id(&event.id), event.body(self.config.as_deref()), None).await
+    }
+
+    async fn send(&self, id: String, body: String, attempt: Option<i32>) -> Result<(), Failure> {
+        let late = |_| failed(format!("no answer within {:?}", self.timeout));
+        let mut answer =
+            timeout(self.timeout, self.answered(id, body, attempt)).await.map_err(late)??;
+        let (status, mut said) = (answer.status(), Vec::new());
+        // What came until then is what is quoted.
+        let _ = timeout(ANSWER_TIMEOUT, hear(&mut answer, &mut said)).await;
+        if status.is_success() { Ok(()) } else { Err(refused(status, &answer, &said)) }
+    }
+
+    async fn answered(
+        &self,
+        id: String,
+        body: String,
+        attempt: Option<i32>,
+    ) -> Result<Response, Failure> {
+        let client = self.clients.of(&self.url).map_err(|refused| failed(refused.to_string()))?;
+        let request = self.request(id, body, attempt, SystemTime::now()).map_err(failed)?;
+        let sent = client.execute(request).await;
+        sent.map_err(|error| {
+            failed(reason(error).unwrap_or_else(|not_allowed| not_allowed.to_string()))
+        })
+    }
+
+    fn request(
+        &self,
+        id: String,
+        body: String,
+        attempt: Option<i32>,
+        now: SystemTime,
+    ) -> Result<reqwest::Request, String> {
         let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = reqwest::Request::new(reqwest::Method::POST, self.url.clone());
         let signature = self.secret.as_ref().map(|secret| secret.sign(&id, timestamp, &body));
@@ -83,7 +151,7 @@ impl Webhook {
             ("webhook-id", Some(id)),
             ("webhook-timestamp", Some(timestamp.to_string())),
             ("webhook-signature", signature),
-            ("stepwell-attempt", Some(parcel.attempt.to_string())),
+            ("stepwell-attempt", attempt.map(|attempt| attempt.to_string())),
             ("stepwell-subscription", Some(self.name.clone())),
         ];
         for (name, value) in headers {
@@ -97,8 +165,7 @@ impl Webhook {
 }
 
 /// What comes of the body, up to a bound.
-async fn heard(answer: &mut Response) -> Vec<u8> {
-    let mut said = Vec::new();
+async fn hear(answer: &mut Response, said: &mut Vec<u8>) {
     // How a body ends matters to nobody.
     while let Ok(Some(chunk)) = answer.chunk().await {
         let room = ANSWER_BYTES_MAX - said.len();
@@ -107,7 +174,6 @@ async fn heard(answer: &mut Response) -> Vec<u8> {
             break;
         }
     }
-    said
 }
 
 fn refused(status: StatusCode, answer: &Response, said: &[u8]) -> Failure {

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use stepwell_proto::{
     refusal::Refusal,
     v1::{
-        AppliedSubscription, ApplyOutcome, Delivery, ErrorReason, EventFilter, LogDelivery,
-        Subscription, SubscriptionText, WebhookDelivery, delivery::Kind,
+        AlertDelivery, AppliedSubscription, ApplyOutcome, Delivery, ErrorReason, EventFilter,
+        LogDelivery, MetricsDelivery, Subscription, SubscriptionText, WebhookDelivery,
+        delivery::Kind,
     },
 };
 use stepwell_rule::{DURATION_MAX, Fault, NAMESPACE_DEFAULT, bounded, quoted, suggestion};
@@ -41,7 +42,8 @@ const SUBSCRIPTION: [&str; 15] = [
     "ack_deadline",
     "start",
 ];
-const WAYS: [&str; 2] = ["webhook", "log"];
+const WAYS: [&str; 4] = ["webhook", "log", "metrics", "alert"];
+const ALERT: [&str; 2] = ["rule", "webhook"];
 const WEBHOOK: [&str; 3] = ["url", "secret_env", "timeout"];
 const STARTS: [&str; 2] = ["latest", "earliest"];
 
@@ -248,22 +250,35 @@ fn subscription(
 fn delivery(reader: &mut Reader, fields: &Fields<'_>) -> Option<Delivery> {
     let (path, node) = fields.get("deliver")?;
     let fields = reader.fields(&path, node, &WAYS);
-    let webhook = fields.get("webhook").map(|(path, node)| {
-        let fields = reader.fields(&path, node, &WEBHOOK);
-        Kind::Webhook(WebhookDelivery {
-            url: reader.text(&fields, "url"),
-            secret_env: reader.text(&fields, "secret_env"),
-            timeout: reader.duration(&fields, "timeout", DURATION_MAX),
-        })
+    let sent = webhook(reader, &fields).map(Kind::Webhook);
+    let alert = fields.get("alert").map(|(path, node)| {
+        let fields = reader.fields(&path, node, &ALERT);
+        let rule = reader.text(&fields, "rule");
+        Kind::Alert(AlertDelivery { rule, webhook: webhook(reader, &fields) })
     });
     let log = fields.get("log").map(|(path, node)| {
         reader.fields(&path, node, &[]);
         Kind::Log(LogDelivery {})
     });
-    if webhook.is_some() && log.is_some() {
+    let metrics = fields.get("metrics").map(|(path, node)| {
+        reader.fields(&path, node, &[]);
+        Kind::Metrics(MetricsDelivery {})
+    });
+    let mut kinds: Vec<Kind> = [sent, log, metrics, alert].into_iter().flatten().collect();
+    if kinds.len() > 1 {
         reader.fault(&path, node.at, "must have one way only");
     }
-    Some(Delivery { kind: webhook.or(log) })
+    Some(Delivery { kind: kinds.pop() })
+}
+
+fn webhook(reader: &mut Reader, fields: &Fields<'_>) -> Option<WebhookDelivery> {
+    let (path, node) = fields.get("webhook")?;
+    let fields = reader.fields(&path, node, &WEBHOOK);
+    Some(WebhookDelivery {
+        url: reader.text(&fields, "url"),
+        secret_env: reader.text(&fields, "secret_env"),
+        timeout: reader.duration(&fields, "timeout", DURATION_MAX),
+    })
 }
 
 /// A field of the contract as it is written here.
@@ -319,7 +334,11 @@ mod tests {
     max_attempts: 3
     start: earliest
   - {name: lines, deliver: {log: {}}}
+  - {name: figures, deliver: {metrics: {}}}
   - {name: read, ack_deadline: 5s}
+  - name: alerts
+    events: [task.failed]
+    deliver: {alert: {rule: 3_failures_per_hour, webhook: {url: 'https://hooks.example/b'}}}
 ",
         )])
         .unwrap();
@@ -339,7 +358,14 @@ mod tests {
         assert_eq!(webhook.timeout.unwrap().seconds, 3);
         let log = Delivery { kind: Some(Kind::Log(LogDelivery {})) };
         assert_eq!(all[1].new.delivery, Some(log));
-        assert!(all[2].new.delivery.is_none() && !all[2].new.disabled && !all[2].earliest);
+        let metrics = Delivery { kind: Some(Kind::Metrics(MetricsDelivery {})) };
+        assert_eq!(all[2].new.delivery, Some(metrics));
+        let Some(Kind::Alert(alert)) = all[4].new.delivery.clone().unwrap().kind else {
+            panic!("an alert")
+        };
+        assert_eq!(alert.rule, "3_failures_per_hour");
+        assert_eq!(alert.webhook.unwrap().timeout.unwrap().seconds, 10);
+        assert!(all[3].new.delivery.is_none() && !all[3].new.disabled && !all[3].earliest);
     }
 
     #[test]
@@ -375,6 +401,9 @@ subscriptions:
     max_attempts: 0
   - name: d
     config: {a: 1}
+  - name: e
+    partitions: 2
+    deliver: {alert: {rule: 3_per_week}}
 ",
         );
         for wanted in [
@@ -388,9 +417,18 @@ subscriptions:
             "a.yaml: subscriptions[2].start at 10:12 must be `latest` or `earliest`; did you mean `latest`?",
             "a.yaml: subscriptions[2].max_attempts at 11:19 must be a whole number from 1 to 1000",
             "a.yaml: subscriptions[3].config at 13:13 only a delivery hands one on",
+            "a.yaml: subscriptions[4].partitions at 15:17 must be 1",
+            "a.yaml: subscriptions[4].events at 14:5 an alert needs them",
+            "a.yaml: subscriptions[4].deliver.alert.rule at 16:29 must be a number from 1 to 1000",
+            "a.yaml: subscriptions[4].deliver.alert.webhook.url at 16:22 must be an http or https url",
         ] {
             assert!(found.iter().any(|fault| fault.starts_with(wanted)), "{wanted}: {found:#?}");
         }
+        let both = "subscriptions: [{name: a, deliver: {log: {}, metrics: {}}}]";
+        assert_eq!(
+            faults(both),
+            ["a.yaml: subscriptions[0].deliver at 1:36 must have one way only"]
+        );
         assert_eq!(
             faults("subscription: []\n"),
             ["a.yaml: subscription at 1:1 is unknown; did you mean `subscriptions`?"]

@@ -127,7 +127,8 @@ impl Reading {
             Ok(filter) => filter,
             Err(refusal) => return Some(refusal),
         };
-        let seat = self.seats.take(0);
+        // A courier of this process is no subscriber.
+        let seat = self.courier.is_none().then(|| self.seats.take(0));
         let taker = Taker {
             subscription: self.subscription.id,
             reader: self.reader.clone(),
@@ -156,7 +157,9 @@ impl Reading {
                     }
                     stage.wait = WAIT_FIRST;
                     let lowest = stage.stream.partitions().iter().map(|of| of.read).min();
-                    seat.at(lowest.unwrap_or_default());
+                    if let Some(seat) = &seat {
+                        seat.at(lowest.unwrap_or_default());
+                    }
                 }
                 Err(End::Gone) => return None,
                 Err(End::Refused(refusal)) => return Some(refusal),
@@ -517,7 +520,9 @@ impl Stage {
         attempts: &[i32],
         retried: bool,
     ) -> Result<(), End> {
-        self.of.metrics.delivered(events.len());
+        if self.of.courier.is_none() {
+            self.of.metrics.delivered(events.len());
+        }
         let mut events = events.into_iter().zip(attempts.iter().copied()).peekable();
         while events.peek().is_some() {
             let (mut frame, mut attempts, mut bytes) = (Vec::new(), Vec::new(), 0);

@@ -8,10 +8,10 @@ use stepwell_proto::{
     refusal::Refusal,
     time,
     v1::{
-        AckEventsRequest, CreateSubscriptionRequest, ErrorReason, EventFilter, NackEventsRequest,
-        SubscribeRequest, Subscription, SubscriptionStart, UpdateSubscriptionRequest,
-        create_subscription_request as create, subscribe_request,
-        update_subscription_request as update,
+        AckEventsRequest, CreateSubscriptionRequest, Delivery, ErrorReason, EventFilter,
+        NackEventsRequest, SubscribeRequest, Subscription, SubscriptionStart,
+        UpdateSubscriptionRequest, create_subscription_request as create, delivery::Kind,
+        subscribe_request, update_subscription_request as update,
     },
 };
 use stepwell_store::{
@@ -159,6 +159,18 @@ pub(crate) fn described(
         }
     }
     let delivery = sent.delivery.map(|delivery| ways.check(&at("delivery"), delivery, faults));
+    if let Some(Delivery { kind: Some(Kind::Alert(_)) }) = delivery {
+        let why = "an alert counts in the order of the log";
+        for (field, is_wrong, what) in [
+            ("partitions", sent.partitions > 1, format!("must be 1: {why}")),
+            ("unordered", sent.unordered, format!("must be false: {why}")),
+            ("filter.names", filter.names.is_empty(), "an alert needs them".to_owned()),
+        ] {
+            if is_wrong {
+                faults.push((at(field), what));
+            }
+        }
+    }
     if delivery.is_none() && !sent.config.is_empty() {
         faults.push((at("config"), "only a delivery hands one on".into()));
     }

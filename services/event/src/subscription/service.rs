@@ -204,7 +204,7 @@ impl SubscriptionService for Subscriptions {
         let name = request.name.clone();
         let change = request::update(&self.store, &self.ways, request).await?;
         match self.store.update_subscription(&name, &change).await? {
-            Changed::Done => tracing::info!(name, ?change, "subscription changed"),
+            Changed::Done => tracing::info!(name, paused = change.paused, "subscription changed"),
             Changed::Unknown => return Err(not_found(&name).into()),
             Changed::NotPaused => {
                 let what = "filter, partitions and place are changed only while it is paused";
