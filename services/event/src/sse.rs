@@ -193,9 +193,68 @@ fn refused(status: &Status) -> Result<Event, BoxError> {
 
 #[cfg(test)]
 mod tests {
-    use stepwell_proto::v1::ErrorReason;
+    use stepwell_proto::v1::{
+        self, CaughtUp, Checkpoint, End, EndReason, ErrorReason, EventBatch, FellBehind,
+    };
 
     use super::*;
+
+    /// What goes over the wire for these messages.
+    async fn wire(responses: Vec<Result<SubscribeResponse, Status>>) -> Vec<String> {
+        let lines = stream::iter(responses).flat_map(|response| stream::iter(lines(response)));
+        let body = Sse::new(lines).into_response().into_body();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let mut blocks: Vec<String> = text.split("\n\n").map(str::to_owned).collect();
+        assert_eq!(blocks.pop().as_deref(), Some(""), "the last one is whole");
+        blocks
+    }
+
+    fn response(cursor: &str, kind: Kind) -> Result<SubscribeResponse, Status> {
+        let (cursor, kind) = (cursor.to_owned(), Some(kind));
+        Ok(SubscribeResponse { cursor, kind, ..SubscribeResponse::default() })
+    }
+
+    #[tokio::test]
+    async fn only_the_last_event_before_a_cursor_has_it_as_its_id() {
+        let batch = |positions: &[i64]| {
+            let event = |position: &i64| {
+                let (position, name) = (*position, "step.completed".to_owned());
+                EncodedEvent::new(v1::Event { position, name, ..v1::Event::default() })
+            };
+            let encoded = positions.iter().map(event).collect();
+            Kind::Events(EventBatch { encoded, ..EventBatch::default() })
+        };
+        // A commit of three events, in two frames.
+        let sent = wire(vec![response("", batch(&[7, 8])), response("c", batch(&[9]))]).await;
+        assert_eq!(sent.len(), 3);
+        for (block, sequence) in sent.iter().zip(["7", "8", "9"]) {
+            assert!(block.starts_with("event: step.completed\ndata: {"), "{block}");
+            assert!(block.contains(&format!("{sequence}\",")), "{block}");
+        }
+        assert!(sent[..2].iter().all(|block| !block.contains("\nid:")), "{sent:?}");
+        assert!(sent[2].ends_with("\nid: c"), "{sent:?}");
+    }
+
+    #[tokio::test]
+    async fn notices_are_events_of_their_own_and_a_checkpoint_is_only_an_id() {
+        let refusal = Refusal::new(ErrorReason::CursorExpired, "gone").with("earliest", "e");
+        let sent = wire(vec![
+            response("a", Kind::Checkpoint(Checkpoint {})),
+            response("b", Kind::FellBehind(FellBehind {})),
+            response("c", Kind::CaughtUp(CaughtUp {})),
+            response("", Kind::End(End { reason: EndReason::Rotate.into() })),
+            Err(refusal.into()),
+        ])
+        .await;
+        let [checkpoint, behind, level, end, refused] = sent.try_into().unwrap();
+        assert_eq!(checkpoint, ": checkpoint\nid: a");
+        assert_eq!(behind, "event: fell_behind\ndata: {}\nid: b");
+        assert_eq!(level, "event: caught_up\ndata: {}\nid: c");
+        assert_eq!(end, "event: end\ndata: {\"reason\":\"END_REASON_ROTATE\"}");
+        assert!(refused.starts_with("event: refused\ndata: {\"code\":11,"), "{refused}");
+        assert!(refused.contains("\"reason\":\"CURSOR_EXPIRED\""), "{refused}");
+    }
 
     #[test]
     fn lists_are_repeated_or_have_commas_and_are_called_as_in_the_contract_or_in_the_singular() {
