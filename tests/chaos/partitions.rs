@@ -2,8 +2,9 @@
 //! silence, cuts in the midst of anything.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -357,4 +358,76 @@ async fn an_executor_that_has_said_its_last_word_is_reconnected_and_its_work_goe
     }
     running.stop().await;
     check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_durable_reader_that_is_cut_all_the_time_has_every_event_and_those_of_a_task_in_order() {
+    let world = World::hasty(ONE).await;
+    world.define(CHAIN).await;
+    let subscription =
+        v1::Subscription { name: "s".into(), partitions: 2, ..v1::Subscription::default() };
+    let start = Some(v1::create_subscription_request::Start::Earliest(v1::Earliest {}));
+    let request = v1::CreateSubscriptionRequest { subscription: Some(subscription), start };
+    world.client.create_subscription(request).await.unwrap();
+    let proxy = Proxy::of_service(&world.suite.addresses().event[0]).await;
+    proxy.delay(Way::Down, Duration::from_millis(3));
+    let client = through(&world, None, None, Some(&proxy))
+        .with_limits(Limits { call_timeout: SOON, ..Limits::default() });
+    let mut stream = client.durable("s", "r").open().await.unwrap();
+    let running = world.run(chain(&world.client, &Arc::default()));
+    let cutting = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            proxy.reset();
+        }
+    };
+    let (recorded, worked) = (OnceLock::new(), Notify::new());
+    let working = async {
+        let seconds = number("CHAOS_SECONDS").unwrap_or(6);
+        let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
+        while tokio::time::Instant::now() < end {
+            let task = world.create("chain", &json!({})).await;
+            world.ended(&task.task_id).await;
+        }
+        let positions: Vec<i64> = sqlx::query_scalar("select position from stepwell.event")
+            .fetch_all(&mut world.connection().await)
+            .await
+            .unwrap();
+        recorded.set(BTreeSet::from_iter(positions)).unwrap();
+        worked.notify_one();
+    };
+    let reading = async {
+        let mut seen = BTreeSet::new();
+        let mut of_task: HashMap<String, Vec<i64>> = HashMap::new();
+        while recorded.get().is_none_or(|all| seen != *all) {
+            let event = tokio::select! {
+                event = stream.next() => event.unwrap().unwrap(),
+                () = worked.notified() => continue,
+            };
+            let v1::Event { task_id, position, .. } = event.event().clone();
+            let before = of_task.entry(task_id).or_default();
+            // What comes again goes on in order from there.
+            if let Some(again) = before.iter().position(|of| *of == position) {
+                before.truncate(again);
+            }
+            before.push(position);
+            seen.insert(position);
+            event.ack();
+        }
+        of_task
+    };
+    let of_task = tokio::select! {
+        () = cutting => unreachable!(),
+        (of_task, ()) = async { tokio::join!(reading, working) } => of_task,
+    };
+    assert!(of_task.values().all(|positions| positions.is_sorted_by(|a, b| a < b)));
+    stream.close().await;
+    let request = v1::GetSubscriptionRequest { name: "s".into() };
+    let partitions = world.client.get_subscription(request).await.unwrap().partitions;
+    assert!(partitions.iter().all(|of| of.parked_events == 0), "{partitions:?}");
+    // All of it is acknowledged: another reader gets nothing.
+    let mut other = world.client.durable("s", "other").open().await.unwrap();
+    let more = tokio::time::timeout(Duration::from_millis(500), other.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    running.stop().await;
 }

@@ -164,7 +164,8 @@ impl Holding {
     pub(super) fn hold(&mut self, held: &[HeldPartition]) {
         self.held = held.iter().map(|of| of.partition).collect();
         for (no, part) in &mut self.partitions {
-            let is_held = |of: &HeldPartition| of.partition == *no && of.epoch == part.epoch;
+            // What is said of an older epoch was said before its events came.
+            let is_held = |of: &HeldPartition| of.partition == *no && of.epoch <= part.epoch;
             if !held.iter().any(is_held) {
                 self.waiting -= part.forget();
             }
@@ -427,6 +428,11 @@ mod tests {
         assert_eq!((holding.next(), holding.waiting(), holding.held()), (None, 0, &[1][..]));
         holding.finish(&first.of);
         assert_eq!(holding.jobs()[0].up_to, 3);
+        holding.take(&delivery(1, 5), vec![event(9)]);
+        holding.hold(&[HeldPartition { partition: 1, epoch: 4 }]);
+        assert_eq!(holding.waiting(), 1, "that was said before");
+        holding.hold(&[HeldPartition { partition: 1, epoch: 6 }]);
+        assert_eq!(holding.waiting(), 0);
     }
 
     proptest! {
