@@ -54,8 +54,6 @@ const INTERNAL: &[&str] = &[
     "task_context",
     "extend_request",
     "seen_request",
-    "publish_steps",
-    "publish_once",
     "update_task_once",
     "update_step_once",
     "add_queues",
