@@ -29,7 +29,22 @@ impl Pattern {
         if event_type(text).is_some() {
             return Ok(Self::Name(text.to_owned()));
         }
-        Err(unknown(text))
+        // A custom one: the service knows which are registered. What is nearly one of the catalog's was
+        // meant to be that.
+        match text.strip_suffix(".*") {
+            Some(words) if may_be_custom(words, 1) && similar(text).is_none() => {
+                Ok(Self::Prefix(format!("{words}.")))
+            }
+            None if may_be_custom(text, 2) && similar(text).is_none() => {
+                Ok(Self::Name(text.to_owned()))
+            }
+            _ => Err(unknown(text)),
+        }
+    }
+
+    /// True if no event of the catalog fits.
+    fn is_custom(&self) -> bool {
+        !EVENTS.iter().any(|event| self.fits(event.name))
     }
 
     /// As a filter has it.
@@ -52,6 +67,18 @@ impl Pattern {
     }
 }
 
+/// Whether custom events may be called so: at least so many words, none of them the catalog's.
+fn may_be_custom(text: &str, words: usize) -> bool {
+    let is_word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_lowercase())
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let first = text.split('.').next().unwrap_or_default();
+    let is_ours =
+        EVENTS.iter().any(|event| event.name.split('.').next().is_some_and(|word| word == first));
+    !is_ours && text.split('.').count() >= words && text.split('.').all(is_word)
+}
+
 /// No event is named so.
 pub(crate) fn unknown(name: &str) -> Error {
     Error::EventUnknown { name: name.to_owned(), suggestion: similar(name) }
@@ -62,6 +89,7 @@ pub(super) fn brings(names: &[String], pattern: &Pattern) -> bool {
     let wanted = pattern.filter();
     let prefix = wanted.strip_suffix('*');
     names.is_empty() && brings(&["*".to_owned()], pattern)
+        || names.iter().any(|name| name == "*") && pattern.is_custom()
         || names.iter().any(|name| match (Pattern::read(name), name.strip_suffix('*')) {
             (Ok(asked), _) if EVENTS.iter().any(|e| asked.fits(e.name) && pattern.fits(e.name)) => {
                 true
@@ -104,6 +132,24 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_custom_name_is_taken_unless_it_is_nearly_one_of_the_catalog_s() {
+        for name in ["payment.captured", "payment.*", "shop.order.paid"] {
+            let pattern = Pattern::read(name).unwrap();
+            assert_eq!((pattern.filter().as_str(), pattern.is_custom()), (name, true));
+        }
+        for name in
+            ["task.captured", "step.x.*", "Payment.captured", "payment", "pay..x", "tasks.failed"]
+        {
+            assert!(Pattern::read(name).is_err(), "{name}");
+        }
+        let captured = Pattern::read("payment.captured").unwrap();
+        assert!(captured.fits("payment.captured") && !captured.fits("payment.refused"));
+        assert!(Pattern::read("payment.*").unwrap().fits("payment.refused"));
+        let brings = |name: &str| brings(&[name.to_owned()], &captured);
+        assert!(brings("*") && brings("payment.*") && !brings("task.*"));
     }
 
     #[test]
