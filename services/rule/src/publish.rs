@@ -336,7 +336,7 @@ mod tests {
         }
         let last = event(&format!("a.b{}", NAMES_MAX + 4), 0, "");
         assert_eq!(types.0.lock().unwrap().len(), NAMES_MAX);
-        assert_eq!(types.kept("n", &[last.clone()]).len(), 1);
+        assert_eq!(types.kept("n", std::slice::from_ref(&last)).len(), 1);
         assert_eq!(types.kept("other", &[last]).len(), 0);
     }
 }
