@@ -244,32 +244,6 @@ async fn create(world: &World, subscription: Subscription) {
     world.client.create_subscription(request).await.unwrap();
 }
 
-/// Tasks of one step that have ended: five events each.
-async fn tasks(world: &World, n: usize) -> Vec<String> {
-    world.define(ONE).await;
-    let executor = Executor::new(&world.client, "e")
-        .slots(8)
-        .handler("a", async |_| Ok::<_, HandlerError>(json!({})));
-    let running = world.run(executor);
-    let mut tasks = Vec::new();
-    for _ in 0..n {
-        tasks.push(world.create("one", &json!({})).await.task_id);
-    }
-    for task in &tasks {
-        world.ended(task).await;
-    }
-    running.stop().await;
-    tasks
-}
-
-async fn positions(world: &World) -> BTreeSet<i64> {
-    let all: Vec<i64> = sqlx::query_scalar("select position from stepwell.event")
-        .fetch_all(&mut world.connection().await)
-        .await
-        .unwrap();
-    all.into_iter().collect()
-}
-
 /// Of each task, what was taken first comes in the order of the log.
 fn in_order(taken: &[Came]) {
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
@@ -335,8 +309,8 @@ async fn whatever_a_receiver_does_each_event_reaches_it_in_order_and_others_do_n
     let bad = Subscription { partitions: 4, ..to("bad", &receiver.url("/bad")) };
     create(&world, bad).await;
     create(&world, within(30, "good", &receiver.url("/good"))).await;
-    tasks(&world, 3).await;
-    let all = positions(&world).await;
+    world.run_ones(3).await;
+    let all = world.positions().await;
     receiver.has("/good", &all).await;
     let failing = receiver.taken("/bad").len() < all.len();
     assert!(failing, "the good one does not wait for the bad one");
@@ -368,8 +342,8 @@ async fn what_is_sent_is_a_cloud_event_that_another_implementation_verifies() {
     let receiver = Receiver::start(|_| Answer::Take);
     let config = r#"{"channel":"ops"}"#.to_owned();
     create(&world, Subscription { config, ..to("s", &receiver.url("/a?b=c")) }).await;
-    let tasks = tasks(&world, 1).await;
-    receiver.has("/a", &positions(&world).await).await;
+    let tasks = world.run_ones(1).await;
+    receiver.has("/a", &world.positions().await).await;
     let key = STANDARD.decode(SECRET.strip_prefix("whsec_").unwrap()).unwrap();
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
     let mut ids = BTreeSet::new();
@@ -430,18 +404,18 @@ async fn a_receiver_that_dies_and_an_event_service_that_is_killed_lose_nothing()
     let receiver = Receiver::start(|_| Answer::Take);
     let subscription = Subscription { partitions: 2, ..to("s", &receiver.url("/s")) };
     create(&world, subscription).await;
-    tasks(&world, 3).await;
-    receiver.has("/s", &positions(&world).await).await;
+    world.run_ones(3).await;
+    receiver.has("/s", &world.positions().await).await;
     let (address, came, answers) = receiver.die().await;
-    tasks(&world, 3).await;
+    world.run_ones(3).await;
     stands(&world, "s", |answer| answer.partitions.iter().any(|of| of.failed_attempts > 0)).await;
     // Whoever has it dies too; the other takes over when the lease is over.
     for index in [0, 1] {
         world.suite.process(Service::Event, index).unwrap().kill(Signal::SIGKILL).await.unwrap();
         let receiver = Receiver::at(address, came.clone(), Arc::clone(&answers));
         world.suite.restart(Service::Event, index).await.unwrap();
-        tasks(&world, 2).await;
-        receiver.has("/s", &positions(&world).await).await;
+        world.run_ones(2).await;
+        receiver.has("/s", &world.positions().await).await;
         in_order(&receiver.taken("/s"));
         receiver.die().await;
     }
@@ -450,15 +424,15 @@ async fn a_receiver_that_dies_and_an_event_service_that_is_killed_lose_nothing()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_is_never_taken_is_parked_with_its_task_and_replayed_when_it_can_be() {
     let world = world(1).await;
-    let poison = tasks(&world, 1).await.remove(0);
+    let poison = world.run_ones(1).await.remove(0);
     let refused = poison.clone();
     let receiver = Receiver::start(move |came| match came.task() == refused {
         true => Answer::Status(410),
         false => Answer::Take,
     });
     create(&world, Subscription { max_attempts: 2, ..to("s", &receiver.url("/s")) }).await;
-    let others = tasks(&world, 2).await;
-    let all = positions(&world).await;
+    let others = world.run_ones(2).await;
+    let all = world.positions().await;
     let parked_now = stands(&world, "s", |answer| parked(answer) == 5).await;
     assert_eq!(parked_now.partitions[0].retried_events, 0);
     let request =
@@ -546,7 +520,7 @@ async fn events_become_lines_of_the_log_and_a_pause_stops_them() {
     let lines = Subscription { name: "lines".into(), filter, delivery, ..Subscription::default() };
     create(&world, lines).await;
     let done = |answer: &v1::GetSubscriptionResponse| answer.partitions[0].events_behind == 0;
-    let first = tasks(&world, 2).await;
+    let first = world.run_ones(2).await;
     stands(&world, "lines", done).await;
     let change = |paused: Option<bool>, disabled: Option<bool>| UpdateSubscriptionRequest {
         name: "lines".into(),
@@ -555,7 +529,7 @@ async fn events_become_lines_of_the_log_and_a_pause_stops_them() {
         ..UpdateSubscriptionRequest::default()
     };
     world.client.update_subscription(change(Some(true), None)).await.unwrap();
-    let second = tasks(&world, 1).await;
+    let second = world.run_ones(1).await;
     let log = || world.suite.log_of(Service::Event, 0);
     let told = |task: &String| {
         let log = log();
@@ -657,7 +631,7 @@ async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
     let first = declared("task.completed", "/first");
     let of = |outcome| [("orders".to_owned(), outcome)];
     assert_eq!(outcomes(apply(first.clone(), false).await.unwrap()), of(ApplyOutcome::Created));
-    let before = tasks(&world, 2).await;
+    let before = world.run_ones(2).await;
     let done = |answer: &v1::GetSubscriptionResponse| answer.partitions[0].events_behind == 0;
     receiver.until("two events", |came| came.len() == 2).await;
     stands(&world, "orders", done).await;
@@ -665,7 +639,7 @@ async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
     // Another filter and another url: from where it is, and nothing of before comes again.
     let second = declared("task.completed, step.completed", "/second");
     assert_eq!(outcomes(apply(second, false).await.unwrap()), of(ApplyOutcome::Changed));
-    let after = tasks(&world, 1).await;
+    let after = world.run_ones(1).await;
     receiver.until("two more", |came| came.len() == 4).await;
     assert_eq!(receiver.taken("/first").len(), 2);
     let second = receiver.taken("/second");
@@ -700,7 +674,7 @@ async fn what_is_declared_is_applied_once_and_a_change_goes_on_where_it_is() {
 async fn one_inside_a_definition_is_applied_with_it_and_has_only_its_tasks() {
     let world = world(1).await;
     let receiver = Receiver::start(|_| Answer::Take);
-    tasks(&world, 1).await;
+    world.run_ones(1).await;
     let yaml = format!(
         "name: two\nsteps: [{{name: a}}]\nsubscriptions:\n  - name: of-two\n    events: [task.completed]\n    \
          start: earliest\n    deliver: {{webhook: {{url: '{}'}}}}\n",

@@ -6,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
-use stepwell_client::{DurableEvent, DurableStream, Executor, HandlerError, v1};
+use stepwell_client::{DurableEvent, DurableStream, v1};
 use stepwell_suite::{Kind as Service, Nodes, Signal};
 use stepwell_tests::{SOON, World, check};
 use tokio::time::timeout;
@@ -32,40 +31,16 @@ async fn partitions(world: &World, name: &str) -> Vec<v1::SubscriptionPartition>
     world.client.get_subscription(request).await.unwrap().partitions
 }
 
-/// Tasks of one step that have ended: five events each.
-async fn tasks(world: &World, n: usize) -> Vec<String> {
-    world.define("{name: one, steps: [{name: a}]}").await;
-    let executor = Executor::new(&world.client, "e").slots(8);
-    let running = world.run(executor.handler("a", async |_| Ok::<_, HandlerError>(json!({}))));
-    let mut tasks = Vec::new();
-    for _ in 0..n {
-        tasks.push(world.create("one", &json!({})).await.task_id);
-    }
-    for task in &tasks {
-        world.ended(task).await;
-    }
-    running.stop().await;
-    tasks
-}
-
 async fn next(stream: &mut DurableStream) -> DurableEvent {
     timeout(SOON, stream.next()).await.expect("an event in time").unwrap().unwrap()
-}
-
-async fn recorded(world: &World) -> BTreeSet<i64> {
-    let positions: Vec<i64> = sqlx::query_scalar("select position from stepwell.event")
-        .fetch_all(&mut world.connection().await)
-        .await
-        .unwrap();
-    positions.into_iter().collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_whose_services_die_gets_every_event_and_those_of_a_task_in_order() {
     let mut world = World::with(Nodes { task: 1, step: 1, event: 2 }, &[]).await;
     create(&world, v1::Subscription { partitions: 4, ..named("all", &["*"]) }).await;
-    tasks(&world, 30).await;
-    let wanted = recorded(&world).await;
+    world.run_ones(30).await;
+    let wanted = world.positions().await;
     let mut stream = world.client.durable("all", "r").in_flight(40).open().await.unwrap();
     let mut of_task: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
@@ -105,7 +80,7 @@ async fn a_reader_whose_services_die_gets_every_event_and_those_of_a_task_in_ord
 async fn what_fails_comes_again_before_what_follows_until_it_is_parked_and_replayed() {
     let world = World::start().await;
     create(&world, v1::Subscription { max_attempts: 2, ..named("s", &["*"]) }).await;
-    let tasks = tasks(&world, 3).await;
+    let tasks = world.run_ones(3).await;
     let mut stream = world.client.durable("s", "r").open().await.unwrap();
     let fails = |event: &v1::Event| event.task_id == tasks[1] && event.name == "step.completed";
     let (mut seen, mut attempts) = (Vec::new(), Vec::new());
@@ -142,7 +117,7 @@ async fn readers_share_partitions_and_one_that_closes_leaves_its_own_to_the_othe
     create(&world, v1::Subscription { partitions: 2, ..named("s", &["task.completed"]) }).await;
     let mut first = world.client.durable("s", "a").partitions_max(1).open().await.unwrap();
     let mut second = world.client.durable("s", "b").open().await.unwrap();
-    let tasks = tasks(&world, 12).await;
+    let tasks = world.run_ones(12).await;
     let mut seen = BTreeSet::new();
     let of_first = next(&mut first).await;
     let of_second = next(&mut second).await;

@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stepwell_client::{Executor, HandlerError};
 use stepwell_proto::{
     refusal::Refusal,
     v1::{
@@ -55,24 +53,6 @@ fn named(name: &str, names: &[&str]) -> Subscription {
 async fn look(world: &World, name: &str) -> GetSubscriptionResponse {
     let request = GetSubscriptionRequest { name: name.into() };
     calls(world, 0).await.get_subscription(request).await.unwrap().into_inner()
-}
-
-/// Tasks of one step that have ended: five events each.
-async fn tasks(world: &World, n: usize) -> Vec<String> {
-    world.define(ONE).await;
-    let executor = Executor::new(&world.client, "e")
-        .slots(8)
-        .handler("a", async |_| Ok::<_, HandlerError>(json!({})));
-    let running = world.run(executor);
-    let mut tasks = Vec::new();
-    for _ in 0..n {
-        tasks.push(world.create("one", &json!({})).await.task_id);
-    }
-    for task in &tasks {
-        world.ended(task).await;
-    }
-    running.stop().await;
-    tasks
 }
 
 /// A stream of a subscription at one node.
@@ -166,21 +146,12 @@ impl Reader {
     }
 }
 
-/// All of the log that the subscription wants, as the table has it: positions.
-async fn recorded(world: &World) -> BTreeSet<i64> {
-    let positions: Vec<i64> = sqlx::query_scalar("select position from stepwell.event")
-        .fetch_all(&mut world.connection().await)
-        .await
-        .unwrap();
-    positions.into_iter().collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_reads_goes_on_where_events_were_acknowledged_and_each_is_in_the_end() {
     let world = World::with(Nodes { task: 1, step: 1, event: 2 }, &[]).await;
     create(&world, Subscription { partitions: 4, ..named("all", &["*"]) }).await;
-    tasks(&world, 30).await;
-    let wanted = recorded(&world).await;
+    world.run_ones(30).await;
+    let wanted = world.positions().await;
     let mut acked: BTreeMap<i64, i32> = BTreeMap::new();
     let mut of_partition: HashMap<i32, Vec<i64>> = HashMap::new();
     let mut partition_of_task: HashMap<String, i32> = HashMap::new();
@@ -239,7 +210,7 @@ async fn whoever_reads_goes_on_where_events_were_acknowledged_and_each_is_in_the
 async fn a_partition_has_one_reader_that_can_acknowledge_and_the_others_wait_for_it() {
     let world = World::with(Nodes { task: 1, step: 1, event: 2 }, &[]).await;
     create(&world, Subscription { partitions: 2, ..named("s", &["*"]) }).await;
-    tasks(&world, 8).await;
+    world.run_ones(8).await;
     let mut first = Reader::open(&world, 0, "s", "a").await;
     first.holds(2).await;
     let mut other = Reader::open(&world, 1, "s", "b").await;
@@ -287,10 +258,10 @@ async fn an_event_that_keeps_failing_is_parked_with_what_follows_of_its_task_and
 {
     let world = World::start().await;
     create(&world, Subscription { max_attempts: 2, ..named("s", &["*"]) }).await;
-    let tasks = tasks(&world, 4).await;
+    let tasks = world.run_ones(4).await;
     let bad = &tasks[1];
     let mut reader = Reader::open(&world, 0, "s", "r").await;
-    let wanted = recorded(&world).await;
+    let wanted = world.positions().await;
     let fails = |event: &Event| event.task_id == *bad && event.name == "step.execution_requested";
     let (mut seen, mut attempts) = (BTreeSet::new(), Vec::new());
     let mut epoch = 0;
@@ -355,7 +326,7 @@ async fn where_order_does_not_matter_an_event_that_fails_comes_again_alone() {
     let unordered =
         Subscription { unordered: true, max_attempts: 3, ..named("s", &["task.completed"]) };
     create(&world, unordered).await;
-    tasks(&world, 5).await;
+    world.run_ones(5).await;
     let mut reader = Reader::open(&world, 0, "s", "r").await;
     let mut events = Vec::new();
     let mut first = None;
@@ -399,7 +370,7 @@ async fn what_is_not_acknowledged_in_time_comes_again_and_the_late_one_is_refuse
     let deadline = prost_types::Duration { seconds: 1, nanos: 0 };
     let hasty = Subscription { ack_deadline: Some(deadline), ..named("s", &["task.completed"]) };
     create(&world, hasty).await;
-    tasks(&world, 2).await;
+    world.run_ones(2).await;
     let mut reader = Reader::open(&world, 0, "s", "r").await;
     let (of, events) = reader.events().await;
     let (of_second, second) = reader.events().await;
@@ -415,7 +386,7 @@ async fn what_is_not_acknowledged_in_time_comes_again_and_the_late_one_is_refuse
 async fn a_paused_subscription_is_read_by_nobody_and_may_be_moved_and_changed() {
     let world = World::start().await;
     create(&world, named("s", &["task.completed"])).await;
-    let tasks = tasks(&world, 3).await;
+    let tasks = world.run_ones(3).await;
     let mut reader = Reader::open(&world, 0, "s", "r").await;
     let (of, events) = reader.events().await;
     reader.ack(&of, events.last().unwrap()).await;
@@ -542,7 +513,7 @@ async fn a_reader_of_what_is_no_longer_kept_is_told_and_only_a_seek_passes_over_
     })
     .await;
     create(&world, named("s", &["task.*"])).await;
-    tasks(&world, 10).await;
+    world.run_ones(10).await;
     sqlx::query("update stepwell.event set at = at - interval '2 hours'")
         .execute(&mut connection)
         .await
@@ -576,7 +547,7 @@ async fn a_reader_of_what_is_no_longer_kept_is_told_and_only_a_seek_passes_over_
         calls.update_subscription(change).await.unwrap();
     }
     let mut reader = Reader::open(&world, 0, "s", "r").await;
-    tasks(&world, 1).await;
+    world.run_ones(1).await;
     let (_, events) = reader.events().await;
     let kept = store.earliest().await.unwrap();
     assert!(events.iter().all(|event| event.position > kept), "{events:?}");
@@ -596,7 +567,7 @@ async fn a_stream_that_is_behind_reads_the_table_once_for_all_its_partitions() {
         let request = v1::BatchCreateTasksRequest { requests: vec![request; 100] };
         world.client.batch_create_tasks(request).await.unwrap();
     }
-    let wanted = recorded(&world).await;
+    let wanted = world.positions().await;
     assert_eq!(wanted.len(), 2_500);
     let event = &world.suite.addresses().event[0];
     let statements =

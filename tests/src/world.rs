@@ -1,7 +1,7 @@
 //! A whole suite for one test: services as processes over a database of the test's own, a client,
 //! and executors that run inside the test.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use sqlx::{Connection, PgConnection};
 use stepwell_client::{
@@ -155,6 +155,32 @@ impl World {
     /// Creates a task with this context.
     pub async fn create(&self, definition: &str, context: &serde_json::Value) -> v1::Task {
         self.client.task(definition).context(context).create().await.unwrap()
+    }
+
+    /// Tasks of one step that have ended, five events each; their definition is `one`.
+    pub async fn run_ones(&self, n: usize) -> Vec<String> {
+        self.define("{name: one, steps: [{name: a}]}").await;
+        let executor = Executor::new(&self.client, "e").slots(8);
+        let running =
+            self.run(executor.handler("a", async |_| Ok::<_, HandlerError>(serde_json::json!({}))));
+        let mut tasks = Vec::new();
+        for _ in 0..n {
+            tasks.push(self.create("one", &serde_json::json!({})).await.task_id);
+        }
+        for task in &tasks {
+            self.ended(task).await;
+        }
+        running.stop().await;
+        tasks
+    }
+
+    /// Positions of all events, as the table has them.
+    pub async fn positions(&self) -> BTreeSet<i64> {
+        let all: Vec<i64> = sqlx::query_scalar("select position from stepwell.event")
+            .fetch_all(&mut self.connection().await)
+            .await
+            .unwrap();
+        all.into_iter().collect()
     }
 
     /// Waits for the end of a task; the task with its steps.

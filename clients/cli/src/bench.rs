@@ -25,6 +25,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use stepwell_client::{CancellationToken, Client};
 use stepwell_suite::{Counters, Signal, StatementCount};
 use tokio::time::Instant;
@@ -48,6 +49,26 @@ const NAMESPACE: &str = "bench";
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
 /// In the oversupply, so many times the tasks that were done before.
 const OVERSUPPLY: f64 = 1.5;
+
+/// Measures, unless it is told to stop, and prints what it came to.
+async fn tell<R: Serialize>(
+    measure: impl Future<Output = Result<R, Fault>>,
+    format: Format,
+    table: fn(&R) -> output::Table,
+) -> Result<ExitCode, Fault> {
+    let report = tokio::select! {
+        report = measure => report?,
+        () = told_to_stop() => return Ok(ExitCode::from(130)),
+    };
+    match format {
+        Format::Json => {
+            let text = serde_json::to_string(&report);
+            output::line(text.map_err(|error| Fault::new(error.to_string()))?)?;
+        }
+        Format::Table => output::line(table(&report).to_string())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
 /// `stepwell bench`
 #[derive(Args)]

@@ -12,9 +12,10 @@ use stepwell_proto::v1::{
 };
 
 use crate::{
+    connect::Show,
     fault::Fault,
     output,
-    task::{CANCELLED, Note, Show},
+    task::{CANCELLED, Note},
 };
 
 /// Most tasks of one page.

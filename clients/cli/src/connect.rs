@@ -3,7 +3,7 @@
 use clap::Args;
 use stepwell_client::{Addresses, Client};
 
-use crate::fault::Fault;
+use crate::{fault::Fault, output};
 
 /// Addresses of the services; those of `stepwell dev` unless given.
 #[derive(Args, Clone, Debug)]
@@ -35,6 +35,16 @@ pub(crate) struct Connect {
         global = true
     )]
     event_address: Vec<String>,
+}
+
+/// Where services are, and how what they answer is shown.
+#[derive(Args)]
+pub(crate) struct Show {
+    /// How it is shown.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub(crate) output: output::Format,
+    #[command(flatten)]
+    pub(crate) connect: Connect,
 }
 
 impl Connect {

@@ -10,7 +10,13 @@ use stepwell_proto::v1::{
     list_events_request, subscribe_request::Start,
 };
 
-use crate::{bulk::go_on, connect::Connect, custom, fault::Fault, output};
+use crate::{
+    bulk::go_on,
+    connect::{Connect, Show},
+    custom,
+    fault::Fault,
+    output,
+};
 
 /// Most events of one page.
 const PAGE_MAX: u32 = 1_000;
@@ -61,15 +67,6 @@ pub(crate) struct Type {
     version: i32,
     #[command(flatten)]
     show: Show,
-}
-
-#[derive(Args)]
-struct Show {
-    /// How it is shown.
-    #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
-    #[command(flatten)]
-    connect: Connect,
 }
 
 /// What events are about.

@@ -7,7 +7,7 @@ use stepwell_proto::v1::{
     DrainExecutorRequest, Executor, HandlerOffer, ListExecutorsRequest, ListHandlersRequest,
 };
 
-use crate::{connect::Connect, fault::Fault, output, task::Note};
+use crate::{connect::Show, fault::Fault, output, task::Note};
 
 /// Of one call; all pages are read.
 const PAGE: i32 = 1000;
@@ -46,15 +46,6 @@ pub(crate) struct Drain {
     note: Note,
     #[command(flatten)]
     show: Show,
-}
-
-#[derive(Args)]
-struct Show {
-    /// How it is shown.
-    #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
-    #[command(flatten)]
-    connect: Connect,
 }
 
 impl Command {

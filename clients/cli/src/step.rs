@@ -10,7 +10,7 @@ use stepwell_proto::v1::{
 };
 
 use crate::{
-    connect::Connect,
+    connect::Show,
     fault::Fault,
     output,
     task::{self, Ask, Note},
@@ -84,15 +84,6 @@ pub(crate) struct Update {
     clear_config: bool,
     #[command(flatten)]
     of: Move,
-}
-
-#[derive(Args)]
-struct Show {
-    /// How it is shown.
-    #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
-    #[command(flatten)]
-    connect: Connect,
 }
 
 impl Command {

@@ -11,7 +11,12 @@ use stepwell_proto::v1::{
     delivery::Kind, update_subscription_request::Seek,
 };
 
-use crate::{connect::Connect, definition::read, fault::Fault, output};
+use crate::{
+    connect::{Connect, Show},
+    definition::read,
+    fault::Fault,
+    output,
+};
 
 /// Of one call; all pages are read.
 const PAGE: i32 = 1000;
@@ -89,15 +94,6 @@ pub(crate) struct Replay {
     /// They are dropped instead, only those at the positions.
     #[arg(long)]
     drop: bool,
-    #[command(flatten)]
-    connect: Connect,
-}
-
-#[derive(Args)]
-struct Show {
-    /// How it is shown.
-    #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
     #[command(flatten)]
     connect: Connect,
 }

@@ -12,7 +12,7 @@ use stepwell_proto::{
     },
 };
 
-use crate::{bulk, connect::Connect, fault::Fault, output, view};
+use crate::{bulk, connect::Show, fault::Fault, output, view};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
@@ -189,15 +189,6 @@ pub(crate) struct Note {
     /// Who asks.
     #[arg(long, env = "USER", default_value = "")]
     pub(crate) by: String,
-}
-
-#[derive(Args)]
-pub(crate) struct Show {
-    /// How it is shown.
-    #[arg(long, short, value_enum, default_value_t)]
-    pub(crate) output: output::Format,
-    #[command(flatten)]
-    pub(crate) connect: Connect,
 }
 
 impl Command {

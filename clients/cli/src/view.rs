@@ -8,7 +8,7 @@ use stepwell_proto::v1::{
     TaskSummary,
 };
 
-use crate::{fault::Fault, output, task::Show};
+use crate::{connect::Show, fault::Fault, output};
 
 /// A line names so many steps.
 const NAMED_MAX: usize = 10;

@@ -31,9 +31,8 @@ use tokio::{
 };
 use tonic::{Streaming, transport::Channel};
 
-use super::{NAMESPACE, ground::start_suite, pair, watch::Watch, worker::histogram};
+use super::{NAMESPACE, ground::start_suite, pair, tell, watch::Watch, worker::histogram};
 use crate::{
-    example::told_to_stop,
     fault::Fault,
     output::{self, Format},
 };
@@ -342,18 +341,7 @@ async fn create(client: &Client, n: usize) -> Result<Vec<String>, Fault> {
 
 impl Feed {
     pub(super) async fn run(self) -> Result<ExitCode, Fault> {
-        let report = tokio::select! {
-            report = self.measure() => report?,
-            () = told_to_stop() => return Ok(ExitCode::from(130)),
-        };
-        match self.output {
-            Format::Json => {
-                let text = serde_json::to_string(&report);
-                output::line(text.map_err(|error| Fault::new(error.to_string()))?)?;
-            }
-            Format::Table => output::line(table(&report).to_string())?,
-        }
-        Ok(ExitCode::SUCCESS)
+        tell(self.measure(), self.output, table).await
     }
 
     async fn measure(&self) -> Result<Report, Fault> {

@@ -16,9 +16,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{NAMESPACE, ground::start_suite, pair};
+use super::{NAMESPACE, ground::start_suite, pair, tell};
 use crate::{
-    example::told_to_stop,
     fault::Fault,
     output::{self, Format},
 };
@@ -256,18 +255,7 @@ fn micros(at: Option<&prost_types::Timestamp>) -> Result<i64, Fault> {
 
 impl Lateness {
     pub(super) async fn run(self) -> Result<ExitCode, Fault> {
-        let report = tokio::select! {
-            report = self.measure() => report?,
-            () = told_to_stop() => return Ok(ExitCode::from(130)),
-        };
-        match self.output {
-            Format::Json => {
-                let text = serde_json::to_string(&report);
-                output::line(text.map_err(|error| Fault::new(error.to_string()))?)?;
-            }
-            Format::Table => output::line(table(&report).to_string())?,
-        }
-        Ok(ExitCode::SUCCESS)
+        tell(self.measure(), self.output, table).await
     }
 
     async fn measure(&self) -> Result<Report, Fault> {
