@@ -17,14 +17,14 @@ declare
   v_ev  ev[];
 begin
   perform 1 from task where id = any(array(select distinct k >> 14 from unnest(p_key) k)) order by id for no key update;
-  select array_agg(case when s.state = 2 and s.token = i.token
+  select array_agg(case when s.state = 2 and s.token = i.token and s.attempt = i.attempt
                           or i.number <= s.published - (i.attempt::bigint << 32) then 1 else 0 end::smallint order by i.i),
          array_agg(i.i::int order by i.i) filter (
-           where s.state = 2 and s.token = i.token
+           where s.state = 2 and s.token = i.token and s.attempt = i.attempt
              and i.number > coalesce(s.published - (i.attempt::bigint << 32), 0))
     from unnest(p_key, p_token, p_attempt, p_number) with ordinality i(key, token, attempt, number, i)
     left join lateral (
-      select state, token, case when published >> 32 = i.attempt then published end published
+      select state, token, attempt, case when published >> 32 = i.attempt then published end published
         from step where key = i.key offset 0) s on true
     into a_status, v_new;
   if v_new is null then return; end if;

@@ -435,8 +435,7 @@ begin
   r_was_paused   := coalesce(v_s.paused, false);
   r_has_delivery := v_s.delivery is not null;
   if not r_found then return; end if;
-  if not r_was_paused and (p_filter is not null or p_place is not null
-                           or p_partitions is distinct from v_s.partitions and p_partitions is not null)
+  if not r_was_paused and (p_filter is not null or p_place is not null or p_partitions is not null)
      or not r_has_delivery and (p_delivery is not null or p_config <> '') then
     return;
   end if;

@@ -222,6 +222,7 @@ impl From<Refusal> for Status {
 
 impl From<Refusal> for v1::Refusal {
     fn from(refusal: Refusal) -> Self {
+        let refusal = refusal.cut();
         Self { reason: refusal.reason.into(), message: refusal.message, metadata: refusal.metadata }
     }
 }

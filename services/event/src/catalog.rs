@@ -123,8 +123,9 @@ fn check(request: &ListEventTypesRequest) -> Result<usize, Refusal> {
         ("prefix", &request.prefix, PREFIX_BYTES_MAX),
         ("search", &request.search, SEARCH_BYTES_MAX),
     ];
-    for (path, _, max) in texts.into_iter().filter(|(_, text, max)| text.len() > *max) {
-        faults.push((path.to_owned(), format!("at most {max} bytes")));
+    let is_strange = |text: &str, max| text.len() > max || text.contains('\0');
+    for (path, _, max) in texts.into_iter().filter(|(_, text, max)| is_strange(text, *max)) {
+        faults.push((path.to_owned(), format!("at most {max} bytes, without NUL")));
     }
     match page::size(request.page_size, PAGE_MAX) {
         Ok(size) if faults.is_empty() => Ok(usize::try_from(size).unwrap_or_default()),

@@ -9,7 +9,8 @@ use stepwell_proto::{
     },
 };
 use stepwell_rule::{
-    NAMESPACE_DEFAULT, Types, bounded, check_event_type, judge, name_fault, quoted, suggestion,
+    NAMESPACE_DEFAULT, Types, bounded, check_event_type, is_event_name, judge, name_fault, quoted,
+    suggestion,
 };
 use stepwell_store::{
     Once, PublishedAbout, Store, StoredDefinition, TypesWanted, request_id_fault,
@@ -48,7 +49,13 @@ pub(crate) async fn get(
         return Ok(found);
     }
     let namespace = or_default(namespace);
-    let rows = store.event_types(&namespace, &[name.as_str()]).await?;
+    if let Some(what) = name_fault(&namespace) {
+        return Err(Refusal::field("namespace", what));
+    }
+    // What is no name has no type, and Postgres may not even take it.
+    let names: Vec<&str> =
+        Some(name.as_str()).filter(|name| is_event_name(name)).into_iter().collect();
+    let rows = store.event_types(&namespace, &names).await?;
     let is_meant = |row: &stepwell_store::EventTypeRow| version == 0 || row.version == version;
     if let Some(row) = rows.into_iter().rev().find(is_meant) {
         return Ok(GetEventTypeResponse { event_type: Some(registered(row)) });

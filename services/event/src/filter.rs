@@ -66,8 +66,8 @@ impl Filter {
         if exact.is_empty() && prefixes.is_empty() {
             return Ok(read);
         }
-        let known = store.event_type_names(&filter.namespaces).await?;
-        Self::among(filter, &known)
+        is_known(&filter.names, &store.event_type_names(&filter.namespaces).await?)?;
+        Ok(read)
     }
 
     /// Checks a filter, and that its custom names, and prefixes of such, are among those.
@@ -106,8 +106,10 @@ impl Filter {
             ("step_names", &filter.step_names, TEXT_BYTES_MAX),
             ("tags", &filter.tags, TAG_BYTES_MAX),
         ] {
-            let long = texts.iter().take(NAMES_MAX).enumerate().filter(|(_, t)| t.len() > max);
-            let fault = |i| (format!("filter.{path}[{i}]"), format!("at most {max} bytes"));
+            let is_strange = |text: &String| text.len() > max || text.contains('\0');
+            let long = texts.iter().take(NAMES_MAX).enumerate().filter(|(_, t)| is_strange(t));
+            let what = format!("at most {max} bytes, without NUL");
+            let fault = |i| (format!("filter.{path}[{i}]"), what.clone());
             faults.extend(long.map(|(i, _)| fault(i)));
         }
         for (i, id) in filter.correlation_ids.iter().enumerate().take(CORRELATION_IDS_MAX) {

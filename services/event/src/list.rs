@@ -58,7 +58,7 @@ pub(crate) async fn list(
         let EventsToken { after, until, .. } = walk.left;
         let page = match newest_first {
             false => read_page(store, said, after, ROWS).await,
-            true => read_page_before(store, said, until + 1, ROWS).await,
+            true => read_page_before(store, said, until.saturating_add(1), ROWS).await,
         };
         match page {
             Ok(Some(page)) => {

@@ -1,5 +1,5 @@
 //! The survey: now and then one look at the whole, and a count of what the log has had since. One
-//! statement when nothing happened, and none on a step's way; it is done here because reading the log
+//! statement of it and one of durable subscriptions when nothing happened, and none on a step's way; it is done here because reading the log
 //! is what this service is for.
 
 use std::{sync::Arc, time::Instant};
@@ -62,7 +62,6 @@ impl Surveying {
         let head = survey.head;
         self.ring(&survey.ready);
         self.metrics.surveyed(survey, began, Instant::now());
-        self.metrics.subscriptions(self.store.progress().await?);
         let mut place = self.counted.map_or(head, |counted| counted.min(head));
         while place < head && !self.shutdown.begun() {
             let (counts, last) = self.store.count_after(place, head, &SECONDS).await?;
@@ -72,6 +71,7 @@ impl Surveying {
             tokio::task::yield_now().await;
         }
         self.counted = Some(place);
+        self.metrics.subscriptions(self.store.progress().await?);
         self.metrics.survey_took(began.elapsed());
         Ok(())
     }

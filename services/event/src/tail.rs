@@ -82,6 +82,8 @@ impl Tail {
     async fn tick(&mut self) -> Result<bool, Error> {
         if self.ring.readers() == 0 {
             self.ring.sleep();
+            // What changes from now on it does not see, and lists are read meanwhile.
+            self.said.forget();
             return Ok(false);
         }
         let Some(end) = self.ring.end() else {

@@ -18,7 +18,7 @@ use stepwell_store::{Error, EventTypeRow, Store, custom_text};
 
 use crate::{
     Fault,
-    event_type::{DATA_BYTES_MAX, schema_of},
+    event_type::{DATA_BYTES_MAX, is_event_name, schema_of},
     quoted, schema, suggestion,
 };
 
@@ -26,6 +26,8 @@ use crate::{
 const EVENTS_MAX: usize = 20;
 /// So long the latest version is taken for the latest.
 const LATEST_FOR: Duration = Duration::from_secs(1);
+/// Names that a misspelt one is compared with.
+const COMPARED_MAX: usize = 1_000;
 /// Most names whose types are kept.
 const NAMES_MAX: usize = 1_000;
 
@@ -94,7 +96,9 @@ impl Types {
         if let Ok(texts) = judge(&known, events, &data, false) {
             return Ok(texts);
         }
-        let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
+        // What is no name has no type, and Postgres may not even take it.
+        let names = events.iter().map(|event| event.name.as_str());
+        let names: Vec<&str> = names.filter(|name| is_event_name(name)).collect();
         let rows = store.event_types(namespace, &names).await.map_err(Refused::Unknown)?;
         known = self.keep(namespace, rows);
         match judge(&known, events, &data, true) {
@@ -125,12 +129,14 @@ impl Types {
         let mut known = HashMap::new();
         for (name, versions) in found {
             let of_name = Arc::new(Known { versions, since });
+            let key = (namespace.to_owned(), name.clone());
             while kept.len() >= NAMES_MAX
+                && !kept.contains_key(&key)
                 && let Some(other) = kept.keys().next().cloned()
             {
                 kept.remove(&other);
             }
-            kept.insert((namespace.to_owned(), name.clone()), Arc::clone(&of_name));
+            kept.insert(key, Arc::clone(&of_name));
             known.insert(name, of_name);
         }
         known
@@ -155,7 +161,7 @@ impl Types {
         };
         let first = of_type.unwrap_or_else(|| wrong.first().map_or(0, |(i, _)| *i));
         let name = events.get(first).map_or("", |event| event.name.as_str());
-        let known = || names.iter().map(String::as_str);
+        let known = || names.iter().take(COMPARED_MAX).map(String::as_str);
         let faults = wrong.into_iter().flat_map(|(i, wrong)| match wrong {
             Wrong::Type((field, what)) => {
                 let name = events.get(i).map_or("", |event| event.name.as_str());

@@ -409,7 +409,7 @@ pub struct SubscriptionProgress {
     /// Its name.
     pub name: String,
     /// Age of the oldest event of the log that the partition furthest behind has still to do with, wanted or
-    /// not. Seconds; 0: there is none, or the subscription is paused.
+    /// not. Seconds; 0: there is none, or the subscription is paused or disabled.
     pub behind: f64,
     /// Events that are parked.
     pub parked: i64,
@@ -427,7 +427,7 @@ impl Store {
                         from (select min(place) place from stepwell.subscription_partition
                                where subscription = s.id) p,
                              lateral (select at from stepwell.event where position > p.place
-                                       order by position limit 1) e) p on not s.paused
+                                       order by position limit 1) e) p on not s.paused and not s.disabled
                  left join (select subscription, count(*) n from stepwell.parked_event where state = 1
                              group by subscription) e on e.subscription = s.id
                 order by 2 desc, s.name"#

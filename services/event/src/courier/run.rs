@@ -59,7 +59,10 @@ impl Courier {
         let (mut going, mut own_room_taken) = (JoinSet::new(), false);
         let (mut wait, mut rest_until) = (WAIT_FIRST, Instant::now());
         let mut refusal = None;
+        // Room that was waited for; and something is still to be acknowledged or nacked.
+        let (mut spare, mut unsettled) = (None, false);
         loop {
+            let mut wants_room = false;
             let is_over = self.stop.is_cancelled() || refusal.is_some();
             if is_over && going.is_empty() {
                 // What it says last is for others to repeat if it is lost.
@@ -68,10 +71,15 @@ impl Courier {
             }
             while !is_over && going.len() < self.way.going_max() {
                 let permit = match own_room_taken {
-                    true => match Arc::clone(&self.room).try_acquire_owned() {
-                        Ok(permit) => Some(permit),
-                        Err(_) => break,
-                    },
+                    true => {
+                        let room = || Arc::clone(&self.room).try_acquire_owned().ok();
+                        let permit = spare.take().or_else(room);
+                        if permit.is_none() {
+                            wants_room = true;
+                            break;
+                        }
+                        permit
+                    }
                     false => None,
                 };
                 let Some(parcel) = self.queue.next() else { break };
@@ -97,22 +105,26 @@ impl Courier {
                     }
                 }
                 () = self.stop.cancelled(), if !is_over => {}
-                () = tokio::time::sleep_until(rest_until), if rest_until > Instant::now() => {}
+                permit = Arc::clone(&self.room).acquire_owned(), if wants_room => {
+                    spare = permit.ok();
+                }
+                () = tokio::time::sleep_until(rest_until), if unsettled => {}
             }
-            if rest_until > Instant::now() {
+            unsettled = rest_until > Instant::now();
+            if unsettled {
                 continue;
             }
             match self.settle().await {
                 Ok(true) => {
                     wait = WAIT_FIRST;
                 }
-                Ok(false) => rest_until = Instant::now() + REST_WHEN_FULL,
+                Ok(false) => (rest_until, unsettled) = (Instant::now() + REST_WHEN_FULL, true),
                 Err(error) => {
                     if wait == WAIT_FIRST {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(error, "deliveries cannot be acknowledged; trying again");
                     }
-                    rest_until = Instant::now() + wait;
+                    (rest_until, unsettled) = (Instant::now() + wait, true);
                     wait = (wait * 2).min(WAIT_MAX);
                 }
             }

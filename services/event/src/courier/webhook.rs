@@ -180,6 +180,8 @@ fn refused(status: StatusCode, answer: &Response, said: &[u8]) -> Failure {
     let busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let wait = answer.headers().get(header::RETRY_AFTER).filter(|_| busy);
     let wait = wait.and_then(|wait| retry_after(wait.to_str().ok()?, SystemTime::now()));
+    // One that is busy and says "now" gets the usual time.
+    let wait = wait.filter(|wait| !wait.is_zero());
     let quoted = String::from_utf8_lossy(&said[..said.len().min(QUOTED_BYTES_MAX)]);
     let quoted = quoted.trim();
     let what = match quoted {

@@ -185,6 +185,10 @@ fn read_one(
     if scope.0.is_empty() && !scope.1.is_empty() {
         scope.0 = NAMESPACE_DEFAULT.to_owned();
     }
+    if is_definition(&root) && scope.1.is_empty() {
+        let what = "is missing: its subscriptions are to the events of its own tasks";
+        reader.fault("name", root.at, what.to_owned());
+    }
     let items = reader.items(&fields, "subscriptions");
     let read = |(path, node)| subscription(ways, known, reader, path, node, &scope);
     items.into_iter().map(read).collect()

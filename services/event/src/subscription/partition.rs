@@ -134,6 +134,12 @@ impl Partition {
         }
     }
 
+    /// What was to be delivered alone could not be read.
+    pub(crate) fn not_sent(&mut self, positions: &[i64], now: Instant) {
+        self.alone.retain(|position, _| !positions.contains(position));
+        self.again_at = Some(now);
+    }
+
     /// What is to be delivered alone, of what the table has: those that are due and were not yet.
     pub(crate) fn alone(&mut self, table: &[Again], now: Instant) -> Vec<Again> {
         let due = |of: &&Again| of.due.is_zero();
@@ -229,6 +235,9 @@ mod tests {
         assert_eq!(partition.alone(&[again(1, 0), again(2, 5)], now), []);
         assert_eq!(partition.alone(&[again(1, 2), again(2, 5)], now), [], "it failed");
         assert_eq!(partition.alone(&[again(1, 0)], now), [again(1, 0)]);
+        partition.not_sent(&[1], now);
+        assert_eq!(partition.again_at, Some(now));
+        assert_eq!(partition.alone(&[again(1, 0)], now), [again(1, 0)], "it was not read");
         let failed = Again { attempt: 2, ..again(1, 0) };
         assert_eq!(partition.alone(&[failed], now), [failed], "it failed and is due already");
         let many: Vec<Again> = (10..500).map(|position| again(position, 0)).collect();

@@ -269,8 +269,12 @@ impl Stage {
         }
         // It may have been changed while nobody read it.
         let found = self.of.store.subscription(&self.of.subscription.name).await?;
-        self.of.subscription =
-            found.filter(|found| found.id == self.taker.subscription).ok_or_else(gone)?;
+        let found = found.filter(|found| found.id == self.taker.subscription).ok_or_else(gone)?;
+        if self.of.courier.is_some() && found.revision != self.of.subscription.revision {
+            // What is delivered now goes another way: another courier has it.
+            return Err(End::Gone);
+        }
+        self.of.subscription = found;
         self.filter = filter_of(&self.of.subscription).map_err(End::Refused)?;
         self.visit = None;
         let now = Instant::now();
@@ -371,8 +375,15 @@ impl Stage {
         };
         let mut positions: Vec<i64> = new.iter().map(|of| of.position).collect();
         positions.sort_unstable();
-        let events = tail::read_some(&self.of.store, &self.of.said, &positions).await?;
-        let page = Page::new(0, 0, events);
+        let read = tail::read_some(&self.of.store, &self.of.said, &positions).await;
+        if read.is_err() {
+            self.with(no, |of| {
+                if of.epoch == epoch {
+                    of.not_sent(&positions, Instant::now());
+                }
+            });
+        }
+        let page = Page::new(0, 0, read?);
         let events: Vec<Sent> =
             wanted(&page, 0, &self.filter).flat_map(|of| self.sent(&of)).collect();
         let sent: HashSet<i64> = events.iter().map(|event| event.position).collect();

@@ -61,6 +61,17 @@ pub(crate) fn filter_of(subscription: &StoredSubscription) -> Result<Filter, Ref
     Filter::read(filter)
 }
 
+/// The subscription of this name.
+pub(crate) async fn find(store: &Store, name: &str) -> Result<StoredSubscription, Refusal> {
+    known(name)?;
+    store.subscription(name).await?.ok_or_else(|| not_found(name))
+}
+
+/// Refuses a name that none can have, and that Postgres does not take.
+pub(crate) fn known(name: &str) -> Result<(), Refusal> {
+    if name.contains('\0') { Err(not_found(name)) } else { Ok(()) }
+}
+
 /// Checks what a stream of a durable subscription asks for.
 pub(crate) async fn start(store: &Store, request: SubscribeRequest) -> Result<Started, Refusal> {
     let Some(subscribe_request::Start::Subscription(start)) = request.start else {
@@ -148,29 +159,10 @@ pub(crate) fn described(
     if is_scoped {
         named(&at("namespace"), &sent.namespace, faults);
         named(&at("definition_name"), &sent.definition_name, faults);
-        let scoping = "is of its definition: leave it out";
-        for (field, is_given) in [
-            ("filter.namespaces", !filter.namespaces.is_empty()),
-            ("filter.definition_names", !filter.definition_names.is_empty()),
-        ] {
-            if is_given {
-                faults.push((at(field), scoping.into()));
-            }
-        }
     }
     let delivery = sent.delivery.map(|delivery| ways.check(&at("delivery"), delivery, faults));
-    if let Some(Delivery { kind: Some(Kind::Alert(_)) }) = delivery {
-        let why = "an alert counts in the order of the log";
-        for (field, is_wrong, what) in [
-            ("partitions", sent.partitions > 1, format!("must be 1: {why}")),
-            ("unordered", sent.unordered, format!("must be false: {why}")),
-            ("filter.names", filter.names.is_empty(), "an alert needs them".to_owned()),
-        ] {
-            if is_wrong {
-                faults.push((at(field), what));
-            }
-        }
-    }
+    let unfit = unfit(&filter, is_scoped, delivery.as_ref(), sent.partitions, sent.unordered);
+    faults.extend(unfit.into_iter().map(|(field, what)| (at(field), what)));
     if delivery.is_none() && !sent.config.is_empty() {
         faults.push((at("config"), "only a delivery hands one on".into()));
     }
@@ -190,6 +182,27 @@ pub(crate) fn described(
         disabled: sent.disabled,
         place: 0,
     }
+}
+
+/// What of a subscription does not go together.
+fn unfit(
+    filter: &EventFilter,
+    is_scoped: bool,
+    delivery: Option<&Delivery>,
+    partitions: i32,
+    unordered: bool,
+) -> Vec<(&'static str, String)> {
+    let scoping = || "is of its definition: leave it out".to_owned();
+    let order = |what| format!("must be {what}: an alert counts in the order of the log");
+    let is_alert = matches!(delivery, Some(Delivery { kind: Some(Kind::Alert(_)) }));
+    let all = [
+        ("filter.namespaces", is_scoped && !filter.namespaces.is_empty(), scoping()),
+        ("filter.definition_names", is_scoped && !filter.definition_names.is_empty(), scoping()),
+        ("partitions", is_alert && partitions > 1, order("1")),
+        ("unordered", is_alert && unordered, order("false")),
+        ("filter.names", is_alert && filter.names.is_empty(), "an alert needs them".to_owned()),
+    ];
+    all.into_iter().filter(|of| of.1).map(|(field, _, what)| (field, what)).collect()
 }
 
 fn configured(path: &str, config: &str, faults: &mut Faults) {
@@ -213,6 +226,16 @@ pub(crate) async fn update(
     let delivery = request.delivery.map(|delivery| ways.check("delivery", delivery, &mut faults));
     configured("config", request.config.as_deref().unwrap_or_default(), &mut faults);
     refuse(faults)?;
+    let name = &request.name;
+    let is = find(store, name).await?;
+    let unfit = unfit(
+        request.filter.as_ref().unwrap_or(&is.filter),
+        !is.definition.is_empty(),
+        delivery.as_ref().or(is.delivery.as_ref()),
+        if request.partitions == 0 { is.partitions } else { request.partitions },
+        !is.ordered,
+    );
+    refuse(unfit.into_iter().map(|(field, what)| (field.to_owned(), what)).collect())?;
     if let Some(filter) = &request.filter {
         Filter::check(store, filter.clone()).await?;
     }

@@ -42,7 +42,7 @@ pub(crate) struct Subscriptions {
 
 impl Subscriptions {
     async fn find(&self, name: &str) -> Result<StoredSubscription, Refusal> {
-        self.store.subscription(name).await?.ok_or_else(|| not_found(name))
+        request::find(&self.store, name).await
     }
 
     /// The events kept apart of a page, and where the next one begins.
@@ -242,6 +242,7 @@ impl SubscriptionService for Subscriptions {
         request: Request<DeleteSubscriptionRequest>,
     ) -> Result<Response<DeleteSubscriptionResponse>, Status> {
         let name = request.into_inner().name;
+        request::known(&name)?;
         if !self.store.delete_subscription(&name).await? {
             return Err(not_found(&name).into());
         }
@@ -254,6 +255,7 @@ impl SubscriptionService for Subscriptions {
         request: Request<AckEventsRequest>,
     ) -> Result<Response<AckEventsResponse>, Status> {
         let request = request.into_inner();
+        request::known(&request.name)?;
         request::ack(&request)?;
         let AckEventsRequest { name, partition, epoch, up_to_position, retried_positions } =
             request;
@@ -278,6 +280,7 @@ impl SubscriptionService for Subscriptions {
         request: Request<NackEventsRequest>,
     ) -> Result<Response<NackEventsResponse>, Status> {
         let request = request.into_inner();
+        request::known(&request.name)?;
         let wait = request::nack(&request)?;
         let nack = Nack {
             name: &request.name,
@@ -334,6 +337,7 @@ impl SubscriptionService for Subscriptions {
         request: Request<ReplayParkedEventsRequest>,
     ) -> Result<Response<ReplayParkedEventsResponse>, Status> {
         let ReplayParkedEventsRequest { name, positions, drop } = request.into_inner();
+        request::known(&name)?;
         request::replay(&positions)?;
         let events = self.store.replay_parked(&name, &positions, drop).await?;
         let events = events.ok_or_else(|| not_found(&name))?;
