@@ -2,6 +2,7 @@
 //! tells the service what is done with. What is held is `held.rs`'s to know.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -9,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, Stream, StreamExt, stream};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use stepwell_proto::v1::{
     AckEventsRequest, ErrorReason, Event, NackEventsRequest, SubscribeRequest, SubscribeResponse,
     SubscriptionStart, subscribe_request::Start, subscribe_response::Kind,
@@ -31,8 +35,6 @@ use crate::{
     error::{Error, Lost},
 };
 
-/// Partitions that are told of at once.
-const CALLS_AT_ONCE: usize = 8;
 /// Before a stream is opened anew, what is done is told; no longer than this.
 const SETTLED_WITHIN: Duration = Duration::from_secs(1);
 const REASON_BYTES_MAX: usize = 1024;
@@ -193,7 +195,7 @@ impl DurableEvent {
 
     /// Which attempt this is, from 1.
     pub fn attempt(&self) -> i32 {
-        self.waiting.attempt
+        self.waiting.of.attempt
     }
 
     /// The partition of its task.
@@ -216,8 +218,7 @@ impl DurableEvent {
         let mut reason = reason.into().replace('\0', "\u{fffd}");
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX.min(reason.len())));
         let retry_after = retry_after.into().map(|wait| wait.min(RETRY_AFTER_MAX));
-        let (of, attempt) = (self.waiting.of, self.waiting.attempt);
-        self.shared.holding().fail(Failed { of, attempt, reason, retry_after });
+        self.shared.holding().fail(Failed { of: self.waiting.of, reason, retry_after });
         self.shared.to_tell.notify_one();
     }
 }
@@ -355,56 +356,57 @@ fn is_final(lost: &Lost) -> bool {
     lost.is_final() || status.code() == Code::NotFound
 }
 
-/// Tells what is done with and what failed, until the stream is closed and all is told.
+/// Tells what is done with and what failed, until the stream is closed and all is told. No partition waits for
+/// another one's call.
 async fn settle(client: Client, name: String, shared: Arc<Shared>) {
-    let mut backoff = Backoff::of_streams();
+    let mut telling = FuturesUnordered::new();
+    let mut backoffs: HashMap<i32, Backoff> = HashMap::new();
     loop {
-        let jobs = shared.holding().jobs();
-        if jobs.is_empty() {
-            if shared.is_closed.load(Ordering::Relaxed) {
-                return;
-            }
-            shared.to_tell.notified().await;
-            continue;
+        for job in shared.holding().jobs() {
+            let backoff = backoffs.remove(&job.partition).unwrap_or_else(Backoff::of_streams);
+            telling.push(tell(&client, &name, &shared, job, backoff));
+        }
+        if telling.is_empty() && shared.is_closed.load(Ordering::Relaxed) {
+            return;
         }
         // While calls are in flight the next jobs grow.
-        let telling = jobs.into_iter().map(|job| tell(&client, &name, &shared, job));
-        let told: Vec<bool> = stream::iter(telling).buffer_unordered(CALLS_AT_ONCE).collect().await;
-        if told.iter().all(|told| *told) {
-            backoff.reset();
-        } else if shared.is_closed.load(Ordering::Relaxed) {
-            // What was not told comes again.
-            return;
-        } else {
-            sleep(backoff.next()).await;
+        select! {
+            Some((partition, again)) = telling.next() => {
+                backoffs.extend(again.map(|backoff| (partition, backoff)));
+            }
+            () = shared.to_tell.notified() => {}
         }
     }
 }
 
-/// Does one job. False: it is to be tried again.
-async fn tell(client: &Client, name: &str, shared: &Shared, job: Job) -> bool {
-    let told = match call(client, name, &job).await {
-        Ok(epoch) => {
-            shared.holding().told(&job, epoch);
-            true
-        }
+/// Does one job, and answers its partition. If it is to be tried again, it has waited for that.
+async fn tell(
+    client: &Client,
+    name: &str,
+    shared: &Shared,
+    job: Job,
+    mut backoff: Backoff,
+) -> (i32, Option<Backoff>) {
+    let partition = job.partition;
+    let mut again = None;
+    match call(client, name, &job).await {
+        Ok(epoch) => shared.holding().told(&job, epoch),
         Err(error) if error.reason() == Some(ErrorReason::SubscriptionEpochOld) => {
             shared.holding().refused(&job);
-            true
         }
-        Err(error) if may_pass(&error) => {
+        Err(error) if may_pass(&error) && !shared.is_closed.load(Ordering::Relaxed) => {
             tracing::debug!(%error, "not told yet; trying again");
+            sleep(backoff.next()).await;
             shared.holding().put_back(job);
-            false
+            again = Some(backoff);
         }
         Err(error) => {
-            tracing::warn!(%error, job.partition, "events cannot be settled; they come again");
+            tracing::warn!(%error, partition, "events cannot be settled; they come again");
             shared.holding().refused(&job);
-            true
         }
-    };
+    }
     shared.changed.notify_waiters();
-    told
+    (partition, again)
 }
 
 /// Makes the job's calls; the epoch of the partition after them.
@@ -426,7 +428,7 @@ async fn call(client: &Client, name: &str, job: &Job) -> Result<i64, Error> {
         partition: job.partition,
         epoch: job.epoch,
         position: failed.of.position,
-        attempt: failed.attempt,
+        attempt: failed.of.attempt,
         reason: failed.reason.clone(),
         retry_after,
     };
@@ -434,7 +436,7 @@ async fn call(client: &Client, name: &str, job: &Job) -> Result<i64, Error> {
 }
 
 /// Trying again may help.
-fn may_pass(error: &Error) -> bool {
+pub(super) fn may_pass(error: &Error) -> bool {
     let code = match error {
         Error::Refused(refusal) => refusal.reason.code(),
         Error::Status(status) => status.code(),

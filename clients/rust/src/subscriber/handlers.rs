@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use super::{
     cursor::{CursorStore, NoCursor},
-    durable::{DurableReader, DurableStream},
+    durable::{DurableReader, DurableStream, may_pass},
     handler::{EventHandler, erased, patterns},
     pattern::{Pattern, brings},
     selection::{Start, Subscription},
@@ -373,7 +373,7 @@ impl<S: CursorStore> Subscriber<S> {
         let request = v1::GetSubscriptionRequest { name: name.clone() };
         let found = match self.client.get_subscription(request).await {
             Ok(found) => found,
-            Err(error) if error.reason().is_some() => return Err(error),
+            Err(error) if error.reason().is_some() && !may_pass(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "what the subscription brings could not be asked");
                 return Ok(());

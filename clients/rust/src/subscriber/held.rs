@@ -17,7 +17,6 @@ const POSITIONS_MAX: usize = 1_000;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Waiting {
     pub(super) event: Arc<Event>,
-    pub(super) attempt: i32,
     pub(super) of: Of,
 }
 
@@ -29,13 +28,14 @@ pub(super) struct Of {
     /// It came alone: it is acknowledged by its position.
     pub(super) retried: bool,
     pub(super) position: i64,
+    /// Which attempt it is: one that comes again alone has the same epoch.
+    pub(super) attempt: i32,
 }
 
 /// An event that failed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Failed {
     pub(super) of: Of,
-    pub(super) attempt: i32,
     pub(super) reason: String,
     pub(super) retry_after: Option<Duration>,
 }
@@ -77,7 +77,8 @@ struct Part {
     queue: VecDeque<Waiting>,
     /// Positions that were delivered and are not done with, and how many events of each are not.
     open: VecDeque<(i64, usize)>,
-    alone: BTreeMap<i64, usize>,
+    /// The same of those that came alone, by position and attempt.
+    alone: BTreeMap<(i64, i32), usize>,
     /// All up to here is done with.
     done: i64,
     told: i64,
@@ -144,9 +145,10 @@ impl Holding {
         self.waiting += events.len();
         for (i, event) in events.into_iter().enumerate() {
             let position = event.position;
-            let of = Of { partition: no, epoch, retried: delivery.retried, position };
+            let attempt = delivery.attempts.get(i).copied().unwrap_or(1);
+            let of = Of { partition: no, epoch, retried: delivery.retried, position, attempt };
             if of.retried {
-                *part.alone.entry(position).or_default() += 1;
+                *part.alone.entry((position, attempt)).or_default() += 1;
             } else if let Some((last, unfinished)) = part.open.back_mut()
                 && *last == position
             {
@@ -154,8 +156,7 @@ impl Holding {
             } else {
                 part.open.push_back((position, 1));
             }
-            let attempt = delivery.attempts.get(i).copied().unwrap_or(1);
-            part.queue.push_back(Waiting { event: Arc::new(event), attempt, of });
+            part.queue.push_back(Waiting { event: Arc::new(event), of });
         }
     }
 
@@ -207,10 +208,11 @@ impl Holding {
     pub(super) fn finish(&mut self, of: &Of) {
         let Some(part) = self.part(of) else { return };
         if of.retried {
-            let Some(unfinished) = part.alone.get_mut(&of.position) else { return };
+            let key = (of.position, of.attempt);
+            let Some(unfinished) = part.alone.get_mut(&key) else { return };
             *unfinished -= 1;
             if *unfinished == 0 {
-                part.alone.remove(&of.position);
+                part.alone.remove(&key);
                 part.alone_done.push(of.position);
             }
         } else if let Ok(i) =
@@ -266,7 +268,7 @@ impl Holding {
         part.queue.retain(|waiting| waiting.of != *of);
         self.waiting -= before - part.queue.len();
         if of.retried {
-            part.alone.remove(&of.position);
+            part.alone.remove(&(of.position, of.attempt));
         } else if let Ok(i) =
             part.open.binary_search_by_key(&of.position, |(position, _)| *position)
         {
@@ -329,7 +331,7 @@ mod tests {
     }
 
     fn failed(waiting: &Waiting) -> Failed {
-        Failed { of: waiting.of, attempt: waiting.attempt, reason: "no".into(), retry_after: None }
+        Failed { of: waiting.of, reason: "no".into(), retry_after: None }
     }
 
     #[test]
@@ -413,7 +415,7 @@ mod tests {
         let alone = PartitionDelivery { retried: true, attempts: vec![2, 2], ..delivery(0, 7) };
         holding.take(&alone, vec![event(3), event(3)]);
         let again = drain(&mut holding);
-        assert_eq!((again.len(), again[0].attempt), (2, 2));
+        assert_eq!((again.len(), again[0].of.attempt), (2, 2));
         holding.finish(&again[0].of);
         holding.finish(&again[1].of);
         holding.partitions.get_mut(&0).unwrap().is_busy = false;
@@ -433,6 +435,28 @@ mod tests {
         assert_eq!(holding.waiting(), 1, "that was said before");
         holding.hold(&[HeldPartition { partition: 1, epoch: 6 }]);
         assert_eq!(holding.waiting(), 0);
+    }
+
+    #[test]
+    fn what_is_left_of_an_attempt_that_failed_settles_nothing_of_the_next() {
+        let of = |attempt| PartitionDelivery {
+            retried: true,
+            attempts: vec![attempt; 2],
+            ..delivery(0, 7)
+        };
+        // Two events of one position, the recorded one and one that is derived from it.
+        let mut holding = holding(&of(2), &[5, 5]);
+        let first = drain(&mut holding);
+        holding.fail(failed(&first[0]));
+        let job = holding.jobs().remove(0);
+        holding.told(&job, 7);
+        holding.take(&of(3), vec![event(5), event(5)]);
+        let again = drain(&mut holding);
+        holding.finish(&first[1].of);
+        holding.finish(&again[1].of);
+        assert_eq!(holding.jobs(), [], "the first of them is not done with");
+        holding.finish(&again[0].of);
+        assert_eq!(holding.jobs()[0].retried, [5]);
     }
 
     proptest! {

@@ -29,15 +29,10 @@ impl Pattern {
         if event_type(text).is_some() {
             return Ok(Self::Name(text.to_owned()));
         }
-        // A custom one: the service knows which are registered. What is nearly one of the catalog's was
-        // meant to be that.
+        // A custom one: the service knows which are registered.
         match text.strip_suffix(".*") {
-            Some(words) if may_be_custom(words, 1) && similar(text).is_none() => {
-                Ok(Self::Prefix(format!("{words}.")))
-            }
-            None if may_be_custom(text, 2) && similar(text).is_none() => {
-                Ok(Self::Name(text.to_owned()))
-            }
+            Some(words) if may_be_custom(words, 1) => Ok(Self::Prefix(format!("{words}."))),
+            None if may_be_custom(text, 2) => Ok(Self::Name(text.to_owned())),
             _ => Err(unknown(text)),
         }
     }
@@ -67,13 +62,15 @@ impl Pattern {
     }
 }
 
-/// Whether custom events may be called so: at least so many words, none of them the catalog's.
+/// Whether custom events may be called so: at least so many words, the first not one of the catalog's, also not in
+/// the plural.
 fn may_be_custom(text: &str, words: usize) -> bool {
     let is_word = |word: &str| {
         word.starts_with(|c: char| c.is_ascii_lowercase())
             && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
     let first = text.split('.').next().unwrap_or_default();
+    let first = first.strip_suffix('s').unwrap_or(first);
     let is_ours =
         EVENTS.iter().any(|event| event.name.split('.').next().is_some_and(|word| word == first));
     !is_ours && text.split('.').count() >= words && text.split('.').all(is_word)
@@ -94,8 +91,13 @@ pub(super) fn brings(names: &[String], pattern: &Pattern) -> bool {
             (Ok(asked), _) if EVENTS.iter().any(|e| asked.fits(e.name) && pattern.fits(e.name)) => {
                 true
             }
-            // Names that this library does not know yet.
-            (_, Some(begin)) => wanted.starts_with(begin) && !begin.is_empty(),
+            // All that it means was compared above.
+            (Ok(asked), _) if !asked.is_custom() => false,
+            // Names that this library does not know.
+            (_, Some(begin)) => {
+                !begin.is_empty()
+                    && (wanted.starts_with(begin) || prefix.is_some_and(|of| begin.starts_with(of)))
+            }
             (_, None) => *name == wanted || prefix.is_some_and(|begin| name.starts_with(begin)),
         })
 }
@@ -135,8 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn a_custom_name_is_taken_unless_it_is_nearly_one_of_the_catalog_s() {
-        for name in ["payment.captured", "payment.*", "shop.order.paid"] {
+    fn a_custom_name_is_taken_unless_its_first_word_is_nearly_the_catalog_s() {
+        for name in ["payment.captured", "payment.*", "shop.order.paid", "order.cancelled", "tax.*"]
+        {
             let pattern = Pattern::read(name).unwrap();
             assert_eq!((pattern.filter().as_str(), pattern.is_custom()), (name, true));
         }
@@ -150,6 +153,11 @@ mod tests {
         assert!(Pattern::read("payment.*").unwrap().fits("payment.refused"));
         let brings = |name: &str| brings(&[name.to_owned()], &captured);
         assert!(brings("*") && brings("payment.*") && !brings("task.*"));
+        let fits = |name: &str, pattern: &str| {
+            super::brings(&[name.to_owned()], &Pattern::read(pattern).unwrap())
+        };
+        assert!(fits("payment.*", "*") && fits("shop.order.*", "shop.*"));
+        assert!(!fits("workflow.step_completed", "*"), "what is derived is not recorded");
     }
 
     #[test]
