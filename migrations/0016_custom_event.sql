@@ -5,7 +5,7 @@
 
 set local search_path = stepwell;
 
--- Never deleted. What is said of a version changes only so that what fitted it before still does.
+-- Never deleted. What is said of a version changes only as services/rule/src/change.rs allows.
 create table event_type (
   id          int         primary key generated always as identity,
   namespace   text        not null,

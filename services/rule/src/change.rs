@@ -1,5 +1,6 @@
 //! Whether a schema may take another's place under the same version: what fitted still fits, and what was
-//! said of a property is still said of it. What cannot be told is refused. Pure.
+//! said of a property is still said of it. What cannot be told is refused. Only a property of which nothing was
+//! said may be added with a schema of its own, though it may have been there before. Pure.
 
 use serde_json::{Map, Value};
 
@@ -51,8 +52,10 @@ fn compare(old: &Value, new: &Value, at: &str, faults: &mut Vec<Fault>) {
             fault(format!("`type` no longer has {lost}"));
         }
     }
-    if let Some(now) = values(new) {
-        match values(old) {
+    // Both may stand there: then only what is in both fits.
+    let before = values(old).into_iter().next();
+    for now in values(new) {
+        match &before {
             None => fault("only certain values fit now".into()),
             Some(before) => {
                 if let Some(gone) = before.iter().find(|value| !now.contains(value)) {
@@ -127,10 +130,15 @@ fn properties(
             None => faults.push((pointer(name), "is gone".into())),
         }
     }
+    let added = || now.iter().filter(|(name, _)| !before.contains_key(*name));
+    if old.contains_key("patternProperties") {
+        let what = "is new, and `patternProperties` may have said something of it";
+        faults.extend(added().map(|(name, _)| (pointer(name), what.to_owned())));
+    }
     // What was allowed beside the properties was said of this one too.
     let beside = old.get("additionalProperties").filter(|schema| schema.is_object());
     if let Some(beside) = beside {
-        for (name, schema) in now.iter().filter(|(name, _)| !before.contains_key(*name)) {
+        for (name, schema) in added() {
             compare(beside, schema, &pointer(name), faults);
         }
     }
@@ -147,11 +155,11 @@ fn covers(types: &[&str], one: &str) -> bool {
     types.contains(&one) || one == "integer" && types.contains(&"number")
 }
 
-fn values(schema: &Map<String, Value>) -> Option<Vec<&Value>> {
-    if let Some(one) = schema.get("const") {
-        return Some(vec![one]);
-    }
-    schema.get("enum").and_then(Value::as_array).map(|all| all.iter().collect())
+/// The only values that fit, by `const` and by `enum`.
+fn values(schema: &Map<String, Value>) -> Vec<Vec<&Value>> {
+    let one = schema.get("const").map(|one| vec![one]);
+    let all = schema.get("enum").and_then(Value::as_array).map(|all| all.iter().collect());
+    one.into_iter().chain(all).collect()
 }
 
 /// A bound that went or let go; sign 1: what fits is not less, -1: not more.
@@ -262,5 +270,10 @@ mod tests {
         assert_eq!(faults(&text, &with("integer"))[0].0, "/properties/a");
         assert_eq!(faults(&json!(true), &json!({})), []);
         assert_eq!(faults(&json!(false), &text), []);
+        let pattern = |properties| json!({"patternProperties": {"^a": {"type": "string"}}, "properties": properties});
+        let new = pattern(json!({"a": {"type": "integer"}}));
+        assert_eq!(faults(&pattern(json!({})), &new)[0].0, "/properties/a");
+        assert!(!faults(&json!({"const": 1}), &json!({"const": 1, "enum": [2]})).is_empty());
+        assert_eq!(faults(&json!({"const": 1}), &json!({"enum": [1, 2]})), []);
     }
 }

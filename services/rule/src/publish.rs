@@ -24,8 +24,8 @@ use crate::{
 
 /// Most events that are published together.
 const EVENTS_MAX: usize = 20;
-/// So long the latest version is taken for the latest.
-const LATEST_FOR: Duration = Duration::from_secs(1);
+/// So long what was looked up is taken for what is there.
+const FRESH_FOR: Duration = Duration::from_secs(1);
 /// Names that a misspelt one is compared with.
 const COMPARED_MAX: usize = 1_000;
 /// Most names whose types are kept.
@@ -56,7 +56,7 @@ pub struct Types(Mutex<HashMap<(String, String), Arc<Known>>>);
 
 /// All versions of one name.
 struct Known {
-    versions: BTreeMap<i32, OfType>,
+    versions: BTreeMap<i32, Arc<OfType>>,
     since: Instant,
 }
 
@@ -119,13 +119,19 @@ impl Types {
 
     /// Keeps what was looked up, and answers it.
     fn keep(&self, namespace: &str, rows: Vec<EventTypeRow>) -> HashMap<String, Arc<Known>> {
-        let mut found: HashMap<String, BTreeMap<i32, OfType>> = HashMap::new();
-        for row in rows {
-            let of_type = OfType { schema: row.schema, validator: OnceLock::new() };
-            found.entry(row.name).or_default().insert(row.version, of_type);
-        }
         let since = Instant::now();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found: HashMap<String, BTreeMap<i32, Arc<OfType>>> = HashMap::new();
+        for row in rows {
+            // What did not change is not compiled again.
+            let known = kept.get(&(namespace.to_owned(), row.name.clone()));
+            let same = known.and_then(|known| known.versions.get(&row.version));
+            let of_type = match same.filter(|same| same.schema == row.schema) {
+                Some(same) => Arc::clone(same),
+                None => Arc::new(OfType { schema: row.schema, validator: OnceLock::new() }),
+            };
+            found.entry(row.name).or_default().insert(row.version, of_type);
+        }
         let mut known = HashMap::new();
         for (name, versions) in found {
             let of_name = Arc::new(Known { versions, since });
@@ -216,8 +222,8 @@ fn read(events: &[Publication]) -> Result<Vec<Value>, Refusal> {
     if faults.is_empty() { Ok(values) } else { Err(Refusal::fields(faults)) }
 }
 
-/// The texts of the rows, or by event what is wrong. What is asked of the latest version is refused when that
-/// may be another by now, unless it was looked up just now.
+/// The texts of the rows, or by event what is wrong. All of a name is refused that may be another by now, unless it
+/// was looked up just now.
 fn judge(
     known: &HashMap<String, Arc<Known>>,
     events: &[Publication],
@@ -232,9 +238,10 @@ fn judge(
             wrong.push(none());
             continue;
         };
+        let is_fresh = fresh || known.since.elapsed() < FRESH_FOR;
         let found = match event.version {
-            0 if fresh || known.since.elapsed() < LATEST_FOR => known.versions.last_key_value(),
-            0 => None,
+            _ if !is_fresh => None,
+            0 => known.versions.last_key_value(),
             version => known.versions.get_key_value(&version),
         };
         let Some((version, of_type)) = found else {
@@ -267,7 +274,8 @@ mod tests {
     }
 
     fn known(since: Instant) -> HashMap<String, Arc<Known>> {
-        let of = |schema: &str| OfType { schema: schema.into(), validator: OnceLock::new() };
+        let of =
+            |schema: &str| Arc::new(OfType { schema: schema.into(), validator: OnceLock::new() });
         let versions = BTreeMap::from([
             (1, of("")),
             (2, of(r#"{"required": ["total"], "properties": {"total": {"type": "integer"}}}"#)),
@@ -302,12 +310,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_the_latest_a_while_ago_is_asked_for_again() {
-        let Some(before) = Instant::now().checked_sub(LATEST_FOR) else { return };
+    fn what_was_looked_up_a_while_ago_is_asked_for_again() {
+        let Some(before) = Instant::now().checked_sub(FRESH_FOR) else { return };
         let latest = [event("payment.captured", 0, r#"{"total": 5}"#)];
         assert_eq!(judged(&latest, before, false), Err(vec![0]));
         assert!(judged(&latest, before, true).is_ok());
-        assert!(judged(&[event("payment.captured", 2, r#"{"total": 5}"#)], before, false).is_ok());
+        let named = [event("payment.captured", 2, r#"{"total": 5}"#)];
+        assert_eq!(judged(&named, before, false), Err(vec![0]), "its schema may be another");
+        assert!(judged(&named, before, true).is_ok());
     }
 
     #[test]
@@ -344,5 +354,24 @@ mod tests {
         assert_eq!(types.0.lock().unwrap().len(), NAMES_MAX);
         assert_eq!(types.kept("n", std::slice::from_ref(&last)).len(), 1);
         assert_eq!(types.kept("other", &[last]).len(), 0);
+    }
+
+    #[test]
+    fn a_schema_that_did_not_change_is_not_compiled_again() {
+        let types = Types::default();
+        let row = |schema: &str| EventTypeRow {
+            id: 1,
+            namespace: "n".into(),
+            name: "a.b".into(),
+            version: 1,
+            schema: schema.into(),
+            description: String::new(),
+            example: String::new(),
+            created_at: std::time::SystemTime::UNIX_EPOCH.into(),
+        };
+        let of = |schema| Arc::clone(&types.keep("n", vec![row(schema)])["a.b"].versions[&1]);
+        let first = of("");
+        assert!(Arc::ptr_eq(&first, &of("")));
+        assert!(!Arc::ptr_eq(&first, &of(r#"{"type": "object"}"#)));
     }
 }
