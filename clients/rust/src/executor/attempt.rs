@@ -11,7 +11,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{context::StepContext, error::HandlerError, handlers::Handler};
+use super::{
+    context::{StepContext, excess},
+    error::HandlerError,
+    handlers::Handler,
+};
 use crate::trace;
 
 /// How long a handler that was told to stop may go on before it is dropped.
@@ -46,9 +50,16 @@ pub(super) async fn run(
     let race = race(handler, step, deadline, stop).instrument(span.clone());
     // Around all of it: dropping a handler that was stopped may panic too.
     let kind = AssertUnwindSafe(race).catch_unwind().await;
-    let kind = kind.unwrap_or_else(|panic| Kind::Fail(panicked(&*panic)));
+    let mut kind = kind.unwrap_or_else(|panic| Kind::Fail(panicked(&*panic)));
+    let mut events = of_lease.take_at_end();
+    if let Some(mut what) = excess(&events) {
+        events.clear();
+        if let Kind::Fail(Failure { error_class, message, .. }) = &kind {
+            what = format!("{what}; the attempt had failed as {error_class}: {message}");
+        }
+        kind = Kind::Fail(HandlerError::new("InvalidEvent", what).permanent().into_failure());
+    }
     let traceparent = trace::handled(&span, of_lease.lease(), &kind);
-    let events = of_lease.take_at_end();
     Ended {
         outcome: Outcome { lease_id: lease_id.clone(), kind: Some(kind), traceparent, events },
         lease_id,

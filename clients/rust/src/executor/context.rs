@@ -17,6 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::{error::HandlerError, publications::Wish};
 use crate::client::Client;
 
+/// No service takes more custom events together, nor with more data.
+const EVENTS_MAX: usize = 20;
+const EVENT_BYTES_MAX: usize = 64 << 10;
+
 /// The step that a handler runs: its identity, its input, and what its parents returned. Cheap to
 /// clone.
 #[derive(Clone, Debug)]
@@ -69,6 +73,9 @@ impl StepContext {
 
     /// The same of several events, at most 20, together or not at all.
     pub async fn publish_all(&self, events: Vec<v1::Publication>) -> Result<(), HandlerError> {
+        if let Some(what) = excess(&events) {
+            return Err(HandlerError::new("InvalidEvent", what).permanent());
+        }
         let over = || HandlerError::new("LeaseLost", "the attempt is over");
         let (answer, answered) = oneshot::channel();
         let lease_id = self.0.lease.lease_id.clone();
@@ -256,4 +263,19 @@ fn read<T: DeserializeOwned>(what: &str, json: &str) -> Result<T, HandlerError> 
             Err(HandlerError::new("InvalidInput", format!("{what}: {fault}")).permanent())
         }
     }
+}
+/// Why no service takes these events, if it is their number or size: what is too large could not even be sent.
+pub(super) fn excess(events: &[v1::Publication]) -> Option<String> {
+    let bytes =
+        |of: fn(&v1::Publication) -> &str| events.iter().map(|e| of(e).len()).sum::<usize>();
+    let most = bytes(|event| &event.data).max(bytes(|event| &event.name));
+    if events.len() > EVENTS_MAX {
+        return Some(format!(
+            "{} events; at most {EVENTS_MAX} can be published together",
+            events.len()
+        ));
+    }
+    (most > EVENT_BYTES_MAX).then(|| {
+        format!("the events have {most} bytes; at most {EVENT_BYTES_MAX} can be published together")
+    })
 }

@@ -203,7 +203,13 @@ async fn errors_and_panics_become_failures() {
         })
         .handler_for("versioned", ">=2", |_| async { Ok(()) })
         .handler("unwritable", |_| async { Ok(std::collections::HashMap::from([(vec![1], 1)])) })
-        .handler("huge", |_| async { Ok("x".repeat(4 << 20)) });
+        .handler("huge", |_| async { Ok("x".repeat(4 << 20)) })
+        .handler("talkative", |step: StepContext| async move {
+            let large = step.publish("a.b", &"x".repeat(70_000)).await.unwrap_err();
+            assert!(large.to_string().contains("65536"), "{large}");
+            step.publish_at_end("a.b", &"x".repeat(70_000))?;
+            Err::<(), _>(HandlerError::new("Late", "too late"))
+        });
     let _running = Running::new(executor);
     let mut work = fake.work().await;
     work.hello().await;
@@ -226,6 +232,9 @@ async fn errors_and_panics_become_failures() {
     assert_eq!(panic.message, "attempt 1 of 3");
     let unknown = failure("versioned").await;
     assert_eq!((unknown.error_class.as_str(), unknown.retryable), ("UnknownHandler", true));
+    let talkative = failure("talkative").await;
+    assert_eq!((talkative.error_class.as_str(), talkative.retryable), ("InvalidEvent", false));
+    assert!(talkative.message.ends_with("had failed as Late: too late"), "{talkative:?}");
     for handler in ["unwritable", "huge"] {
         let invalid = failure(handler).await;
         assert_eq!((invalid.error_class.as_str(), invalid.retryable), ("InvalidResult", false));
