@@ -304,18 +304,25 @@ impl Subscribe {
         };
         let mut feed = self.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
+        let mut cursor = feed.cursor().to_owned();
         while left > 0 {
             let delivery = tokio::select! {
                 delivery = feed.next() => delivery,
                 _ = tokio::signal::ctrl_c() => break,
             };
             let Some(delivery) = delivery else { break };
-            for event in delivery?.events.iter().take(left) {
+            let delivery = delivery?;
+            let is_cut = delivery.events.len() > left;
+            for event in delivery.events.iter().take(left) {
                 left -= 1;
                 show(event, self.output)?;
             }
+            // Behind one that was cut there are events that were not shown: it comes again as a whole.
+            if !is_cut {
+                feed.cursor().clone_into(&mut cursor);
+            }
         }
-        eprintln!("cursor: {}", feed.cursor());
+        eprintln!("cursor: {cursor}");
         Ok(ExitCode::SUCCESS)
     }
 }

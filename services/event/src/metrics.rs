@@ -14,7 +14,7 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 use stepwell_proto::{
-    catalog::{EVENTS, Edge, event_type_by_number},
+    catalog::{EVENTS, Edge, event_type, event_type_by_number},
     v1::{Entity, State},
 };
 use stepwell_serve::LABELS_MAX;
@@ -265,13 +265,17 @@ impl Metrics {
     pub(crate) fn told(&self, told: &Told<'_>) {
         let Told { subscription, event, is_final, .. } = *told;
         let about = [told.namespace, told.definition, told.step];
-        let [namespace, definition, step] = if self.is_known(subscription, about) {
-            about.map(str::to_owned)
-        } else {
-            ["other"; 3].map(str::to_owned)
-        };
+        let [namespace, definition, step] = about;
+        let [subscription, namespace, definition, step] =
+            match self.is_known(subscription, about) {
+                true => [subscription, namespace, definition, step],
+                false => ["other"; 4],
+            }
+            .map(str::to_owned);
+        // Of custom ones there may be any number.
+        let event = event_type(event).map_or("custom", |event| event.name);
         let label = |name: &'static str, value: String| KeyValue::new(name, value);
-        let of = label("subscription", subscription.to_owned());
+        let of = label("subscription", subscription);
         let (namespace, definition) =
             (label("namespace", namespace), label("definition", definition));
         if let Some(steps) = told.steps {
@@ -279,7 +283,7 @@ impl Metrics {
             self.told_steps.record(steps, &labels);
         }
         let labels =
-            [of, label("event", event.to_owned()), namespace, definition, label("step", step)];
+            [of, KeyValue::new("event", event), namespace, definition, label("step", step)];
         if let Some(ran_for) = told.ran_for {
             self.told_ran.record(ran_for.as_secs_f64(), &labels);
         }
@@ -426,7 +430,7 @@ fn watch_progress(meter: &Meter, progress: &Arc<Mutex<Vec<SubscriptionProgress>>
     gauge(
         "stepwell_subscription_behind_seconds",
         "Age of the oldest event of the log that a durable subscription has still to do with, wanted \
-         or not; 0 while it is paused",
+         or not; 0 while it is paused or disabled",
         "s",
         |of| of.behind,
         f64::max,

@@ -17,7 +17,8 @@ const DEFINITIONS_MAX: usize = 1_000;
 pub struct FailureAlerts<W> {
     failures: usize,
     window: Duration,
-    watched: Mutex<HashMap<String, VecDeque<SystemTime>>>,
+    /// When, and at which positions: an event may come twice.
+    watched: Mutex<HashMap<String, VecDeque<(SystemTime, i64)>>>,
     out: Mutex<W>,
 }
 
@@ -29,21 +30,27 @@ impl<W: Write + Send + 'static> FailureAlerts<W> {
     }
 
     /// One more failure; true: these are too many.
-    fn is_too_many(&self, definition: String, at: SystemTime) -> bool {
+    fn is_too_many(&self, definition: &str, at: SystemTime, position: i64) -> bool {
         let Ok(mut watched) = self.watched.lock() else { return false };
-        if watched.len() >= DEFINITIONS_MAX && !watched.contains_key(&definition) {
+        for times in watched.values_mut() {
+            times.retain(|(time, _)| *time + self.window >= at);
+        }
+        watched.retain(|_, times| !times.is_empty());
+        if watched.len() >= DEFINITIONS_MAX && !watched.contains_key(definition) {
             return false;
         }
-        let times = watched.entry(definition).or_default();
-        times.push_back(at);
-        while times.front().is_some_and(|first| *first + self.window < at) {
-            times.pop_front();
+        let times = watched.entry(definition.to_owned()).or_default();
+        if times.iter().all(|(_, there)| *there != position) {
+            times.push_back((at, position));
         }
-        let is_so = times.len() >= self.failures;
-        if is_so {
-            times.clear();
+        times.len() >= self.failures
+    }
+
+    /// It was said: now it counts anew.
+    fn begin_anew(&self, definition: &str) {
+        if let Ok(mut watched) = self.watched.lock() {
+            watched.remove(definition);
         }
-        is_so
     }
 }
 
@@ -59,7 +66,7 @@ impl<W: Write + Send + 'static> EventHandler for FailureAlerts<W> {
     ) -> Result<(), HandlerError> {
         let core = event.core();
         let definition = format!("{}/{}", core.namespace, core.definition);
-        if self.is_too_many(definition.clone(), core.at) {
+        if self.is_too_many(&definition, core.at, event.position) {
             let (n, window, steps) = (self.failures, self.window, failed.failed_steps.join(", "));
             let task = core.task_id;
             let mut out =
@@ -69,6 +76,8 @@ impl<W: Write + Send + 'static> EventHandler for FailureAlerts<W> {
                 "ALERT {definition}: {n} failures within {window:?}, the last at {steps} (task {task})"
             )?;
             out.flush()?;
+            // One that could not be said comes again, and is said then.
+            self.begin_anew(&definition);
         }
         Ok(())
     }
@@ -92,7 +101,12 @@ mod tests {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(minute * 60);
             event.at = Some(at.into());
             event.task_id = format!("{definition}{minute}");
+            event.position = i64::try_from(minute).unwrap() * 2 + i64::from(definition == "b");
             assert!(testing::handle(&alerts, &event).await.unwrap());
+            // The same once more is the same failure.
+            if minute < 63 {
+                assert!(testing::handle(&alerts, &event).await.unwrap());
+            }
         }
         let said = String::from_utf8(alerts.out.into_inner().unwrap()).unwrap();
         assert_eq!(

@@ -64,7 +64,13 @@ impl<W: Write + Send + 'static> OrderNotifications<W> {
 
 impl<W: Write + Send + 'static> EventHandler for OrderNotifications<W> {
     fn subscribe_to(&self) -> Vec<&str> {
-        vec!["task.initialize_requested", "step.completed", "task.completed", "task.failed"]
+        vec![
+            "task.initialize_requested",
+            "step.completed",
+            "task.completed",
+            "task.failed",
+            "task.cancelled",
+        ]
     }
 
     fn should_process(&self, event: &Event) -> bool {
@@ -106,15 +112,26 @@ impl<W: Write + Send + 'static> EventHandler for OrderNotifications<W> {
         Ok(())
     }
 
+    async fn handle_task_cancelled(
+        &self,
+        event: &Event,
+        _: &TaskCancelled,
+    ) -> Result<(), HandlerError> {
+        self.forget(&event.task_id);
+        Ok(())
+    }
+
     async fn handle_task_failed(
         &self,
         event: &Event,
         failed: &TaskFailed,
     ) -> Result<(), HandlerError> {
         let customer = self.customer(&event.task_id);
-        self.forget(&event.task_id);
         let (task, steps) = (&event.task_id, failed.failed_steps.join(", "));
-        self.mail(&self.shop, &format!("the order of {customer} failed at {steps} (task {task})"))
+        self.mail(&self.shop, &format!("the order of {customer} failed at {steps} (task {task})"))?;
+        // One that could not be sent comes again.
+        self.forget(&event.task_id);
+        Ok(())
     }
 }
 

@@ -13,8 +13,8 @@ macro_rules! event_handler {
     ($($method:ident $message:ident $name:literal $doc:literal)*) => {
         /// Handles events: says which, and has a method for each type, named after the event.
         ///
-        /// A method that no event has does not compile; a name in [`Self::subscribe_to`] that no event has is
-        /// refused when the subscriber is made, with the one that was probably meant. Give it to
+        /// A method that no event has does not compile; a name in [`Self::subscribe_to`] is checked
+        /// as by [`crate::Subscriber::on_name`], when the subscriber is made. Give it to
         /// [`crate::Subscriber::handler`].
         ///
         /// ```

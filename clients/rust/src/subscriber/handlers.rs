@@ -128,7 +128,8 @@ impl<S: CursorStore> Subscriber<S> {
     }
 
     /// Calls the handler for events of this name: exact, `prefix.*`, or `*` for every recorded
-    /// event. A name that the catalog does not have is refused.
+    /// event, custom ones included. A name of `task.`, `step.` and the like that the catalog does not have is
+    /// refused; custom ones are known to the service.
     pub fn on_name<F>(
         mut self,
         name: &str,
@@ -143,8 +144,8 @@ impl<S: CursorStore> Subscriber<S> {
         Ok(self)
     }
 
-    /// Calls the methods of this handler for the events it subscribes to. A name that the catalog does not have
-    /// is refused.
+    /// Calls the methods of this handler for the events it subscribes to. Names as for
+    /// [`Self::on_name`].
     pub fn handler(mut self, handler: impl EventHandler) -> Result<Self, Error> {
         let patterns = patterns(&handler)?;
         self.handlers.push(Entry { patterns, handler: erased(handler) });
