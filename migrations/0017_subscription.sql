@@ -45,5 +45,6 @@ create table parked_event (
   primary key (subscription, partition, position)
 );
 create index parked_event_task on parked_event (subscription, partition, uid, position);
+create index parked_event_parked on parked_event (subscription) where state = 1;   -- they are counted now and then
 
 set local search_path to default;

@@ -111,7 +111,7 @@ async fn a_wrong_event_fails_its_attempt_for_good_and_says_which_field_it_is() {
     let schema = json!({"properties": {"total": {"type": "integer"}}, "required": ["total"]});
     register(&world, spec("order.paid", 1, &schema)).await.unwrap();
     world
-        .define("{namespace: shop, name: pay, steps: [{name: data}, {name: unknown}, {name: fails}, {name: now}]}")
+        .define("{namespace: shop, name: pay, steps: [{name: data}, {name: unknown}, {name: strange}, {name: fails}, {name: now}]}")
         .await;
     let executor = Executor::new(&world.client, "e").namespace("shop");
     let executor = executor.handler("data", async |step: StepContext| {
@@ -121,6 +121,11 @@ async fn a_wrong_event_fails_its_attempt_for_good_and_says_which_field_it_is() {
     });
     let executor = executor.handler("unknown", async |step: StepContext| {
         step.publish_at_end("order.payed", &json!({"total": 1}))?;
+        Ok::<_, HandlerError>(1)
+    });
+    // Nothing can be called so: its stream goes on.
+    let executor = executor.handler("strange", async |step: StepContext| {
+        step.publish_at_end("order.\0", &json!({"total": 1}))?;
         Ok::<_, HandlerError>(1)
     });
     let executor = executor.handler("fails", async |step: StepContext| {
@@ -145,6 +150,7 @@ async fn a_wrong_event_fails_its_attempt_for_good_and_says_which_field_it_is() {
     };
     assert!(said("data").contains("events[1].data.total"), "{}", said("data"));
     assert!(said("unknown").contains("did you mean `order.paid`?"), "{}", said("unknown"));
+    assert!(said("strange").contains("no type of custom events"), "{}", said("strange"));
     assert!(said("fails").contains("CardDeclined: no cover"), "{}", said("fails"));
     assert_eq!(task.steps.iter().find(|s| s.name == "now").unwrap().state(), v1::State::Complete);
     let feed = Subscription::new().names(["order.paid", "task.failed"]).from(Start::Earliest);

@@ -565,6 +565,16 @@ async fn too_many_failures_fire_an_alert_once_and_it_is_resolved_when_they_are_o
     let texts = vec![SubscriptionText { source: "a.yaml".into(), yaml }];
     let request = ApplySubscriptionsRequest { texts, prune: false };
     world.client.apply_subscriptions(request).await.unwrap();
+    // A change is held to the rules of an alert, as its declaration was.
+    let update = UpdateSubscriptionRequest { name: "alerts".into(), ..Default::default() };
+    let unnamed = Some(EventFilter::default());
+    for (wrong, field) in [
+        (UpdateSubscriptionRequest { partitions: 2, ..update.clone() }, "partitions"),
+        (UpdateSubscriptionRequest { filter: unnamed, ..update.clone() }, "filter.names"),
+    ] {
+        let refused = refusal(world.client.update_subscription(wrong).await.unwrap_err());
+        assert_eq!(refused.violations[0].0, field);
+    }
     world.define("{name: bad, steps: [{name: fails, retry: {max_attempts: 1}}]}").await;
     let executor = Executor::new(&world.client, "e")
         .handler("fails", async |_| Err::<(), _>(HandlerError::new("No", "never").permanent()));

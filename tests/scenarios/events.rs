@@ -197,7 +197,17 @@ async fn a_list_that_cannot_be_is_refused_with_its_reason_and_so_is_one_whose_ne
     let page = world.client.list_events(first.clone()).await.unwrap();
     let after = |text: &str| Some(list_events_request::Start::AfterCursor(text.to_owned()));
     let elsewhere = stepwell_proto::id::Cursor { epoch: 7, position: 1 }.encode();
+    let strange = v1::EventFilter {
+        names: vec!["order.paid".into()],
+        namespaces: vec!["\0".into()],
+        ..v1::EventFilter::default()
+    };
     for (request, reason, field) in [
+        (
+            v1::ListEventsRequest { filter: Some(strange), ..plain.clone() },
+            ErrorReason::InvalidRequest,
+            Some("filter.namespaces[0]"),
+        ),
         (
             v1::ListEventsRequest { page_size: -1, ..plain.clone() },
             ErrorReason::InvalidRequest,

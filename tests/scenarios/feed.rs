@@ -309,6 +309,11 @@ async fn tags_that_changed_while_nobody_followed_count_for_who_follows_then() {
         world.client.update_task(request).await.unwrap();
     };
     update(Some("new")).await;
+    // Who lists meanwhile sees the tags of today.
+    let filter = Some(v1::EventFilter { tags: vec!["new".into()], ..v1::EventFilter::default() });
+    let listed = v1::ListEventsRequest { filter, ..v1::ListEventsRequest::default() };
+    let listed = world.client.list_events(listed).await.unwrap().events;
+    assert!(listed.iter().all(|event| event.task_id == task.task_id) && !listed.is_empty());
     let wanted = Subscription::new().tags(["new"]).names(["*"]);
     let mut feed = world.client.subscribe(wanted).await.unwrap();
     let mut everything = world.feed(Start::Latest).await;

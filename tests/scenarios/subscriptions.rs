@@ -477,6 +477,36 @@ async fn what_is_wrong_with_a_subscription_is_refused_with_its_reason_and_change
     ] {
         assert_eq!(reason(&calls.ack_events(ack).await.unwrap_err()), why);
     }
+    // What cannot be a name is none.
+    let none = "s\0".to_owned();
+    let update = UpdateSubscriptionRequest { name: none.clone(), ..Default::default() };
+    let delete = DeleteSubscriptionRequest { name: none.clone() };
+    let replay = ReplayParkedEventsRequest { name: none.clone(), ..Default::default() };
+    for refused in [
+        calls.get_subscription(GetSubscriptionRequest { name: none.clone() }).await.err(),
+        calls.update_subscription(update).await.err(),
+        calls.delete_subscription(delete).await.err(),
+        calls.replay_parked_events(replay).await.err(),
+        calls.ack_events(AckEventsRequest { name: none.clone(), ..Default::default() }).await.err(),
+        calls
+            .nack_events(NackEventsRequest { name: none, position: 1, ..Default::default() })
+            .await
+            .err(),
+    ]
+    .map(Option::unwrap)
+    {
+        assert_eq!(reason(&refused), ErrorReason::SubscriptionNotFound);
+    }
+    // A change that is refused is not made.
+    let change = UpdateSubscriptionRequest {
+        name: "s".into(),
+        partitions: 1,
+        max_attempts: 3,
+        ..Default::default()
+    };
+    let refused = calls.update_subscription(change).await.unwrap_err();
+    assert_eq!(reason(&refused), ErrorReason::SubscriptionNotPaused);
+    assert_eq!(look(&world, "s").await.subscription, made.subscription);
     let nack = NackEventsRequest { name: "s".into(), position: 9, ..NackEventsRequest::default() };
     let refused = calls.nack_events(nack).await.unwrap_err();
     assert_eq!(reason(&refused), ErrorReason::InvalidRequest);

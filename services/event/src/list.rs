@@ -45,7 +45,7 @@ pub(crate) async fn list(
         Some(_) => return Err(page::strange("belongs to another list")),
         None if request.page_token.is_empty() => {
             let end = store.head().await?;
-            let after = after(store, request.start, &filter).await?.min(end);
+            let after = after(store, epoch, request.start, &filter).await?.min(end);
             EventsToken { list, after, until: end, skip: 0, end }
         }
         None => return Err(page::strange("not one that was received")),
@@ -90,11 +90,18 @@ fn list_of(request: &ListEventsRequest, epoch: i64) -> u64 {
 }
 
 /// The place before the oldest event of the list.
-async fn after(store: &Store, start: Option<Start>, filter: &Filter) -> Result<i64, Refusal> {
+async fn after(
+    store: &Store,
+    epoch: i64,
+    start: Option<Start>,
+    filter: &Filter,
+) -> Result<i64, Refusal> {
     let asked = match start {
         None | Some(Start::Earliest(_)) => 0,
         Some(Start::AtTime(time)) => place::at_time(store, "at_time", &time).await?,
-        Some(Start::AfterCursor(text)) => place::after_cursor(store, "after_cursor", &text).await?,
+        Some(Start::AfterCursor(text)) => {
+            place::after_cursor(store, epoch, "after_cursor", &text).await?
+        }
     };
     Ok(place::earliest(store, filter.tasks()).await?.max(asked))
 }

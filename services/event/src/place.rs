@@ -12,14 +12,18 @@ pub(crate) fn expired(epoch: i64, earliest: i64) -> Refusal {
     Refusal::new(ErrorReason::CursorExpired, what).with("earliest", cursor)
 }
 
-/// The place that a cursor of this log says. `field` has it.
-pub(crate) async fn after_cursor(store: &Store, field: &str, text: &str) -> Result<i64, Refusal> {
+/// The place that a cursor says, which must be of this log. `field` has it.
+pub(crate) async fn after_cursor(
+    store: &Store,
+    epoch: i64,
+    field: &str,
+    text: &str,
+) -> Result<i64, Refusal> {
     let cursor = Cursor::decode(text).ok_or_else(|| {
         let what = "not a cursor that was received";
         Refusal::new(ErrorReason::CursorMalformed, format!("{field}: {what}"))
             .with_violations(vec![(field.into(), what.into())])
     })?;
-    let epoch = store.log_epoch().await?;
     if cursor.epoch != epoch || cursor.position > store.head().await? {
         return Err(Refusal::new(
             ErrorReason::CursorAhead,

@@ -195,7 +195,7 @@ impl Feed {
             Some(Start::Earliest(_)) => place::earliest(&self.store, filter.tasks()).await?,
             Some(Start::AtTime(time)) => place::at_time(&self.store, "at_time", &time).await?,
             Some(Start::AfterCursor(text)) => {
-                place::after_cursor(&self.store, "after_cursor", &text).await?
+                place::after_cursor(&self.store, epoch, "after_cursor", &text).await?
             }
         };
         Ok(Beginning { filter, epoch, place, snapshot })

@@ -249,6 +249,10 @@ fn check_publishes(steps: &mut [StepTemplate], faults: &mut Vec<Fault>) {
             continue;
         }
         for (k, spec) in step.publishes.iter_mut().enumerate() {
+            // Checking one takes time.
+            if first.len() > PUBLISHES_ALL_MAX {
+                break;
+            }
             let path = format!("{path}[{k}]");
             check_event_type(&path, spec, faults);
             match first.entry((spec.name.clone(), spec.version)) {
@@ -262,10 +266,8 @@ fn check_publishes(steps: &mut [StepTemplate], faults: &mut Vec<Fault>) {
         }
     }
     if first.len() > PUBLISHES_ALL_MAX {
-        let what = format!(
-            "publish {} types of events; at most {PUBLISHES_ALL_MAX} are allowed",
-            first.len()
-        );
+        let what =
+            format!("publish more than {PUBLISHES_ALL_MAX} types of events; no more are allowed");
         faults.push(("steps".into(), what));
     }
 }

@@ -77,7 +77,7 @@ impl Alerts {
             position: event.position,
             at: time_of(event),
         };
-        let mut wait = WAIT_FIRST;
+        let (mut wait, mut failing) = (WAIT_FIRST, false);
         loop {
             match self.store.count_alert(&of, self.rule).await {
                 Ok(Some(changes)) => {
@@ -91,8 +91,10 @@ impl Alerts {
                     return Err(Failure { reason, wait: Some(REST_WHEN_FULL) });
                 }
                 Err(error) => {
-                    let error = error.to_string();
-                    tracing::debug!(error, "an event is not counted; trying again");
+                    if !std::mem::replace(&mut failing, true) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(error, "an event is not counted; trying again");
+                    }
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(DATABASE_WAIT_MAX);
                 }

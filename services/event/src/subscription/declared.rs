@@ -434,6 +434,12 @@ subscriptions:
             ["a.yaml: subscriptions[0].deliver at 1:36 must have one way only"]
         );
         assert_eq!(
+            faults("nmae: x\nsteps: [{name: a}]\nsubscriptions: [{name: a, deliver: {log: {}}}]"),
+            [
+                "a.yaml: name at 1:1 is missing: its subscriptions are to the events of its own tasks"
+            ]
+        );
+        assert_eq!(
             faults("subscription: []\n"),
             ["a.yaml: subscription at 1:1 is unknown; did you mean `subscriptions`?"]
         );

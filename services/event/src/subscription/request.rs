@@ -317,7 +317,9 @@ impl Place {
         match self {
             Self::Earliest => Ok(store.earliest().await?),
             Self::Latest => Ok(store.head().await?),
-            Self::After(cursor) => place::after_cursor(store, "after_cursor", &cursor).await,
+            Self::After(cursor) => {
+                place::after_cursor(store, store.log_epoch().await?, "after_cursor", &cursor).await
+            }
             Self::Time(time) => place::at_time(store, "at_time", &time).await,
         }
     }
