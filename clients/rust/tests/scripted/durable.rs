@@ -86,6 +86,8 @@ async fn a_nack_follows_what_was_done_and_the_partition_waits_for_what_comes_aga
     feed.deliver((1, 7), 1, &events([5])).await;
     let other = next(&mut stream).await;
     assert_eq!((other.partition(), other.event().position), (1, 5));
+    other.ack();
+    assert_eq!(acked(&fake).await, (1, 7, 5), "their acks do not wait for its nack");
     nack.answer(Ok(NackEventsResponse { epoch: 8, failed_attempts: 3, ..Default::default() }));
     feed.deliver((0, 7), 1, &events([8])).await;
     feed.deliver((0, 8), 4, &events([4, 6])).await;
