@@ -313,7 +313,8 @@ async fn tags_that_changed_while_nobody_followed_count_for_who_follows_then() {
     let filter = Some(v1::EventFilter { tags: vec!["new".into()], ..v1::EventFilter::default() });
     let listed = v1::ListEventsRequest { filter, ..v1::ListEventsRequest::default() };
     let listed = world.client.list_events(listed).await.unwrap().events;
-    assert!(listed.iter().all(|event| event.task_id == task.task_id) && !listed.is_empty());
+    assert!(listed.iter().all(|event| event.task_id == task.task_id), "{listed:?}");
+    assert_eq!(listed[0].name, "task.initialize_requested", "also for what was before");
     let wanted = Subscription::new().tags(["new"]).names(["*"]);
     let mut feed = world.client.subscribe(wanted).await.unwrap();
     let mut everything = world.feed(Start::Latest).await;
