@@ -7,6 +7,8 @@ mod catalog;
 #[path = "src/elsewhere.rs"]
 #[expect(unreachable_pub, reason = "the crate has it too, and shows it")]
 mod elsewhere;
+#[path = "build/openapi.rs"]
+mod openapi;
 #[path = "build/write.rs"]
 mod write;
 
@@ -41,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     fs::write(out.join("contract.bin"), &bytes)?;
+    fs::write(out.join("openapi.json"), openapi::documents(&pool).to_string())?;
     fs::write(out.join("catalog.rs"), write::rust(&catalog))?;
     fs::write(out.join("events.md"), write::markdown(&catalog))?;
     fs::write(out.join("edges.sql"), write::sql(&catalog))?;

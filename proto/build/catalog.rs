@@ -277,7 +277,7 @@ fn location<'a>(file: &'a FileDescriptor, path: &[i32]) -> Option<&'a Location> 
 type Location = prost_reflect::prost_types::source_code_info::Location;
 
 /// The leading comment without its indentation.
-fn comment(file: &FileDescriptor, path: &[i32]) -> String {
+pub(crate) fn comment(file: &FileDescriptor, path: &[i32]) -> String {
     let text = location(file, path).and_then(|l| l.leading_comments.as_deref()).unwrap_or_default();
     text.lines()
         .map(|l| l.strip_prefix(' ').unwrap_or(l).trim_end())
@@ -340,13 +340,7 @@ fn schema(message: &MessageDescriptor) -> Value {
     let properties: serde_json::Map<_, _> = message
         .fields()
         .map(|field| {
-            let mut schema = match field.kind() {
-                Kind::Message(entry) if field.is_map() => {
-                    json!({"type": "object", "additionalProperties": kind_schema(&entry.map_entry_value_field().kind())})
-                }
-                kind if field.is_list() => json!({"type": "array", "items": kind_schema(&kind)}),
-                kind => kind_schema(&kind),
-            };
+            let mut schema = field_schema(&field, &schema);
             schema["description"] = comment(&file, field.path()).into();
             (field.json_name().to_string(), schema)
         })
@@ -354,7 +348,22 @@ fn schema(message: &MessageDescriptor) -> Value {
     json!({"type": "object", "properties": properties})
 }
 
-fn kind_schema(kind: &Kind) -> Value {
+/// JSON Schema of a field; that of messages of ours as it is asked for.
+pub(crate) fn field_schema(
+    field: &FieldDescriptor,
+    ours: &dyn Fn(&MessageDescriptor) -> Value,
+) -> Value {
+    match field.kind() {
+        Kind::Message(entry) if field.is_map() => {
+            let values = kind_schema(&entry.map_entry_value_field().kind(), ours);
+            json!({"type": "object", "additionalProperties": values})
+        }
+        kind if field.is_list() => json!({"type": "array", "items": kind_schema(&kind, ours)}),
+        kind => kind_schema(&kind, ours),
+    }
+}
+
+fn kind_schema(kind: &Kind, ours: &dyn Fn(&MessageDescriptor) -> Value) -> Value {
     match kind {
         Kind::Bool => json!({"type": "boolean"}),
         Kind::String => json!({"type": "string"}),
@@ -374,7 +383,7 @@ fn kind_schema(kind: &Kind) -> Value {
             "google.protobuf.Duration" => {
                 json!({"type": "string", "pattern": "^-?[0-9]+(\\.[0-9]{1,9})?s$"})
             }
-            _ => schema(m),
+            _ => ours(m),
         },
     }
 }

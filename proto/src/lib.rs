@@ -33,6 +33,8 @@ pub mod time;
 
 /// The contract's descriptors, custom options included: for reflection and JSON.
 pub static CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contract.bin"));
+/// By the full name of each service: its `paths` and `schemas` as OpenAPI 3.1 has them, and its `tag`.
+pub static OPENAPI: &str = include_str!(concat!(env!("OUT_DIR"), "/openapi.json"));
 /// `values` rows of every legal transition: event number, entity, from, to.
 pub static EDGES: &str = include_str!(concat!(env!("OUT_DIR"), "/edges.sql"));
 /// The reference page of events and errors.

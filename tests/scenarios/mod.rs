@@ -17,6 +17,7 @@ mod executors;
 mod feed;
 mod hostile;
 mod idle;
+mod json;
 mod limits;
 mod logs;
 mod metrics;

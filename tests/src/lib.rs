@@ -31,6 +31,13 @@ pub use scrape::{Sample, Scrape, metric_of};
 pub use telemetry::Exports;
 pub use world::{Gate, Running, SOON, World, short_terms, until};
 
+/// A client of plain HTTP.
+pub fn http() -> reqwest::Client {
+    // Fails only if another test was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 /// One database, migrated, of this test alone.
 pub struct Rows {
     /// Lives as long as the test.

@@ -55,7 +55,7 @@ async fn events(
     };
     let responses = match opened {
         Ok(responses) => responses,
-        Err(refusal) => return stepwell_serve::refused(refusal),
+        Err(refusal) => return stepwell_serve::refused(refusal).map(axum::body::Body::new),
     };
     let again = Duration::from_millis(rand::random_range(AGAIN_MS));
     let first = stream::iter([Ok(Event::default().retry(again))]);
@@ -187,8 +187,7 @@ fn notice(name: &str, message: &str, said: &impl Message) -> Result<Event, BoxEr
 
 /// The last word of a feed that cannot go on.
 fn refused(status: &Status) -> Result<Event, BoxError> {
-    let json = serde_json::to_string(&proto_json::status(status)?)?;
-    Ok(Event::default().event("refused").data(json))
+    Ok(Event::default().event("refused").data(proto_json::error(status).to_string()))
 }
 
 #[cfg(test)]
@@ -252,7 +251,10 @@ mod tests {
         assert_eq!(behind, "event: fell_behind\ndata: {}\nid: b");
         assert_eq!(level, "event: caught_up\ndata: {}\nid: c");
         assert_eq!(end, "event: end\ndata: {\"reason\":\"END_REASON_ROTATE\"}");
-        assert!(refused.starts_with("event: refused\ndata: {\"code\":11,"), "{refused}");
+        assert!(
+            refused.starts_with("event: refused\ndata: {\"code\":\"out_of_range\","),
+            "{refused}"
+        );
         assert!(refused.contains("\"reason\":\"CURSOR_EXPIRED\""), "{refused}");
     }
 

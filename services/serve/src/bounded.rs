@@ -26,7 +26,7 @@ use tower::{Layer, Service};
 use crate::{incoming::Line, layer::is_grpc, limits, room::NowAndThen};
 
 /// The head of a message: a flag, and its length in four bytes.
-const HEAD_BYTES: usize = 5;
+pub(crate) const HEAD_BYTES: usize = 5;
 /// Smaller messages do not count: a stream itself costs as much.
 const SMALL_BYTES: usize = 4 << 10;
 
@@ -53,7 +53,7 @@ static STREAMS_OF_REQUESTS: LazyLock<HashSet<String>> = LazyLock::new(|| {
 
 /// Adds `Bounded` around a service, with one budget for all.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BoundedLayer(Arc<Budget>);
+pub(crate) struct BoundedLayer(pub(crate) Arc<Budget>);
 
 impl<S> Layer<S> for BoundedLayer {
     type Service = Bounded<S>;
@@ -128,7 +128,7 @@ fn unreadable(said: &HeaderMap) -> Option<Refusal> {
 
 /// Bytes that all calls together may hold.
 #[derive(Debug)]
-struct Budget {
+pub(crate) struct Budget {
     left: AtomicUsize,
     told: Mutex<NowAndThen>,
 }
@@ -153,13 +153,37 @@ impl Budget {
         }
         Ok(Held { budget: Arc::clone(self), bytes })
     }
+
+    /// An answer that is whole, counted until it is taken.
+    pub(crate) fn counted(
+        self: &Arc<Self>,
+        data: Bytes,
+        line: Option<Arc<Line>>,
+    ) -> Result<Body, Refusal> {
+        Taken { data: Some(data), trailers: None, rest: None }.counted(self, line)
+    }
 }
 
 /// A part of the budget, given back when it is dropped.
 #[derive(Debug)]
-struct Held {
+pub(crate) struct Held {
     budget: Arc<Budget>,
     bytes: usize,
+}
+
+impl Held {
+    pub(crate) fn none(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), bytes: 0 }
+    }
+
+    /// Takes what is missing until it is so large; what is small takes nothing.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if bytes > self.bytes.max(SMALL_BYTES) {
+            let mut more = self.budget.take(bytes - self.bytes)?;
+            self.bytes += std::mem::take(&mut more.bytes);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Held {
@@ -274,6 +298,10 @@ impl http_body::Body for Arriving {
         loop {
             let frame = match Pin::new(&mut arriving.body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => frame,
+                // A refusal of what came in another format.
+                Poll::Ready(Some(Err(status))) if !status.details().is_empty() => {
+                    return Poll::Ready(Some(Err(status)));
+                }
                 // The peer is gone, or took the call back: nobody hears what is said, and the log
                 // is not for it.
                 Poll::Ready(Some(Err(_))) => {

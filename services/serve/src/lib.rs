@@ -6,12 +6,14 @@
 
 mod answer;
 mod bounded;
+mod formats;
 mod incoming;
 mod layer;
 mod limits;
 #[cfg(test)]
 mod log;
 mod metrics;
+mod openapi;
 mod options;
 mod plain;
 mod quiet;

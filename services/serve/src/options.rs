@@ -3,6 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
+use http::{HeaderName, HeaderValue, Method, Uri, header::RETRY_AFTER};
+use tower_http::cors::{AllowHeaders, CorsLayer};
 
 /// How lines of the log look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -75,6 +77,10 @@ pub struct Options {
     /// elsewhere, so that clients spread over all copies. Seconds, 1 to 604,800; default 1,800.
     #[arg(long, env = "STEPWELL_CONNECTION_AGE", default_value_t = CONNECTION_AGE, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub connection_age: u64,
+    /// Web pages of these origins, such as `https://console.example.com`, may call from a browser;
+    /// several with commas. Default: none but those that come from this address itself.
+    #[arg(long, env = "STEPWELL_ALLOW_ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub allow_origins: Vec<HeaderValue>,
     /// A file to write the address to, once it is known: for launchers.
     #[arg(long, hide = true)]
     pub address_file: Option<PathBuf>,
@@ -117,6 +123,7 @@ impl Default for Options {
             connections_per_address_max: CONNECTIONS_PER_ADDRESS_MAX,
             keepalive: KEEPALIVE,
             connection_age: CONNECTION_AGE,
+            allow_origins: Vec::new(),
             address_file: None,
         }
     }
@@ -126,6 +133,26 @@ impl Options {
     /// The receiver of spans and metrics, if one is named.
     pub(crate) fn collector(&self) -> Option<&str> {
         self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+
+    /// What browsers are told about pages of other origins; nothing if there are none.
+    pub(crate) fn cors(&self) -> Option<CorsLayer> {
+        if self.allow_origins.is_empty() {
+            return None;
+        }
+        let told = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"];
+        let cors = CorsLayer::new()
+            .allow_origin(self.allow_origins.clone())
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(
+                told.map(HeaderName::from_static)
+                    .into_iter()
+                    .chain([RETRY_AFTER])
+                    .collect::<Vec<_>>(),
+            )
+            .max_age(Duration::from_secs(3600));
+        Some(cors)
     }
 
     /// How old connections become.
@@ -149,6 +176,18 @@ impl Options {
         }
         Ok(address)
     }
+}
+
+/// A scheme, a host, and a port if it is not the scheme's own.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let wrong = || "an origin looks like https://console.example.com".to_owned();
+    let uri: Uri = text.parse().map_err(|_| wrong())?;
+    let parts = uri.scheme_str().zip(uri.authority()).ok_or_else(wrong)?;
+    let whole = format!("{}://{}", parts.0, parts.1);
+    if !matches!(parts.0, "http" | "https") || whole != text || text.contains('@') {
+        return Err(wrong());
+    }
+    HeaderValue::from_str(text).map_err(|_| wrong())
 }
 
 #[cfg(test)]
@@ -182,6 +221,9 @@ mod tests {
             ("--trace-sample", "NaN"),
             ("--log", "xml"),
             ("--listen", "localhost"),
+            ("--allow-origins", "*"),
+            ("--allow-origins", "console.example.com"),
+            ("--allow-origins", "https://console.example.com/page"),
         ] {
             let refused = told(&[option, value]).unwrap_err().to_string();
             assert!(refused.contains(option) && refused.contains(value), "{refused}");

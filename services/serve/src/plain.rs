@@ -1,37 +1,46 @@
-//! Refusals over plain HTTP: the status that stands for their code, and `google.rpc.Status` as JSON.
+//! Refusals over plain HTTP: the status that stands for their code, and what is wrong as the Connect protocol
+//! writes it.
 
 use std::error::Error;
 
-use axum::response::{IntoResponse, Response};
 use http::{
-    HeaderValue, StatusCode,
+    HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 use stepwell_proto::{proto_json, refusal::Refusal};
-use tonic::{Code, Status};
+use tonic::{Code, Status, body::Body};
+use tonic_types::StatusExt;
 
 use crate::answer::log_code;
 
 /// The answer to a request that is refused; it is logged as a call is.
-pub fn refused(refusal: Refusal) -> Response {
-    // Whole seconds, and not too early.
-    let wait = refusal.retry_after.map(|wait| wait.as_secs_f64().ceil());
+pub fn refused(refusal: Refusal) -> Response<Body> {
     let status = Status::from(refusal);
     log_code(status.code(), status.source());
-    let json = proto_json::status(&status).ok().and_then(|json| serde_json::to_string(&json).ok());
-    let kind = HeaderValue::from_static("application/json");
-    let body = ([(CONTENT_TYPE, kind)], json.unwrap_or_default() + "\n");
-    let mut answer = (status_of(status.code()), body).into_response();
-    if let Some(wait) = wait.and_then(|wait| HeaderValue::from_str(&wait.to_string()).ok()) {
-        answer.headers_mut().insert(RETRY_AFTER, wait);
+    failed(&status)
+}
+
+/// The same of a call, which is logged as such.
+pub(crate) fn failed(status: &Status) -> Response<Body> {
+    let body = Body::new(proto_json::error(status).to_string() + "\n");
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status_of(status.code());
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // Whole seconds, and not too early.
+    let wait = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let wait = wait.map(|wait| wait.as_secs_f64().ceil().to_string());
+    if let Some(wait) = wait.and_then(|wait| HeaderValue::from_str(&wait).ok()) {
+        headers.insert(RETRY_AFTER, wait);
     }
     answer
 }
 
-/// As `google/rpc/code.proto` maps them.
+/// As the Connect protocol maps them.
 fn status_of(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
+        Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
             StatusCode::BAD_REQUEST
         }
@@ -43,9 +52,7 @@ fn status_of(code: Code) -> StatusCode {
         Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

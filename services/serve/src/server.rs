@@ -1,7 +1,7 @@
-//! The one port of a service: gRPC with health and reflection, and `/livez`, `/readyz` and `/metrics`
-//! for plain HTTP.
+//! The one port of a service: gRPC with health and reflection, the same calls as gRPC-Web and in JSON, and
+//! `/livez`, `/readyz`, `/metrics` and `/openapi.json` for plain HTTP.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use http::{StatusCode, header::CONTENT_TYPE};
@@ -14,8 +14,8 @@ use tonic::{
 use tracing::Instrument;
 
 use crate::{
-    Options, Service, bounded::BoundedLayer, incoming::incoming, layer::SeenLayer, limits,
-    quiet::tell_left_out,
+    Options, Service, bounded::BoundedLayer, formats::FormatsLayer, incoming::incoming,
+    layer::SeenLayer, limits, openapi, quiet::tell_left_out,
 };
 
 impl Service {
@@ -31,7 +31,7 @@ impl Service {
         for name in services.iter().copied().chain([""]) {
             reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
         }
-        let router = match self.router(routes.add_service(health)) {
+        let router = match self.router(routes.add_service(health), services) {
             Ok(router) => router,
             Err(error) => {
                 tracing::error!(service = self.name(), %error, "the contract cannot be reflected");
@@ -52,9 +52,12 @@ impl Service {
         };
         self.spawn_beside("left out", tell_left_out());
         let options = self.options();
+        let bounded = BoundedLayer::default();
         let served = server(options)
+            .layer(tower::util::option_layer(options.cors()))
+            .layer(FormatsLayer(Arc::clone(&bounded.0)))
             .layer(SeenLayer { service: self.name() })
-            .layer(BoundedLayer::default())
+            .layer(bounded)
             .add_routes(Routes::from(router))
             .serve_with_incoming_shutdown(incoming(listener, options), told);
         // Connections are not taken within a request.
@@ -90,7 +93,11 @@ impl Service {
         if self.shutdown().failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 
-    fn router(&self, routes: Routes) -> Result<Router, tonic_reflection::server::Error> {
+    fn router(
+        &self,
+        routes: Routes,
+        services: &[&str],
+    ) -> Result<Router, tonic_reflection::server::Error> {
         let described = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(stepwell_proto::CONTRACT)
@@ -122,8 +129,11 @@ impl Service {
             })?;
             Ok::<_, StatusCode>(([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text))
         };
+        let described = openapi::document(self.name(), services);
+        let described = move || async move { ([(CONTENT_TYPE, "application/json")], described) };
         Ok(routes
             .into_axum_router()
+            .route("/openapi.json", get(described))
             .route("/livez", get(|| async { "alive\n" }))
             .route("/readyz", get(ready))
             .route("/metrics", get(measured)))
