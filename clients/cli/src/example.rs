@@ -85,7 +85,7 @@ impl Servers {
             std::fs::write(&written, &address)?;
             std::fs::rename(&written, file)?;
         }
-        eprintln!("gateway, inventory and mail listen on {address}");
+        output::note(format!("gateway, inventory and mail listen on {address}"));
         checkout::serve(listener).await?;
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Executor {
     async fn run(self) -> Result<(), Fault> {
         let client = self.connect.client()?;
         let executor = checkout::executor(&client, &self.name, &self.servers, self.slots);
-        eprintln!("{} runs up to {} steps at once", self.name, self.slots);
+        output::note(format!("{} runs up to {} steps at once", self.name, self.slots));
         let watched = HandOvers::default();
         let watching = watched.clone();
         let executor = executor.observer(move |observation| watching.observe(&observation));
@@ -103,7 +103,10 @@ impl Executor {
         if let Some(file) = &self.hand_overs {
             std::fs::write(file, watched.lines())?;
         }
-        eprintln!("{}: {} completed, {} failed", self.name, report.completed, report.failed);
+        output::note(format!(
+            "{}: {} completed, {} failed",
+            self.name, report.completed, report.failed
+        ));
         Ok(())
     }
 }

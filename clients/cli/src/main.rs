@@ -2,20 +2,27 @@
 
 mod bench;
 mod bulk;
+mod completion;
+mod config;
 mod connect;
 mod custom;
+mod dag;
 mod definition;
 mod demo;
+mod doctor;
 mod event;
 mod example;
 mod executor;
 mod fault;
+mod follow;
 mod output;
+mod progress;
 mod server;
 mod step;
 mod subscription;
 mod task;
 mod view;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -33,6 +40,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    choice: config::Choice,
+    #[command(flatten)]
+    printing: output::Printing,
 }
 
 #[derive(Subcommand)]
@@ -64,9 +75,20 @@ enum Command {
     Subscription(subscription::Command),
     /// Run a service.
     #[command(subcommand)]
+    Server(server::Command),
+    /// As suites start services, those of older builds too.
+    #[command(subcommand, hide = true)]
     Serve(server::Serve),
     /// Bring a database's schema up to date.
     Migrate(server::Migrate),
+    /// Say whether everything is where it should be, and what to try if not. Exit codes: 0 nothing failed, 1
+    /// something did.
+    Doctor(doctor::Doctor),
+    /// Print what lets a shell complete commands, ids of tasks and names of definitions.
+    Completion(completion::Completion),
+    /// Show and change where the services are, by profiles.
+    #[command(subcommand)]
+    Config(config::Command),
     /// Measure how much of what a suite does, and how fast.
     Bench(bench::Bench),
     /// The parts of the example, one by one.
@@ -83,8 +105,15 @@ enum Command {
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _points = fail::FailScenario::setup();
-    match Cli::parse().command {
-        Command::Serve(serve) => serve.run(),
+    completion::answer::<Cli>();
+    let Cli { command, choice, printing } = Cli::parse();
+    choice.apply();
+    printing.apply();
+    match command {
+        Command::Server(server::Command::Start(serve)) | Command::Serve(serve) => serve.run(),
+        Command::Config(command) => command.run().unwrap_or_else(Fault::tell),
+        Command::Completion(completion) => completion.run().unwrap_or_else(Fault::tell),
+        Command::Doctor(doctor) => run(doctor.run()),
         Command::Guard => stepwell_suite::guard_main(),
         Command::Demo(demo) => run(demo.run()),
         Command::Dev(dev) => run(dev.run()),

@@ -7,7 +7,15 @@ use stepwell_suite::{Logs, PostgresOptions, Suite, SuiteOptions, default_data_di
 
 use crate::{example::told_to_stop, fault::Fault, output};
 
-/// `stepwell serve`
+/// `stepwell server`
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a service; it runs until it is told to stop.
+    #[command(subcommand)]
+    Start(Serve),
+}
+
+/// `stepwell server start`
 #[derive(Subcommand)]
 pub(crate) enum Serve {
     /// Definitions and tasks.
