@@ -8,15 +8,29 @@ use std::{
 use stepwell_client::{Executor, HandlerError, StepContext};
 use stepwell_tests::World;
 
-/// Runs the command against a world; exit code, standard output, standard error.
-pub(super) fn stepwell(world: &World, args: &[&str], input: &str) -> (i32, String, String) {
+/// The command against a world, without a configuration of its own.
+pub(super) fn command(world: &World, args: &[&str]) -> Command {
     let addresses = world.suite.addresses();
-    let mut command = Command::new(stepwell_suite::built_stepwell().unwrap())
+    let mut command = Command::new(stepwell_suite::built_stepwell().unwrap());
+    command
         .args(args)
         .env("STEPWELL_TASK_ADDRESS", addresses.task.join(","))
         .env("STEPWELL_STEP_ADDRESS", addresses.step.join(","))
         .env("STEPWELL_EVENT_ADDRESS", addresses.event.join(","))
         .env("STEPWELL_CONFIG", "/dev/null")
+        .env_remove("STEPWELL_PROFILE")
+        .env_remove("STEPWELL_NAMESPACE");
+    command
+}
+
+/// Runs the command against a world; exit code, standard output, standard error.
+pub(super) fn stepwell(world: &World, args: &[&str], input: &str) -> (i32, String, String) {
+    run(&mut command(world, args), input)
+}
+
+/// Runs a command to its end; exit code, standard output, standard error.
+pub(super) fn run(command: &mut Command, input: &str) -> (i32, String, String) {
+    let mut command = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -19,7 +19,7 @@ fn each_node(world: &World) -> Vec<Client> {
 }
 
 /// What a node tells, as soon as it is what is waited for.
-async fn listed(
+pub(super) async fn listed(
     client: &Client,
     request: &v1::ListExecutorsRequest,
     wanted: impl Fn(&[v1::Executor]) -> bool,

@@ -147,7 +147,7 @@ pub(crate) struct Run {
     #[arg(long)]
     report: Option<PathBuf>,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
 }
 

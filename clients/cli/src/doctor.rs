@@ -78,7 +78,7 @@ impl Doctor {
         let client = Client::connect(addresses.clone())?;
         let mut findings = services(&addresses).await?;
         let reached = findings.iter().all(|finding| finding.outcome != Outcome::Fail);
-        if let Some(url) = &self.database_url {
+        if let Some(url) = self.database_url.as_deref().filter(|url| !url.is_empty()) {
             findings.push(database(url).await);
         }
         // Who cannot be asked has been told of.

@@ -208,6 +208,10 @@ impl From<Error> for Fault {
             cause = inner.source();
         }
         why.dedup();
+        if matches!(error, Error::Status(_)) {
+            // A status repeats what is behind it; the last of it is what happened.
+            why = why.pop().filter(|_| !why.is_empty()).into_iter().collect();
+        }
         let (code, hint) = match &error {
             Error::NoAnswer(_) => (UNAVAILABLE, Some("stepwell doctor".to_owned())),
             Error::Status(status) => called(status.code()),

@@ -146,3 +146,88 @@ fn run(command: impl Future<Output = Result<ExitCode, Fault>>) -> ExitCode {
     };
     ended.unwrap_or_else(Fault::tell)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The documents with their commands: those of blocks for a shell, and those in the text.
+    fn documents() -> Vec<(String, String)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().and_then(Path::parent).unwrap();
+        let mut files: Vec<_> =
+            ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root.join(name)).into();
+        let docs = std::fs::read_dir(root.join("docs")).unwrap();
+        files.extend(docs.map(|entry| entry.unwrap().path()));
+        files.retain(|file| file.extension().is_some_and(|end| end == "md"));
+        files
+            .into_iter()
+            .map(|file| (file.display().to_string(), std::fs::read_to_string(&file).unwrap()))
+            .collect()
+    }
+
+    /// The commands of a text for a shell, as words.
+    fn commands(text: &str) -> Vec<Vec<String>> {
+        let mut all = Vec::new();
+        for line in text.replace("\\\n", " ").replace("$(", " ; ").replace("<(", " ; ").lines() {
+            let line = line.trim_start_matches("$ ");
+            let words = shlex::split(line).unwrap_or_else(|| panic!("{line} is no command"));
+            for command in words.split(|word| ["|", "&", "&&", ";", ">"].contains(&word.as_str())) {
+                let closed =
+                    command.iter().map(|word| word.trim_end_matches([';', ')']).to_owned());
+                let command: Vec<String> = closed.filter(|word| !word.is_empty()).collect();
+                if command.first().is_some_and(|word| word == "stepwell") {
+                    all.push(command);
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_command_of_the_documents_is_understood() {
+        let mut understood = 0;
+        for (file, text) in documents() {
+            for (i, part) in text.split("```").enumerate() {
+                let is_block = i % 2 == 1;
+                if is_block && part.starts_with("sh\n") {
+                    for command in commands(part.trim_start_matches("sh\n")) {
+                        if let Err(error) = Cli::try_parse_from(&command) {
+                            panic!("{file}: {}: {error}", command.join(" "));
+                        }
+                        understood += 1;
+                    }
+                }
+                let quoted = part.split('`').skip(1).step_by(2).filter(|_| !is_block);
+                for text in quoted.filter(|text| text.starts_with("stepwell ")) {
+                    // Some of it may be left out, but what is there must be.
+                    let words = shlex::split(text).unwrap();
+                    let left_out = |word: &String| word.contains('…') || word.contains('|');
+                    let words = words.into_iter().take_while(|word| !left_out(word));
+                    let words: Vec<String> = words.collect();
+                    let kind = Cli::try_parse_from(&words).err().map(|error| error.kind());
+                    let fine = matches!(
+                        kind,
+                        None | Some(
+                            ErrorKind::MissingRequiredArgument
+                                | ErrorKind::MissingSubcommand
+                                | ErrorKind::DisplayHelp
+                                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                        )
+                    );
+                    assert!(fine, "{file}: {text}: {kind:?}");
+                    understood += 1;
+                }
+            }
+        }
+        assert!(understood > 90, "{understood}");
+    }
+}

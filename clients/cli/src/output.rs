@@ -10,7 +10,10 @@ use std::{
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
-use clap::{Args, ValueEnum};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 pub(crate) use comfy_table::Table;
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, presets::NOTHING};
 use prost::Message;
@@ -40,6 +43,12 @@ pub(crate) enum Format {
     Yaml,
     /// Names or ids only, one a line.
     Name,
+}
+
+/// The formats of what has no names.
+pub(crate) fn of_reports() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(["table", "wide", "json", "jsonl", "yaml"])
+        .map(|word| Format::from_str(&word, false).unwrap_or_default())
 }
 
 /// When there are colours.
@@ -256,15 +265,14 @@ impl Format {
         })
     }
 
-    /// What is not of the contract, such as a report; `text` makes what people read. It has no names.
+    /// What is not of the contract, such as a report ([`of_reports`]); `text` makes what people read.
     pub(crate) fn report(
         self,
         value: &impl Serialize,
         text: impl FnOnce() -> String,
     ) -> Result<(), Fault> {
         match self {
-            Self::Table | Self::Wide => line(text()),
-            Self::Name => Err(Fault::usage("there are no names to print here")),
+            Self::Table | Self::Wide | Self::Name => line(text()),
             Self::Json | Self::Jsonl | Self::Yaml => self.document(value),
         }
     }
@@ -348,9 +356,11 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A table as text, without blanks at the ends of lines.
+/// A table as text, without blanks around its lines.
 pub(crate) fn text(table: &Table) -> String {
-    table.trim_fmt()
+    let text = table.trim_fmt();
+    let lines = text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The first column is not broken where there is room for it: it is mostly an id, to be copied.

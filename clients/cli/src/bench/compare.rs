@@ -26,7 +26,7 @@ pub(crate) struct Compare {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     rounds: u8,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
     /// Options of `stepwell bench` for both, after `--`.
     #[arg(last = true)]

@@ -84,7 +84,7 @@ pub(crate) struct Feed {
     #[arg(long, value_parser = pair)]
     postgres: Vec<(String, String)>,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
 }
 
