@@ -160,12 +160,15 @@ impl HandOvers {
     }
 }
 
-/// Until SIGINT or SIGTERM.
-pub(crate) async fn told_to_stop() {
+/// Until SIGINT or SIGTERM. They are heard from the call on, not only from when it is waited for.
+pub(crate) fn told_to_stop() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+    let (term, int) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        let (Ok(mut term), Ok(mut int)) = (term, int) else { return };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }

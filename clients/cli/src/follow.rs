@@ -3,6 +3,7 @@
 //! themselves on standard output.
 
 use std::{
+    pin::pin,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -100,28 +101,25 @@ async fn follow(
         with_snapshot: true,
     };
     let deadline = wait.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
-    let feed = client.subscribe(wanted).await?;
+    let mut stopped = pin!(told_to_stop());
+    let feed = tokio::select! {
+        feed = client.subscribe(wanted) => feed?,
+        () = &mut stopped => return Ok(interrupted(task_id)),
+    };
     let task = feed.snapshot().cloned().unwrap_or_default();
-    let mut view = View::new(show.output, &task);
-    if !view.is_drawn() {
-        view.history(client, filter).await?;
-    }
-    let mut follower = Follower { progress: Progress::of(&task, Instant::now()), feed, view };
-    let stopped = tokio::select! {
-        ended = follower.to_end() => {
+    let (progress, view) = (Progress::of(&task, Instant::now()), View::new(show.output, &task));
+    let mut follower = Follower { progress, feed, view };
+    let was_stopped = tokio::select! {
+        ended = follower.run(client, filter) => {
             ended?;
             false
         }
         () = until(deadline) => false,
-        () = told_to_stop() => true,
+        () = stopped => true,
     };
     follower.view.end(&follower.progress);
-    if stopped {
-        output::note(format!(
-            "the task goes on. Back to it: stepwell task watch {task_id}\n\
-             To stop it: stepwell task cancel {task_id}"
-        ));
-        return Ok(ExitCode::from(130));
+    if was_stopped {
+        return Ok(interrupted(task_id));
     }
     // The events say it all.
     if show.output != Format::Jsonl {
@@ -129,6 +127,14 @@ async fn follow(
         show.output.one(&task, || task::headline(&task))?;
     }
     Ok(task::ended(follower.progress.ended().unwrap_or(State::InProgress)))
+}
+
+fn interrupted(task_id: &str) -> ExitCode {
+    output::note(format!(
+        "the task goes on. Back to it: stepwell task watch {task_id}\n\
+         To stop it: stepwell task cancel {task_id}"
+    ));
+    ExitCode::from(130)
 }
 
 /// For ever if there is no deadline.
@@ -146,7 +152,11 @@ struct Follower {
 }
 
 impl Follower {
-    async fn to_end(&mut self) -> Result<(), Fault> {
+    /// To the end of the task.
+    async fn run(&mut self, client: &Client, filter: EventFilter) -> Result<(), Fault> {
+        if !self.view.is_drawn() {
+            self.view.history(client, filter).await?;
+        }
         while self.progress.ended().is_none() {
             self.view.draw(&self.progress);
             let delivery = tokio::select! {
