@@ -318,7 +318,7 @@ async fn a_shell_completes_commands_formats_ids_of_tasks_and_names_of_definition
     };
     assert!(offered(&["tas"]).contains(&"task".to_owned()));
     assert_eq!(offered(&["task", "list", "-o", "jso"]), ["json", "jsonl"]);
-    assert_eq!(offered(&["task", "describe", &task[..8]]), [task.clone()]);
+    assert_eq!(offered(&["task", "describe", &task[..8]]), std::slice::from_ref(&task));
     assert_eq!(offered(&["task", "run", "ful"]), ["fulfil_order"]);
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, out, _) = stepwell(&world, &["completion", shell], "");
