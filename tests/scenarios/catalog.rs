@@ -230,7 +230,7 @@ async fn the_catalog_can_be_read_and_searched_over_the_wire_and_on_the_command_l
     assert!(code == 0 && out.contains("observability.step.backoff"), "{out}");
     assert!(!out.contains("task.completed"), "{out}");
     let types = ["event", "types", "--category", "workflow", "--prefix", "workflow.task_r"];
-    let (code, out, _) = stepwell(&world, &[&types[..], &["-o", "json"]].concat(), "");
+    let (code, out, _) = stepwell(&world, &[&types[..], &["-o", "jsonl"]].concat(), "");
     let shown = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let names: Vec<Value> = shown.map(|of_type| of_type["name"].clone()).collect();
     let wanted = ["workflow.task_reenqueue_requested", "workflow.task_reenqueue_delayed"];

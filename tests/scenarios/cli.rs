@@ -8,14 +8,29 @@ use std::{
 use stepwell_client::{Executor, HandlerError, StepContext};
 use stepwell_tests::World;
 
-/// Runs the command against a world; exit code, standard output, standard error.
-pub(super) fn stepwell(world: &World, args: &[&str], input: &str) -> (i32, String, String) {
+/// The command against a world, without a configuration of its own.
+pub(super) fn command(world: &World, args: &[&str]) -> Command {
     let addresses = world.suite.addresses();
-    let mut command = Command::new(stepwell_suite::built_stepwell().unwrap())
+    let mut command = Command::new(stepwell_suite::built_stepwell().unwrap());
+    command
         .args(args)
         .env("STEPWELL_TASK_ADDRESS", addresses.task.join(","))
         .env("STEPWELL_STEP_ADDRESS", addresses.step.join(","))
         .env("STEPWELL_EVENT_ADDRESS", addresses.event.join(","))
+        .env("STEPWELL_CONFIG", "/dev/null")
+        .env_remove("STEPWELL_PROFILE")
+        .env_remove("STEPWELL_NAMESPACE");
+    command
+}
+
+/// Runs the command against a world; exit code, standard output, standard error.
+pub(super) fn stepwell(world: &World, args: &[&str], input: &str) -> (i32, String, String) {
+    run(&mut command(world, args), input)
+}
+
+/// Runs a command to its end; exit code, standard output, standard error.
+pub(super) fn run(command: &mut Command, input: &str) -> (i32, String, String) {
+    let mut command = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -51,16 +66,16 @@ async fn a_task_goes_from_a_file_to_its_end_on_the_command_line() {
     assert_eq!((code, out.trim()), (0, "default/greet 0.1.0 registered (1 steps)"));
     let (code, out, _) = stepwell(&world, &["definition", "apply", "-"], DEFINITION);
     assert!(code == 0 && out.contains("unchanged"));
-    let (code, out, _) = stepwell(&world, &["definition", "get", "greet"], "");
+    let (code, out, _) = stepwell(&world, &["definition", "describe", "greet"], "");
     assert!(code == 0 && out.contains("hello") && out.contains("tongue=quick"), "{out}");
 
     let create = ["task", "create", "greet", "--wait", "30", "--context"];
     let (code, out, _) = stepwell(&world, &[&create[..], &[r#"{"who": "you"}"#]].concat(), "");
     assert!(code == 0 && out.contains("complete"), "{out}");
     let id = out.split_whitespace().next().unwrap().to_owned();
-    let (code, out, _) = stepwell(&world, &["task", "get", &id, "--results"], "");
+    let (code, out, _) = stepwell(&world, &["task", "describe", &id, "--results"], "");
     assert!(code == 0 && out.contains("hello you"), "{out}");
-    let (code, out, _) = stepwell(&world, &["task", "get", &id, "-o", "json"], "");
+    let (code, out, _) = stepwell(&world, &["task", "describe", &id, "-o", "json"], "");
     let task: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, task["state"].as_str()), (0, Some("STATE_COMPLETE")));
 

@@ -1,7 +1,17 @@
 //! What the documents say is proved, is.
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+};
 
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde_json::json;
 use stepwell_tests::World;
 
@@ -113,4 +123,58 @@ async fn every_command_of_the_guide_to_subscribers_does_what_it_says() {
     {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
+}
+
+/// Everything of it that still runs ends with the test.
+struct Group(Pid);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = killpg(self.0, Signal::SIGKILL);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_readme_says_to_try_works_as_it_is_written() {
+    let world = World::start().await;
+    let stepwell = stepwell_suite::built_stepwell().unwrap();
+    let path =
+        format!("{}:{}", stepwell.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let blocks = commands("README.md");
+    let block = blocks.iter().find(|block| block.contains("stepwell task run")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let addresses = world.suite.addresses();
+    let said = folder.path().join("said");
+    let file = std::fs::File::create(&said).unwrap();
+    let mut ran = Command::new("sh")
+        .args(["-euc", block])
+        .current_dir(folder.path())
+        .env("PATH", path)
+        .env("STEPWELL_TASK_ADDRESS", addresses.task.join(","))
+        .env("STEPWELL_STEP_ADDRESS", addresses.step.join(","))
+        .env("STEPWELL_EVENT_ADDRESS", addresses.event.join(","))
+        .env("STEPWELL_EXAMPLE_LISTEN", listen.to_string())
+        .env("STEPWELL_EXAMPLE_SERVERS", format!("http://{listen}"))
+        .env("STEPWELL_CONFIG", "/dev/null")
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let group = Group(Pid::from_raw(ran.id().try_into().unwrap()));
+    let ended = tokio::task::spawn_blocking(move || ran.wait().unwrap()).await.unwrap();
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(ended.success(), "{said}");
+    for wanted in [
+        "ecommerce/process_order",
+        "registered",
+        "[validate_cart ✔]",
+        "task.completed",
+        "is ready, version",
+    ] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    drop(group);
 }

@@ -116,12 +116,13 @@ async fn a_list_has_what_the_feed_has_up_to_its_cursor_in_both_orders_and_the_fe
 
     // And as its user types it.
     let list = ["event", "list", "task.*", "--limit", "2", "--newest-first", "--task", &tasks[1]];
-    let (code, out, err) = stepwell(&world, &list, "");
+    let bare = [&list[..], &["--no-headers"]].concat();
+    let (code, out, err) = stepwell(&world, &bare, "");
     let listed: Vec<&str> = out.lines().filter_map(|l| l.split_whitespace().nth(1)).collect();
     assert_eq!((code, listed), (0, vec!["task.completed", "task.start_requested"]), "{err}");
     let token = err.split_once("--page-token ").unwrap().1.split_whitespace().next().unwrap();
     let (code, out, err) =
-        stepwell(&world, &[&list[..], &["--page-token", token, "-o", "json"]].concat(), "");
+        stepwell(&world, &[&list[..], &["--page-token", token, "-o", "jsonl"]].concat(), "");
     let line: Value = serde_json::from_str(out.trim()).unwrap();
     assert_eq!((code, line["name"].as_str()), (0, Some(CREATED)), "{err}");
     assert!(err.contains("cursor: "), "{err}");

@@ -8,6 +8,8 @@ mod cancel;
 mod catalog;
 mod checkout;
 mod cli;
+mod cli_follow;
+mod cli_frame;
 mod custom;
 mod deliveries;
 mod docs;

@@ -19,7 +19,7 @@ fn each_node(world: &World) -> Vec<Client> {
 }
 
 /// What a node tells, as soon as it is what is waited for.
-async fn listed(
+pub(super) async fn listed(
     client: &Client,
     request: &v1::ListExecutorsRequest,
     wanted: impl Fn(&[v1::Executor]) -> bool,
@@ -159,13 +159,13 @@ async fn executors_are_listed_and_stopped_on_the_command_line() {
     let json = &["executor", "list", "--namespace", "default", "--handler", "a", "-o", "json"];
     let (code, out, _) = stepwell(&world, json, "");
     let told: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, told["executorId"].as_str()), (0, Some(executor.executor_id.as_str())));
+    assert_eq!((code, told[0]["executorId"].as_str()), (0, Some(executor.executor_id.as_str())));
     let (code, out, _) = stepwell(&world, &["handler", "list"], "");
     assert!(code == 0 && out.contains("lonely"), "{out}");
     let (code, out, _) =
         stepwell(&world, &["handler", "list", "--handler", "lonely", "-o", "json"], "");
     let told: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, &told["executors"], &told["used"]), (0, &json!(null), &json!(true)));
+    assert_eq!((code, &told[0]["executors"], &told[0]["used"]), (0, &json!(null), &json!(true)));
 
     let drain = ["executor", "drain", &executor.executor_id, "--reason", "enough"];
     let (code, out, _) = stepwell(&world, &drain, "");

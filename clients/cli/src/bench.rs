@@ -60,13 +60,7 @@ async fn tell<R: Serialize>(
         report = measure => report?,
         () = told_to_stop() => return Ok(ExitCode::from(130)),
     };
-    match format {
-        Format::Json => {
-            let text = serde_json::to_string(&report);
-            output::line(text.map_err(|error| Fault::new(error.to_string()))?)?;
-        }
-        Format::Table => output::line(table(&report).to_string())?,
-    }
+    format.report(&report, || output::text(&table(&report)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -153,7 +147,7 @@ pub(crate) struct Run {
     #[arg(long)]
     report: Option<PathBuf>,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
 }
 
@@ -193,12 +187,9 @@ impl Bench {
         };
         if let Some(file) = page {
             std::fs::write(&file, page::page(&report)?)?;
-            eprintln!("the page is {}", file.display());
+            output::note(format!("the page is {}", file.display()));
         }
-        match output {
-            Format::Json => output::line(report.json()?)?,
-            Format::Table => output::line(report.table())?,
-        }
+        output.report(&report, || report.table())?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -279,11 +270,11 @@ impl Run {
         load: &Load,
         measuring: &Arc<AtomicBool>,
     ) -> Result<Report, Fault> {
-        eprintln!("warm-up: {} s", self.warm_up);
+        output::note(format!("warm-up: {} s", self.warm_up));
         let mut creating = Creating::start(load, self.pace());
         creating.during(tokio::time::sleep(Duration::from_secs(self.warm_up))).await?;
 
-        eprintln!("measuring: {} s", self.duration);
+        output::note(format!("measuring: {} s", self.duration));
         let mut watch = ground.watch()?;
         watch.look();
         ground.signal_workers(Signal::SIGUSR1).await?;
@@ -386,7 +377,7 @@ async fn oversupply(
     rate: f64,
     seconds: u64,
 ) -> Result<Oversupply, Fault> {
-    eprintln!("oversupply: {rate:.0} tasks a second for {seconds} s");
+    output::note(format!("oversupply: {rate:.0} tasks a second for {seconds} s"));
     let usual = load.under_way();
     let ended = load.ended().0;
     let began = Instant::now();

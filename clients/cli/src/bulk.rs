@@ -6,16 +6,17 @@ use clap::{Args, Subcommand};
 use stepwell_client::Client;
 use stepwell_proto::v1::{
     BulkAction, BulkCancel, BulkOperation, BulkPreview, BulkResolve, BulkRetry, BulkState,
-    CancelBulkOperationRequest, GetBulkOperationRequest, ListBulkOperationsRequest,
-    ListBulkOperationsResponse, ListTasksRequest, ListTasksResponse, StartBulkOperationRequest,
-    State, TaskFilter, bulk_action::Action, start_bulk_operation_response::Outcome,
+    CancelBulkOperationRequest, EventFilter, GetBulkOperationRequest, ListBulkOperationsRequest,
+    ListTasksRequest, StartBulkOperationRequest, State, TaskFilter, bulk_action::Action,
+    start_bulk_operation_response::Outcome,
 };
 
 use crate::{
     connect::Show,
     fault::Fault,
-    output,
+    output::{self, Column, Listed, Thing, column, state as state_column, wide},
     task::{CANCELLED, Note},
+    watch::Watch,
 };
 
 /// Most tasks of one page.
@@ -34,6 +35,8 @@ pub(crate) struct List {
     #[arg(long, default_value = "")]
     page_token: String,
     #[command(flatten)]
+    watch: Watch,
+    #[command(flatten)]
     show: Show,
 }
 
@@ -46,7 +49,8 @@ pub(crate) enum Command {
     /// Declare tasks in error settled. Their steps stay as they are.
     Resolve(Start),
     /// Show an operation and how far it has come.
-    Get(One),
+    #[command(visible_alias = "get")]
+    Describe(One),
     /// List operations, those started last first.
     List(Operations),
     /// Stop an operation. What it has moved stays moved.
@@ -185,47 +189,40 @@ impl List {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
         let filter = TaskFilter::from(self.filter);
-        let (mut left, mut page_token) = (self.limit, self.page_token);
-        let mut tasks = Vec::new();
-        loop {
-            let page_size = i32::try_from(left.min(PAGE_MAX)).unwrap_or(i32::MAX);
-            let request = ListTasksRequest { filter: Some(filter.clone()), page_size, page_token };
-            let page = client.list_tasks(request).await?;
-            left = left.saturating_sub(u32::try_from(page.tasks.len()).unwrap_or(u32::MAX));
-            tasks.extend(page.tasks);
-            page_token = page.next_page_token;
-            if left == 0 || page_token.is_empty() {
-                break;
+        // What happens to tasks and can change what is listed; steps' moves cannot.
+        let events = EventFilter {
+            names: vec!["task.*".to_owned()],
+            namespaces: filter.namespaces.clone(),
+            definition_names: filter.definition_names.clone(),
+            ..EventFilter::default()
+        };
+        let look = async || {
+            let (mut left, mut page_token) = (self.limit, self.page_token.clone());
+            let mut tasks = self.show.output.listing();
+            loop {
+                let page_size = i32::try_from(left.min(PAGE_MAX)).unwrap_or(i32::MAX);
+                let request =
+                    ListTasksRequest { filter: Some(filter.clone()), page_size, page_token };
+                let page = client.list_tasks(request).await?;
+                left = left.saturating_sub(u32::try_from(page.tasks.len()).unwrap_or(u32::MAX));
+                tasks.add(page.tasks)?;
+                page_token = page.next_page_token;
+                if left == 0 || page_token.is_empty() {
+                    break;
+                }
             }
-        }
-        if self.show.output == output::Format::Json {
-            let page = ListTasksResponse { tasks, next_page_token: page_token };
-            output::line(output::json("ListTasksResponse", &page)?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut table = output::table(&["TASK", "DEFINITION", "STATE", "CREATED", "TAGS"]);
-        for task in &tasks {
-            let name =
-                format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
-            let paused = if task.paused { ", paused" } else { "" };
-            table.add_row([
-                task.task_id.clone(),
-                name,
-                format!("{}{paused}", task.state().word()),
-                task.create_time.map(|at| at.to_string()).unwrap_or_default(),
-                task.tags.join(", "),
-            ]);
-        }
-        output::line(table.to_string())?;
-        go_on(&page_token);
-        Ok(ExitCode::SUCCESS)
+            tasks.end()?;
+            go_on(&page_token);
+            Ok(())
+        };
+        self.watch.show(&client, events, look).await
     }
 }
 
 /// Says how to see more.
 pub(crate) fn go_on(page_token: &str) {
     if !page_token.is_empty() {
-        eprintln!("there may be more: --page-token {page_token}");
+        output::note(format!("there may be more: --page-token {page_token}"));
     }
 }
 
@@ -240,9 +237,9 @@ impl Command {
                 start.run(Action::Retry(BulkRetry { attempts })).await
             }
             Self::Resolve(start) => start.run(Action::Resolve(BulkResolve {})).await,
-            Self::Get(One { operation_id, show }) => {
+            Self::Describe(One { operation_id, show }) => {
                 let client = show.connect.client()?;
-                operation(&show, &get(&client, operation_id).await?)?;
+                show.output.row(&get(&client, operation_id).await?)?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::List(list) => list.run().await,
@@ -251,9 +248,9 @@ impl Command {
                 let request = CancelBulkOperationRequest { operation_id };
                 let answer = client.cancel_bulk_operation(request).await?;
                 if answer.already_in_state {
-                    eprintln!("it was stopped before");
+                    output::note("it was stopped before");
                 }
-                operation(&show, &answer.operation.unwrap_or_default())?;
+                show.output.row(&answer.operation.unwrap_or_default())?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -273,7 +270,7 @@ impl Start {
         };
         let answer = client.start_bulk_operation(request).await?;
         if answer.already_existed {
-            eprintln!("it was started before");
+            output::note("it was started before");
         }
         let mut started = match answer.outcome {
             Some(Outcome::Preview(found)) => {
@@ -287,7 +284,7 @@ impl Start {
             tokio::time::sleep(LOOK_EVERY).await;
             started = get(&client, started.operation_id).await?;
         }
-        operation(&self.show, &started)?;
+        self.show.output.row(&started)?;
         let stopped = self.wait && started.state() == BulkState::Cancelled;
         Ok(if stopped { ExitCode::from(CANCELLED) } else { ExitCode::SUCCESS })
     }
@@ -306,13 +303,8 @@ impl Operations {
             page_token: self.page_token,
         };
         let page = client.list_bulk_operations(request).await?;
-        if self.show.output == output::Format::Json {
-            output::line(output::json("ListBulkOperationsResponse", &page)?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let ListBulkOperationsResponse { operations, next_page_token } = page;
-        output::line(table(&operations).to_string())?;
-        go_on(&next_page_token);
+        self.show.output.all(page.operations)?;
+        go_on(&page.next_page_token);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -323,51 +315,53 @@ async fn get(client: &Client, operation_id: String) -> Result<BulkOperation, Fau
 }
 
 fn preview(show: &Show, found: &BulkPreview) -> Result<(), Fault> {
-    if show.output == output::Format::Json {
-        return output::line(output::json("BulkPreview", found)?);
-    }
-    let at_least = if found.at_least { "at least " } else { "" };
-    output::line(match found.matching_tasks {
-        1 => format!("{at_least}1 task fits"),
-        n => format!("{at_least}{n} tasks fit"),
-    })?;
-    found.first_task_ids.iter().try_for_each(output::line)
+    show.output.answer("BulkPreview", found, &found.first_task_ids, || {
+        let at_least = if found.at_least { "at least " } else { "" };
+        let fits = match found.matching_tasks {
+            1 => format!("{at_least}1 task fits"),
+            n => format!("{at_least}{n} tasks fit"),
+        };
+        std::iter::once(fits.as_str())
+            .chain(found.first_task_ids.iter().map(String::as_str))
+            .collect::<Vec<_>>()
+            .join("\n")
+    })
 }
 
-fn operation(show: &Show, operation: &BulkOperation) -> Result<(), Fault> {
-    if show.output == output::Format::Json {
-        return output::line(output::json("BulkOperation", operation)?);
+impl Thing for BulkOperation {
+    const MESSAGE: &'static str = "BulkOperation";
+
+    fn name(&self) -> String {
+        self.operation_id.clone()
     }
-    output::line(table(std::slice::from_ref(operation)).to_string())
 }
 
-/// Operations, a row each.
-fn table(operations: &[BulkOperation]) -> output::Table {
-    let mut table =
-        output::table(&["OPERATION", "ACTION", "STATE", "FITTED", "MOVED", "LEFT ALONE", "BY"]);
-    for operation in operations {
-        let action = operation.action.as_ref().and_then(|action| action.action.as_ref());
-        table.add_row([
-            operation.operation_id.clone(),
+impl Listed for BulkOperation {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("OPERATION", |operation| operation.operation_id.clone()),
+        column("ACTION", |operation| {
+            let action = operation.action.as_ref().and_then(|action| action.action.as_ref());
             match action {
                 Some(Action::Cancel(_)) => "cancel",
                 Some(Action::Retry(_)) => "retry",
                 Some(Action::Resolve(_)) => "resolve",
                 None => "",
             }
-            .to_owned(),
+            .to_owned()
+        }),
+        state_column("STATE", |operation| {
             match operation.state() {
                 BulkState::Running => "running",
                 BulkState::Done => "done",
                 BulkState::Cancelled => "cancelled",
                 BulkState::Unspecified => "",
             }
-            .to_owned(),
-            operation.matched_tasks.to_string(),
-            operation.moved_tasks.to_string(),
-            operation.left_tasks.to_string(),
-            operation.requested_by.clone(),
-        ]);
-    }
-    table
+            .to_owned()
+        }),
+        column("FITTED", |operation| operation.matched_tasks.to_string()),
+        column("MOVED", |operation| operation.moved_tasks.to_string()),
+        column("LEFT ALONE", |operation| operation.left_tasks.to_string()),
+        column("BY", |operation| operation.requested_by.clone()),
+        wide("REASON", |operation| operation.reason.clone()),
+    ];
 }

@@ -1,21 +1,24 @@
 //! `stepwell event register` and `stepwell event publish`
 
-use std::{io::Read, path::Path, path::PathBuf, process::ExitCode};
+use std::{path::Path, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use stepwell_proto::v1::{
     EventTypeSpec, Publication, PublishEventsRequest, RegisterEventTypeRequest,
 };
 
-use crate::{connect::Connect, fault::Fault, output};
+use crate::{
+    connect::{Namespace, Show},
+    definition::read,
+    fault::Fault,
+};
 
 #[derive(Args)]
 pub(crate) struct Register {
     /// Its name: two words or more with dots between, such as `payment.captured`.
     name: String,
-    /// Whose tasks may publish it.
-    #[arg(long, short, default_value = "default")]
-    namespace: String,
+    #[command(flatten)]
+    namespace: Namespace,
     /// Its version, from 1.
     #[arg(long, default_value_t = 1)]
     version: i32,
@@ -29,7 +32,7 @@ pub(crate) struct Register {
     #[arg(long, default_value = "")]
     example: String,
     #[command(flatten)]
-    connect: Connect,
+    show: Show,
 }
 
 #[derive(Args)]
@@ -51,7 +54,7 @@ pub(crate) struct Publish {
     #[arg(long, default_value = "")]
     request_id: String,
     #[command(flatten)]
-    connect: Connect,
+    show: Show,
 }
 
 impl Register {
@@ -68,13 +71,13 @@ impl Register {
             example: self.example,
         };
         let request =
-            RegisterEventTypeRequest { namespace: self.namespace, event_type: Some(spec) };
-        let answer = self.connect.client()?.register_event_type(request).await?;
+            RegisterEventTypeRequest { namespace: self.namespace.get()?, event_type: Some(spec) };
+        let answer = self.show.connect.client()?.register_event_type(request).await?;
         let of_type = answer.event_type.unwrap_or_default();
-        let what = if answer.already_existed { "unchanged" } else { "registered" };
-        let line =
-            format!("{}/{} version {} {what}", of_type.namespace, of_type.name, of_type.version);
-        output::line(line)?;
+        self.show.output.one(&of_type, || {
+            let what = if answer.already_existed { "unchanged" } else { "registered" };
+            format!("{}/{} version {} {what}", of_type.namespace, of_type.name, of_type.version)
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -89,24 +92,12 @@ impl Publish {
             events: vec![event],
             request_id: self.request_id,
         };
-        let answer = self.connect.client()?.publish_events(request).await?;
-        let what = if answer.already_published { "was published" } else { "published" };
-        output::line(format!("{what} at position {}", answer.first_position))?;
+        let answer = self.show.connect.client()?.publish_events(request).await?;
+        let position = answer.first_position.to_string();
+        self.show.output.answer("PublishEventsResponse", &answer, [&position], || {
+            let what = if answer.already_published { "was published" } else { "published" };
+            format!("{what} at position {position}")
+        })?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// The text of a file, or of standard input.
-fn read(file: &Path) -> Result<String, Fault> {
-    let mut text = String::new();
-    let read = if file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text).map(drop)
-    } else {
-        std::fs::read_to_string(file).map(|read| text = read)
-    };
-    let wrong = |error: std::io::Error| {
-        Fault::usage(format!("cannot read {}", file.display())).because(error.to_string())
-    };
-    read.map_err(wrong)?;
-    Ok(text)
 }

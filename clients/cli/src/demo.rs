@@ -62,7 +62,7 @@ impl Demo {
     }
 
     async fn check_out(&self, lines: Vec<Line>) -> Result<ExitCode, Fault> {
-        eprintln!("starting Postgres and the three services");
+        output::note("starting Postgres and the three services");
         let suite = Suite::start(SuiteOptions::new(std::env::current_exe()?)).await?;
         let client = client_of(&suite)?;
         client.register_yaml(checkout::DEFINITION).await?;
@@ -93,7 +93,7 @@ impl Demo {
             return Ok(ExitCode::SUCCESS);
         }
         for difference in differences.iter().take(20) {
-            eprintln!("  {difference}");
+            output::note(format!("  {difference}"));
         }
         Err(Fault::new(format!("{} orders ended otherwise than they must", differences.len())))
     }

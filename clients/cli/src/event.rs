@@ -12,10 +12,10 @@ use stepwell_proto::v1::{
 
 use crate::{
     bulk::go_on,
-    connect::{Connect, Show},
+    connect::{Namespace, Show},
     custom,
     fault::Fault,
-    output,
+    output::{self, Column, Listed, Thing, column, wide},
 };
 
 /// Most events of one page.
@@ -23,7 +23,7 @@ const PAGE_MAX: u32 = 1_000;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Follow events until interrupted.
+    /// Follow events until interrupted. The last line of standard error is the cursor to go on from.
     Subscribe(Subscribe),
     /// Show events that are kept.
     List(List),
@@ -59,9 +59,8 @@ pub(crate) struct Types {
 pub(crate) struct Type {
     /// Its name: `step.completed`.
     name: String,
-    /// Of a custom type, the namespace.
-    #[arg(long, short, default_value = "default")]
-    namespace: String,
+    #[command(flatten)]
+    namespace: Namespace,
     /// Of a custom type, the version; the latest unless given.
     #[arg(long, default_value_t = 0)]
     version: i32,
@@ -98,11 +97,8 @@ pub(crate) struct Subscribe {
     /// End after this many events.
     #[arg(long)]
     limit: Option<usize>,
-    /// How they are shown. The last line of standard error is the cursor to go on from.
-    #[arg(long, short, value_enum, default_value_t)]
-    output: output::Format,
     #[command(flatten)]
-    connect: Connect,
+    show: Show,
 }
 
 /// Which events: those that fit every flag.
@@ -204,28 +200,16 @@ impl Types {
             namespace,
             ..ListEventTypesRequest::default()
         };
-        let mut table = output::table(&["NAME", "SINCE", "RECORDS", "MEANING"]);
+        let mut types = self.show.output.listing();
         loop {
             let page = client.list_event_types(request.clone()).await?;
-            for of_type in page.event_types {
-                if self.show.output == output::Format::Json {
-                    output::line(output::json("EventType", &of_type)?)?;
-                    continue;
-                }
-                let meaning = of_type.description.split(". ").next().unwrap_or_default();
-                let meaning = meaning.replace('\n', " ");
-                let records = records(&of_type);
-                let since = since(&of_type);
-                table.add_row([of_type.name, since, records, meaning]);
-            }
+            types.add(page.event_types)?;
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
                 break;
             }
         }
-        if self.show.output == output::Format::Table {
-            output::line(table.to_string())?;
-        }
+        types.end()?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -234,33 +218,58 @@ impl Type {
     async fn run(self) -> Result<ExitCode, Fault> {
         let request = GetEventTypeRequest {
             name: self.name,
-            namespace: self.namespace,
+            namespace: self.namespace.get()?,
             version: self.version,
         };
         let answer = self.show.connect.client()?.get_event_type(request).await?;
         let of_type = answer.event_type.unwrap_or_default();
-        if self.show.output == output::Format::Json {
-            output::line(output::json("EventType", &of_type)?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        output::line(format!("{}\n\n{}\n", of_type.name, of_type.description))?;
-        let mut table = output::table(&["RECORDS", "BY", "SINCE", "NUMBER", "MESSAGE"]);
-        table.add_row([
-            records(&of_type),
-            of_type.emitters.join(", "),
-            since(&of_type),
-            of_type.number.to_string(),
-            of_type.message,
-        ]);
-        output::line(table.to_string())?;
-        let texts = [("schema", of_type.schema), ("example", of_type.example)];
-        for (what, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-            let shown = serde_json::from_str::<serde_json::Value>(&text)
-                .and_then(|json| serde_json::to_string_pretty(&json));
-            output::line(format!("\n{what}:\n{}", shown.unwrap_or(text)))?;
-        }
+        self.show.output.one(&of_type, || explained(&of_type))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A type of events as people read it.
+fn explained(of_type: &EventType) -> String {
+    let mut table = output::table(&["RECORDS", "BY", "SINCE", "NUMBER", "MESSAGE"]);
+    table.add_row([
+        records(of_type),
+        of_type.emitters.join(", "),
+        since(of_type),
+        of_type.number.to_string(),
+        of_type.message.clone(),
+    ]);
+    let mut text =
+        format!("{}\n\n{}\n\n{}", of_type.name, of_type.description, output::text(&table));
+    let texts = [("schema", &of_type.schema), ("example", &of_type.example)];
+    for (what, json) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+        let shown = serde_json::from_str::<serde_json::Value>(json)
+            .and_then(|json| serde_json::to_string_pretty(&json));
+        text += &format!("\n\n{what}:\n{}", shown.unwrap_or_else(|_| json.clone()));
+    }
+    text
+}
+
+impl Thing for EventType {
+    const MESSAGE: &'static str = "EventType";
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+impl Listed for EventType {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("NAME", |of_type| of_type.name.clone()),
+        column("SINCE", since),
+        column("RECORDS", records),
+        column("MEANING", |of_type| {
+            let meaning = of_type.description.split(". ").next().unwrap_or_default();
+            meaning.replace('\n', " ")
+        }),
+        wide("BY", |of_type| of_type.emitters.join(", ")),
+        wide("NUMBER", |of_type| of_type.number.to_string()),
+        wide("MESSAGE", |of_type| of_type.message.clone()),
+    ];
 }
 
 /// The release that had it first, or of a custom type its version.
@@ -302,7 +311,7 @@ impl Subscribe {
             metadata_only: self.metadata_only,
             with_snapshot: false,
         };
-        let mut feed = self.connect.client()?.subscribe(wanted).await?;
+        let mut feed = self.show.connect.client()?.subscribe(wanted).await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
         let mut cursor = feed.cursor().to_owned();
         while left > 0 {
@@ -315,14 +324,14 @@ impl Subscribe {
             let is_cut = delivery.events.len() > left;
             for event in delivery.events.iter().take(left) {
                 left -= 1;
-                show(event, self.output)?;
+                self.show.output.next(event, || describe(event))?;
             }
             // Behind one that was cut there are events that were not shown: it comes again as a whole.
             if !is_cut {
                 feed.cursor().clone_into(&mut cursor);
             }
         }
-        eprintln!("cursor: {cursor}");
+        output::note(format!("cursor: {cursor}"));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -345,17 +354,17 @@ impl List {
             ..ListEventsRequest::default()
         };
         let mut left = self.limit;
+        let mut events = self.show.output.listing();
         loop {
             request.page_size = i32::try_from(left.min(PAGE_MAX)).unwrap_or_default();
             let page = client.list_events(request.clone()).await?;
-            for event in &page.events {
-                show(event, self.show.output)?;
-            }
             left = left.saturating_sub(u32::try_from(page.events.len()).unwrap_or(left));
+            events.add(page.events)?;
             request.page_token = page.next_page_token;
             if left == 0 || request.page_token.is_empty() {
+                events.end()?;
                 go_on(&request.page_token);
-                eprintln!("cursor: {}", page.cursor);
+                output::note(format!("cursor: {}", page.cursor));
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -384,25 +393,53 @@ impl Place {
     }
 }
 
-fn show(event: &Event, format: output::Format) -> Result<(), Fault> {
-    output::line(match format {
-        output::Format::Json => output::json("Event", event)?,
-        output::Format::Table => describe(event),
-    })
+impl Thing for Event {
+    const MESSAGE: &'static str = "Event";
+
+    /// Its position.
+    fn name(&self) -> String {
+        self.position.to_string()
+    }
 }
 
-/// An event on one line.
-fn describe(event: &Event) -> String {
-    let moved = match (event.from_state(), event.to_state()) {
-        (_, State::Unspecified) => String::new(),
-        (from, to) => format!("{} → {}", from.word(), to.word()),
-    };
-    let of = if event.step_id.is_empty() { &event.task_id } else { &event.step_id };
-    let step = match (event.step_name.as_str(), event.attempt) {
+impl Listed for Event {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("TIME", |event| output::time_of_day(event.at.as_ref())),
+        column("EVENT", |event| event.name.clone()),
+        column("OF", |event| about(event).to_owned()),
+        column("STEP", step),
+        column("MOVED", moved),
+        column("", more),
+        wide("POSITION", |event| event.position.to_string()),
+        wide("DEFINITION", |event| {
+            format!("{}/{} {}", event.namespace, event.definition_name, event.definition_version)
+        }),
+        wide("CORRELATION", |event| event.correlation_id.clone()),
+    ];
+}
+
+/// The step or task that it is about.
+fn about(event: &Event) -> &str {
+    if event.step_id.is_empty() { &event.task_id } else { &event.step_id }
+}
+
+fn step(event: &Event) -> String {
+    match (event.step_name.as_str(), event.attempt) {
         ("", _) => String::new(),
         (name, 0) => name.to_owned(),
         (name, attempt) => format!("{name} #{attempt}"),
-    };
+    }
+}
+
+fn moved(event: &Event) -> String {
+    match (event.from_state(), event.to_state()) {
+        (_, State::Unspecified) => String::new(),
+        (from, to) => format!("{} → {}", from.word(), to.word()),
+    }
+}
+
+/// What is worth knowing of its detail.
+pub(crate) fn more(event: &Event) -> String {
     let more = match &event.detail {
         Some(Detail::StepFailed(failed)) => {
             failed.error.as_ref().map(|e| format!("{}: {}", e.error_class, e.message))
@@ -418,7 +455,14 @@ fn describe(event: &Event) -> String {
         Some(Detail::CustomEvent(custom)) => Some(custom.data.clone()),
         _ => None,
     };
+    more.unwrap_or_default()
+}
+
+/// An event on one line.
+pub(crate) fn describe(event: &Event) -> String {
     let at = output::time_of_day(event.at.as_ref());
-    let line = [at, event.name.clone(), of.clone(), step, moved, more.unwrap_or_default()];
-    line.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ")
+    let about = about(event).to_owned();
+    let parts = [at, event.name.clone(), about, step(event), moved(event), more(event)];
+    let parts = parts.iter().filter(|part| !part.is_empty()).map(|part| output::plain(part));
+    parts.collect::<Vec<_>>().join("  ")
 }

@@ -26,6 +26,8 @@ pub(crate) enum Command {
 pub(crate) enum Checkout {
     /// Print the definition, to be registered by `stepwell definition apply -`.
     Definition,
+    /// Print one order: the context of a task.
+    Order,
     /// Print the shipped orders: each with what must become of it.
     Orders,
     /// Run the payment gateway, the inventory and the mail.
@@ -37,7 +39,7 @@ pub(crate) enum Checkout {
 #[derive(Args)]
 pub(crate) struct Servers {
     /// Address and port to listen on.
-    #[arg(long, default_value = "127.0.0.1:7110")]
+    #[arg(long, env = "STEPWELL_EXAMPLE_LISTEN", default_value = "127.0.0.1:7110")]
     listen: SocketAddr,
     /// A file to write the address to.
     #[arg(long, hide = true)]
@@ -50,7 +52,7 @@ pub(crate) struct Executor {
     #[arg(long, default_value = "checkout")]
     name: String,
     /// Address of the example's servers.
-    #[arg(long, default_value = "http://127.0.0.1:7110")]
+    #[arg(long, env = "STEPWELL_EXAMPLE_SERVERS", default_value = "http://127.0.0.1:7110")]
     servers: String,
     /// Steps it runs at once.
     #[arg(long, default_value_t = 32)]
@@ -68,6 +70,12 @@ impl Command {
         let Self::Checkout(checkout) = self;
         match checkout {
             Checkout::Definition => output::line(checkout::DEFINITION.trim_end())?,
+            Checkout::Order => {
+                let first = checkout::ORDERS.lines().next().unwrap_or_default();
+                let lines = checkout::read(first).map_err(Fault::new)?;
+                let order = serde_json::to_string(&lines.first().map(|line| &line.order));
+                output::line(order.map_err(|error| Fault::new(error.to_string()))?)?;
+            }
             Checkout::Orders => output::line(checkout::ORDERS.trim_end())?,
             Checkout::Servers(servers) => servers.run().await?,
             Checkout::Executor(executor) => executor.run().await?,
@@ -85,7 +93,7 @@ impl Servers {
             std::fs::write(&written, &address)?;
             std::fs::rename(&written, file)?;
         }
-        eprintln!("gateway, inventory and mail listen on {address}");
+        output::note(format!("gateway, inventory and mail listen on {address}"));
         checkout::serve(listener).await?;
         Ok(())
     }
@@ -95,7 +103,7 @@ impl Executor {
     async fn run(self) -> Result<(), Fault> {
         let client = self.connect.client()?;
         let executor = checkout::executor(&client, &self.name, &self.servers, self.slots);
-        eprintln!("{} runs up to {} steps at once", self.name, self.slots);
+        output::note(format!("{} runs up to {} steps at once", self.name, self.slots));
         let watched = HandOvers::default();
         let watching = watched.clone();
         let executor = executor.observer(move |observation| watching.observe(&observation));
@@ -103,7 +111,10 @@ impl Executor {
         if let Some(file) = &self.hand_overs {
             std::fs::write(file, watched.lines())?;
         }
-        eprintln!("{}: {} completed, {} failed", self.name, report.completed, report.failed);
+        output::note(format!(
+            "{}: {} completed, {} failed",
+            self.name, report.completed, report.failed
+        ));
         Ok(())
     }
 }
@@ -149,12 +160,15 @@ impl HandOvers {
     }
 }
 
-/// Until SIGINT or SIGTERM.
-pub(crate) async fn told_to_stop() {
+/// Until SIGINT or SIGTERM. They are heard from the call on, not only from when it is waited for.
+pub(crate) fn told_to_stop() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+    let (term, int) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        let (Ok(mut term), Ok(mut int)) = (term, int) else { return };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }

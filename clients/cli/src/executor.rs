@@ -4,10 +4,16 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use stepwell_proto::v1::{
-    DrainExecutorRequest, Executor, HandlerOffer, ListExecutorsRequest, ListHandlersRequest,
+    DrainExecutorRequest, Executor, Handler, HandlerOffer, ListExecutorsRequest,
+    ListHandlersRequest,
 };
 
-use crate::{connect::Show, fault::Fault, output, task::Note};
+use crate::{
+    connect::Show,
+    fault::Fault,
+    output::{self, Column, Listed, Thing, column, state, wide},
+    task::Note,
+};
 
 /// Of one call; all pages are read.
 const PAGE: i32 = 1000;
@@ -71,15 +77,17 @@ impl List {
         let (namespace, handler) = (self.namespace, self.handler);
         let mut request =
             ListExecutorsRequest { namespace, handler, page_size: PAGE, ..Default::default() };
-        let mut executors = Vec::new();
+        let mut executors = self.show.output.listing();
         loop {
             let page = client.list_executors(request.clone()).await?;
-            executors.extend(page.executors);
+            executors.add(page.executors)?;
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
-                return self.show.executors(&executors);
+                break;
             }
         }
+        executors.end()?;
+        Ok(ExitCode::SUCCESS)
     }
 
     async fn handlers(self) -> Result<ExitCode, Fault> {
@@ -87,34 +95,16 @@ impl List {
         let (namespace, handler) = (self.namespace, self.handler);
         let mut request =
             ListHandlersRequest { namespace, handler, page_size: PAGE, ..Default::default() };
-        let mut handlers = Vec::new();
+        let mut handlers = self.show.output.listing();
         loop {
             let page = client.list_handlers(request.clone()).await?;
-            handlers.extend(page.handlers);
+            handlers.add(page.handlers)?;
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
                 break;
             }
         }
-        if self.show.output == output::Format::Json {
-            for handler in &handlers {
-                output::line(output::json("Handler", handler)?)?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        let header = ["NAMESPACE", "HANDLER", "VERSIONS", "EXECUTORS", "SLOTS", "USED BY"];
-        let mut table = output::table(&header);
-        for handler in handlers {
-            table.add_row([
-                handler.namespace,
-                handler.name,
-                handler.definition_versions.join(" | "),
-                handler.executors.to_string(),
-                format!("{}/{}", handler.slots_used, handler.slots),
-                if handler.used { "definitions" } else { "nobody" }.to_owned(),
-            ]);
-        }
-        output::line(table.to_string())?;
+        handlers.end()?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -125,52 +115,56 @@ impl Drain {
         let request = DrainExecutorRequest { executor_id: self.executor_id, reason, requested_by };
         let answer = self.show.connect.client()?.drain_executor(request).await?;
         if answer.already_in_state {
-            eprintln!("nothing was to be done");
+            output::note("nothing was to be done");
         }
-        self.show.executors(answer.executor.as_slice())
+        self.show.output.row(&answer.executor.unwrap_or_default())?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Show {
-    fn executors(&self, executors: &[Executor]) -> Result<ExitCode, Fault> {
-        if self.output == output::Format::Json {
-            for executor in executors {
-                output::line(output::json("Executor", executor)?)?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        let header = [
-            "EXECUTOR",
-            "NAME",
-            "NAMESPACE",
-            "HANDLERS",
-            "LABELS",
-            "SLOTS",
-            "STATE",
-            "SDK",
-            "NODE",
-            "CONNECTED",
-            "SEEN",
-        ];
-        let mut table = output::table(&header);
-        for executor in executors {
-            table.add_row([
-                executor.executor_id.clone(),
-                executor.name.clone(),
-                executor.namespace.clone(),
-                executor.handlers.iter().map(offer).collect::<Vec<_>>().join(", "),
-                output::labels(&executor.labels),
-                format!("{}/{}", executor.slots_used, executor.slots),
-                if executor.draining { "draining" } else { "ready" }.to_owned(),
-                executor.sdk.clone(),
-                executor.node.to_string(),
-                output::time_of_day(executor.connect_time.as_ref()),
-                output::time_of_day(executor.last_seen_time.as_ref()),
-            ]);
-        }
-        output::line(table.to_string())?;
-        Ok(ExitCode::SUCCESS)
+impl Thing for Executor {
+    const MESSAGE: &'static str = "Executor";
+
+    fn name(&self) -> String {
+        self.executor_id.clone()
     }
+}
+
+impl Listed for Executor {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("EXECUTOR", |executor| executor.executor_id.clone()),
+        column("NAME", |executor| executor.name.clone()),
+        column("NAMESPACE", |executor| executor.namespace.clone()),
+        column("HANDLERS", |executor| {
+            executor.handlers.iter().map(offer).collect::<Vec<_>>().join(", ")
+        }),
+        column("LABELS", |executor| output::labels(&executor.labels)),
+        column("SLOTS", |executor| format!("{}/{}", executor.slots_used, executor.slots)),
+        state("STATE", |executor| if executor.draining { "draining" } else { "ready" }.to_owned()),
+        column("SDK", |executor| executor.sdk.clone()),
+        wide("NODE", |executor| executor.node.to_string()),
+        wide("CONNECTED", |executor| output::time(executor.connect_time.as_ref())),
+        wide("SEEN", |executor| output::time(executor.last_seen_time.as_ref())),
+    ];
+}
+
+impl Thing for Handler {
+    const MESSAGE: &'static str = "Handler";
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+impl Listed for Handler {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("NAMESPACE", |handler| handler.namespace.clone()),
+        column("HANDLER", |handler| handler.name.clone()),
+        column("VERSIONS", |handler| handler.definition_versions.join(" | ")),
+        column("EXECUTORS", |handler| handler.executors.to_string()),
+        column("SLOTS", |handler| format!("{}/{}", handler.slots_used, handler.slots)),
+        column("USED BY", |handler| if handler.used { "definitions" } else { "nobody" }.to_owned()),
+    ];
 }
 
 /// A handler, with its versions unless it is for all.

@@ -2,20 +2,27 @@
 
 mod bench;
 mod bulk;
+mod completion;
+mod config;
 mod connect;
 mod custom;
+mod dag;
 mod definition;
 mod demo;
+mod doctor;
 mod event;
 mod example;
 mod executor;
 mod fault;
+mod follow;
 mod output;
+mod progress;
 mod server;
 mod step;
 mod subscription;
 mod task;
 mod view;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -33,6 +40,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    choice: config::Choice,
+    #[command(flatten)]
+    printing: output::Printing,
 }
 
 #[derive(Subcommand)]
@@ -64,9 +75,20 @@ enum Command {
     Subscription(subscription::Command),
     /// Run a service.
     #[command(subcommand)]
+    Server(server::Command),
+    /// As suites start services, those of older builds too.
+    #[command(subcommand, hide = true)]
     Serve(server::Serve),
     /// Bring a database's schema up to date.
     Migrate(server::Migrate),
+    /// Say whether everything is where it should be, and what to try if not. Exit codes: 0 nothing failed, 1
+    /// something did.
+    Doctor(doctor::Doctor),
+    /// Print what lets a shell complete commands, ids of tasks and names of definitions.
+    Completion(completion::Completion),
+    /// Show and change where the services are, by profiles.
+    #[command(subcommand)]
+    Config(config::Command),
     /// Measure how much of what a suite does, and how fast.
     Bench(bench::Bench),
     /// The parts of the example, one by one.
@@ -83,8 +105,15 @@ enum Command {
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _points = fail::FailScenario::setup();
-    match Cli::parse().command {
-        Command::Serve(serve) => serve.run(),
+    completion::answer::<Cli>();
+    let Cli { command, choice, printing } = Cli::parse();
+    choice.apply();
+    printing.apply();
+    match command {
+        Command::Server(server::Command::Start(serve)) | Command::Serve(serve) => serve.run(),
+        Command::Config(command) => command.run().unwrap_or_else(Fault::tell),
+        Command::Completion(completion) => completion.run().unwrap_or_else(Fault::tell),
+        Command::Doctor(doctor) => run(doctor.run()),
         Command::Guard => stepwell_suite::guard_main(),
         Command::Demo(demo) => run(demo.run()),
         Command::Dev(dev) => run(dev.run()),
@@ -116,4 +145,89 @@ fn run(command: impl Future<Output = Result<ExitCode, Fault>>) -> ExitCode {
         Err(error) => Err(error.into()),
     };
     ended.unwrap_or_else(Fault::tell)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The documents with their commands: those of blocks for a shell, and those in the text.
+    fn documents() -> Vec<(String, String)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().and_then(Path::parent).unwrap();
+        let mut files: Vec<_> =
+            ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root.join(name)).into();
+        let docs = std::fs::read_dir(root.join("docs")).unwrap();
+        files.extend(docs.map(|entry| entry.unwrap().path()));
+        files.retain(|file| file.extension().is_some_and(|end| end == "md"));
+        files
+            .into_iter()
+            .map(|file| (file.display().to_string(), std::fs::read_to_string(&file).unwrap()))
+            .collect()
+    }
+
+    /// The commands of a text for a shell, as words.
+    fn commands(text: &str) -> Vec<Vec<String>> {
+        let mut all = Vec::new();
+        for line in text.replace("\\\n", " ").replace("$(", " ; ").replace("<(", " ; ").lines() {
+            let line = line.trim_start_matches("$ ");
+            let words = shlex::split(line).unwrap_or_else(|| panic!("{line} is no command"));
+            for command in words.split(|word| ["|", "&", "&&", ";", ">"].contains(&word.as_str())) {
+                let closed =
+                    command.iter().map(|word| word.trim_end_matches([';', ')']).to_owned());
+                let command: Vec<String> = closed.filter(|word| !word.is_empty()).collect();
+                if command.first().is_some_and(|word| word == "stepwell") {
+                    all.push(command);
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_command_of_the_documents_is_understood() {
+        let mut understood = 0;
+        for (file, text) in documents() {
+            for (i, part) in text.split("```").enumerate() {
+                let is_block = i % 2 == 1;
+                if is_block && part.starts_with("sh\n") {
+                    for command in commands(part.trim_start_matches("sh\n")) {
+                        if let Err(error) = Cli::try_parse_from(&command) {
+                            panic!("{file}: {}: {error}", command.join(" "));
+                        }
+                        understood += 1;
+                    }
+                }
+                let quoted = part.split('`').skip(1).step_by(2).filter(|_| !is_block);
+                for text in quoted.filter(|text| text.starts_with("stepwell ")) {
+                    // Some of it may be left out, but what is there must be.
+                    let words = shlex::split(text).unwrap();
+                    let left_out = |word: &String| word.contains('…') || word.contains('|');
+                    let words = words.into_iter().take_while(|word| !left_out(word));
+                    let words: Vec<String> = words.collect();
+                    let kind = Cli::try_parse_from(&words).err().map(|error| error.kind());
+                    let fine = matches!(
+                        kind,
+                        None | Some(
+                            ErrorKind::MissingRequiredArgument
+                                | ErrorKind::MissingSubcommand
+                                | ErrorKind::DisplayHelp
+                                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                        )
+                    );
+                    assert!(fine, "{file}: {text}: {kind:?}");
+                    understood += 1;
+                }
+            }
+        }
+        assert!(understood > 80, "{understood}");
+    }
 }

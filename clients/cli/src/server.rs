@@ -1,13 +1,21 @@
 //! What runs on the server's side: the services, the schema they need, and a suite of all of it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, pin::pin, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use stepwell_suite::{Logs, PostgresOptions, Suite, SuiteOptions, default_data_dir};
 
 use crate::{example::told_to_stop, fault::Fault, output};
 
-/// `stepwell serve`
+/// `stepwell server`
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a service; it runs until it is told to stop.
+    #[command(subcommand)]
+    Start(Serve),
+}
+
+/// `stepwell server start`
 #[derive(Subcommand)]
 pub(crate) enum Serve {
     /// Definitions and tasks.
@@ -81,9 +89,10 @@ impl Dev {
             stepwell_event::DEFAULT_PORT,
         ]);
         options.logs = Logs::Inherit;
+        let mut stopped = pin!(told_to_stop());
         let suite = tokio::select! {
             suite = Suite::start(options) => suite?,
-            () = told_to_stop() => return Ok(ExitCode::SUCCESS),
+            () = &mut stopped => return Ok(ExitCode::SUCCESS),
         };
         let addresses = suite.addresses();
         output::line(format!("task-service   {}", addresses.task.join(",")))?;
@@ -100,7 +109,7 @@ impl Dev {
         output::line("  stepwell example checkout definition | stepwell definition apply -")?;
         let broke = suite.any_ended();
         tokio::select! {
-            () = told_to_stop() => {}
+            () = stopped => {}
             name = broke => {
                 let what = format!("{name} ended; everything is stopped");
                 suite.stop().await?;

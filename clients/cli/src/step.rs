@@ -19,7 +19,8 @@ use crate::{
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Show a step with its result.
-    Get(Get),
+    #[command(visible_alias = "get")]
+    Describe(Get),
     /// Say why a step does not run.
     Why(Get),
     /// Try a step in error again.
@@ -89,13 +90,14 @@ pub(crate) struct Update {
 impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         match self {
-            Self::Get(Get { step_id, show }) => {
+            Self::Describe(Get { step_id, show }) => {
                 let answer = show.client()?.get_step(GetStepRequest { step_id }).await?;
                 show.step(answer.step, false)
             }
             Self::Why(Get { step_id, show }) => {
                 let request = GetStepReadinessRequest { step_id };
-                show.readiness(&show.client()?.get_step_readiness(request).await?)
+                let answer = show.client()?.get_step_readiness(request.clone()).await?;
+                show.readiness(&request.step_id, &answer)
             }
             Self::Retry(Retry { attempts, of: Move { step_id, ask, show } }) => {
                 let Ask { note: Note { reason, by: retried_by }, request_id } = ask;
@@ -158,29 +160,28 @@ impl Show {
         self.connect.client()
     }
 
-    fn readiness(&self, answer: &GetStepReadinessResponse) -> Result<ExitCode, Fault> {
-        if self.output == output::Format::Json {
-            output::line(output::json("GetStepReadinessResponse", answer)?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let ready = if answer.ready { ", ready" } else { "" };
-        output::line(format!("{}{ready}", answer.state().word()))?;
-        for obstacle in &answer.obstacles {
-            output::line(format!("- {}", obstacle.message))?;
-        }
+    fn readiness(
+        &self,
+        step_id: &str,
+        answer: &GetStepReadinessResponse,
+    ) -> Result<ExitCode, Fault> {
+        self.output.answer("GetStepReadinessResponse", answer, [step_id], || {
+            let ready = if answer.ready { ", ready" } else { "" };
+            let mut text = format!("{}{ready}", answer.state().word());
+            for obstacle in &answer.obstacles {
+                text += &format!("\n- {}", output::plain(&obstacle.message));
+            }
+            text
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 
     fn step(&self, step: Option<Step>, already: bool) -> Result<ExitCode, Fault> {
         let step = step.unwrap_or_default();
         if already {
-            eprintln!("nothing was to be done");
+            output::note("nothing was to be done");
         }
-        if self.output == output::Format::Json {
-            output::line(output::json("Step", &step)?)?;
-        } else {
-            output::line(task::steps(&[step]).to_string())?;
-        }
+        self.output.row(&step)?;
         Ok(ExitCode::SUCCESS)
     }
 }

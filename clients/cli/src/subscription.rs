@@ -5,17 +5,18 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 use stepwell_client::Client;
 use stepwell_proto::v1::{
-    ApplyOutcome, ApplySubscriptionsRequest, DeleteSubscriptionRequest, Delivery, Earliest, Event,
-    GetSubscriptionRequest, Latest, ListParkedEventsRequest, ListSubscriptionsRequest,
-    ReplayParkedEventsRequest, Subscription, SubscriptionText, UpdateSubscriptionRequest,
-    delivery::Kind, update_subscription_request::Seek,
+    AppliedSubscription, ApplyOutcome, ApplySubscriptionsRequest, DeleteSubscriptionRequest,
+    Delivery, Earliest, GetSubscriptionRequest, GetSubscriptionResponse, Latest,
+    ListParkedEventsRequest, ListSubscriptionsRequest, ParkedEvent, ReplayParkedEventsRequest,
+    Subscription, SubscriptionText, UpdateSubscriptionRequest, delivery::Kind,
+    update_subscription_request::Seek,
 };
 
 use crate::{
-    connect::{Connect, Show},
+    connect::Show,
     definition::read,
     fault::Fault,
-    output,
+    output::{self, Column, Listed, Thing, column, state, wide},
 };
 
 /// Of one call; all pages are read.
@@ -53,7 +54,7 @@ pub(crate) struct Apply {
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
-    connect: Connect,
+    show: Show,
 }
 
 #[derive(Args)]
@@ -95,7 +96,7 @@ pub(crate) struct Replay {
     #[arg(long)]
     drop: bool,
     #[command(flatten)]
-    connect: Connect,
+    show: Show,
 }
 
 impl Command {
@@ -126,7 +127,12 @@ impl Apply {
         if texts.is_empty() {
             return Err(Fault::usage("there are no files `*.yaml` or `*.yml`"));
         }
-        apply(&self.connect.client()?, texts, self.prune).await?;
+        let applied = apply(&self.show.connect.client()?, texts, self.prune).await?;
+        if self.show.output.is_for_people() {
+            applied.iter().map(became).try_for_each(output::line)?;
+        } else {
+            self.show.output.all(applied)?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -148,23 +154,96 @@ fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Fault> {
     Ok(files)
 }
 
-/// Applies texts and says what became of each subscription.
+/// Applies texts; what became of each subscription.
 pub(crate) async fn apply(
     client: &Client,
     texts: Vec<SubscriptionText>,
     prune: bool,
-) -> Result<(), Fault> {
+) -> Result<Vec<AppliedSubscription>, Fault> {
     let request = ApplySubscriptionsRequest { texts, prune };
-    for applied in client.apply_subscriptions(request).await?.subscriptions {
-        let what = match applied.outcome() {
-            ApplyOutcome::Created => "created",
-            ApplyOutcome::Changed => "changed",
-            ApplyOutcome::Pruned => "deleted",
-            ApplyOutcome::Unchanged | ApplyOutcome::Unspecified => "unchanged",
-        };
-        output::line(format!("subscription {} {what}", applied.name))?;
+    Ok(client.apply_subscriptions(request).await?.subscriptions)
+}
+
+/// What became of a subscription that was applied, as a word.
+fn outcome(applied: &AppliedSubscription) -> &'static str {
+    match applied.outcome() {
+        ApplyOutcome::Created => "created",
+        ApplyOutcome::Changed => "changed",
+        ApplyOutcome::Pruned => "deleted",
+        ApplyOutcome::Unchanged | ApplyOutcome::Unspecified => "unchanged",
     }
-    Ok(())
+}
+
+/// The same as a sentence.
+pub(crate) fn became(applied: &AppliedSubscription) -> String {
+    format!("subscription {} {}", applied.name, outcome(applied))
+}
+
+impl Thing for AppliedSubscription {
+    const MESSAGE: &'static str = "AppliedSubscription";
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+impl Listed for AppliedSubscription {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("NAME", |applied| applied.name.clone()),
+        column("OUTCOME", |applied| outcome(applied).to_owned()),
+    ];
+}
+
+impl Thing for Subscription {
+    const MESSAGE: &'static str = "Subscription";
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+impl Listed for Subscription {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("NAME", |subscription| subscription.name.clone()),
+        state("STANDING", |subscription| standing(subscription).to_owned()),
+        column("DELIVERED", |subscription| way(subscription.delivery.as_ref()).to_owned()),
+        column("OF", scope),
+        column("EVENTS", events),
+        column("DECLARED", |subscription| {
+            if subscription.declared { "yes" } else { "no" }.to_owned()
+        }),
+        wide("PARTITIONS", |subscription| subscription.partitions.to_string()),
+        wide("ATTEMPTS", |subscription| subscription.max_attempts.to_string()),
+        wide("ORDERED", |subscription| {
+            if subscription.unordered { "no" } else { "yes" }.to_owned()
+        }),
+        wide("CREATED", |subscription| output::time(subscription.create_time.as_ref())),
+    ];
+}
+
+impl Thing for ParkedEvent {
+    const MESSAGE: &'static str = "ParkedEvent";
+
+    /// Its position, as `stepwell subscription replay` takes it.
+    fn name(&self) -> String {
+        self.event.as_ref().map(|event| event.position.to_string()).unwrap_or_default()
+    }
+}
+
+impl Listed for ParkedEvent {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("POSITION", Thing::name),
+        column("EVENT", |parked| parked.event.clone().unwrap_or_default().name),
+        column("TASK", |parked| parked.event.clone().unwrap_or_default().task_id),
+        column("STEP", |parked| parked.event.clone().unwrap_or_default().step_name),
+        column("FAILED", |parked| parked.failed_attempts.to_string()),
+        column("SINCE", |parked| output::time(parked.park_time.as_ref())),
+        column("REASON", |parked| match parked.reason.as_str() {
+            _ if parked.retried => "is delivered again".to_owned(),
+            "" => "follows one that failed".to_owned(),
+            reason => reason.to_owned(),
+        }),
+    ];
 }
 
 /// A word for how a subscription is delivered.
@@ -203,34 +282,16 @@ impl List {
     async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
         let mut request = ListSubscriptionsRequest { page_size: PAGE, page_token: String::new() };
-        let mut all = Vec::new();
+        let mut all = self.show.output.listing();
         loop {
             let page = client.list_subscriptions(request.clone()).await?;
-            all.extend(page.subscriptions);
+            all.add(page.subscriptions)?;
             if page.next_page_token.is_empty() {
                 break;
             }
             request.page_token = page.next_page_token;
         }
-        if self.show.output == output::Format::Json {
-            for subscription in &all {
-                output::line(output::json("Subscription", subscription)?)?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut table =
-            output::table(&["NAME", "STANDING", "DELIVERED", "OF", "EVENTS", "DECLARED"]);
-        for subscription in all {
-            table.add_row([
-                subscription.name.clone(),
-                standing(&subscription).to_owned(),
-                way(subscription.delivery.as_ref()).to_owned(),
-                scope(&subscription),
-                events(&subscription),
-                if subscription.declared { "yes" } else { "no" }.to_owned(),
-            ]);
-        }
-        output::line(table.to_string())?;
+        all.end()?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -239,58 +300,9 @@ impl Named {
     async fn describe(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
         let answer = client.get_subscription(GetSubscriptionRequest { name: self.name }).await?;
-        if self.show.output == output::Format::Json {
-            output::line(output::json("GetSubscriptionResponse", &answer)?)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let subscription = answer.subscription.unwrap_or_default();
-        let Subscription { name, max_attempts, unordered, config, .. } = &subscription;
-        let delivered = match subscription.delivery.as_ref().and_then(|of| of.kind.as_ref()) {
-            Some(Kind::Webhook(webhook)) => format!("webhook {}", webhook.url),
-            Some(Kind::Alert(alert)) => format!("alert {}", alert.rule),
-            _ => way(subscription.delivery.as_ref()).to_owned(),
-        };
-        let order = if *unordered { "unordered" } else { "ordered" };
-        output::line(format!("{name} {}", standing(&subscription)))?;
-        for (what, text) in [
-            ("delivered", delivered),
-            ("of", scope(&subscription)),
-            ("events", events(&subscription)),
-            ("config", config.clone()),
-            ("parked after", format!("{max_attempts} attempts, {order}")),
-        ] {
-            if !text.is_empty() {
-                output::line(format!("  {what}: {text}"))?;
-            }
-        }
-        let header = [
-            "#",
-            "READER",
-            "EVENTS BEHIND",
-            "TIME BEHIND",
-            "PARKED",
-            "RETRIED",
-            "FAILING",
-            "CURSOR",
-        ];
-        let mut table = output::table(&header);
-        for of in answer.partitions {
-            let failing = match of.failing_position {
-                0 => String::new(),
-                position => format!("{position} ({} times)", of.failed_attempts),
-            };
-            table.add_row([
-                of.partition.to_string(),
-                of.reader_id,
-                of.events_behind.to_string(),
-                of.time_behind.map(|time| time.to_string()).unwrap_or_default(),
-                of.parked_events.to_string(),
-                of.retried_events.to_string(),
-                failing,
-                of.cursor,
-            ]);
-        }
-        output::line(table.to_string())?;
+        let name = answer.subscription.as_ref().map(|subscription| subscription.name.as_str());
+        let format = self.show.output;
+        format.answer("GetSubscriptionResponse", &answer, name, || described(&answer))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -300,9 +312,10 @@ impl Named {
             paused: Some(paused),
             ..UpdateSubscriptionRequest::default()
         };
-        self.show.connect.client()?.update_subscription(request).await?;
+        let answer = self.show.connect.client()?.update_subscription(request).await?;
         let what = if paused { "is paused" } else { "goes on" };
-        output::line(format!("{} {what}", self.name))?;
+        let subscription = answer.subscription.unwrap_or_default();
+        self.show.output.one(&subscription, || format!("{} {what}", self.name))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -310,49 +323,79 @@ impl Named {
         let client = self.show.connect.client()?;
         let mut request =
             ListParkedEventsRequest { name: self.name, page_size: PAGE, page_token: String::new() };
-        let header = ["POSITION", "EVENT", "TASK", "STEP", "FAILED", "SINCE", "REASON"];
-        let mut table = output::table(&header);
+        let mut parked = self.show.output.listing();
         loop {
             let page = client.list_parked_events(request.clone()).await?;
-            for parked in page.events {
-                if self.show.output == output::Format::Json {
-                    output::line(output::json("ParkedEvent", &parked)?)?;
-                    continue;
-                }
-                let Event { position, name, task_id, step_name, .. } =
-                    parked.event.unwrap_or_default();
-                let follows = "follows one that failed";
-                table.add_row([
-                    position.to_string(),
-                    name,
-                    task_id,
-                    step_name,
-                    parked.failed_attempts.to_string(),
-                    parked.park_time.map(|at| at.to_string()).unwrap_or_default(),
-                    match parked.reason.as_str() {
-                        _ if parked.retried => "is delivered again".to_owned(),
-                        "" => follows.to_owned(),
-                        reason => reason.to_owned(),
-                    },
-                ]);
-            }
+            parked.add(page.events)?;
             if page.next_page_token.is_empty() {
                 break;
             }
             request.page_token = page.next_page_token;
         }
-        if self.show.output == output::Format::Table {
-            output::line(table.to_string())?;
-        }
+        parked.end()?;
         Ok(ExitCode::SUCCESS)
     }
 
     async fn delete(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
-        client.delete_subscription(DeleteSubscriptionRequest { name: self.name.clone() }).await?;
-        output::line(format!("{} is deleted", self.name))?;
+        let request = DeleteSubscriptionRequest { name: self.name.clone() };
+        let answer = client.delete_subscription(request).await?;
+        self.show.output.answer("DeleteSubscriptionResponse", &answer, [&self.name], || {
+            format!("{} is deleted", self.name)
+        })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A subscription and its partitions as people read them.
+fn described(answer: &GetSubscriptionResponse) -> String {
+    let subscription = answer.subscription.clone().unwrap_or_default();
+    let Subscription { name, max_attempts, unordered, config, .. } = &subscription;
+    let delivered = match subscription.delivery.as_ref().and_then(|of| of.kind.as_ref()) {
+        Some(Kind::Webhook(webhook)) => format!("webhook {}", webhook.url),
+        Some(Kind::Alert(alert)) => format!("alert {}", alert.rule),
+        _ => way(subscription.delivery.as_ref()).to_owned(),
+    };
+    let order = if *unordered { "unordered" } else { "ordered" };
+    let mut text = format!("{name} {}\n", standing(&subscription));
+    for (what, said) in [
+        ("delivered", delivered),
+        ("of", scope(&subscription)),
+        ("events", events(&subscription)),
+        ("config", config.clone()),
+        ("parked after", format!("{max_attempts} attempts, {order}")),
+    ] {
+        if !said.is_empty() {
+            text += &format!("  {what}: {}\n", output::plain(&said));
+        }
+    }
+    let mut table = output::table(&[
+        "#",
+        "READER",
+        "EVENTS BEHIND",
+        "TIME BEHIND",
+        "PARKED",
+        "RETRIED",
+        "FAILING",
+        "CURSOR",
+    ]);
+    for of in &answer.partitions {
+        let failing = match of.failing_position {
+            0 => String::new(),
+            position => format!("{position} ({} times)", of.failed_attempts),
+        };
+        table.add_row([
+            of.partition.to_string(),
+            of.reader_id.clone(),
+            of.events_behind.to_string(),
+            of.time_behind.map(|time| time.to_string()).unwrap_or_default(),
+            of.parked_events.to_string(),
+            of.retried_events.to_string(),
+            failing,
+            of.cursor.clone(),
+        ]);
+    }
+    text + &output::text(&table)
 }
 
 impl MoveTo {
@@ -370,8 +413,10 @@ impl MoveTo {
             seek: Some(seek),
             ..UpdateSubscriptionRequest::default()
         };
-        self.show.connect.client()?.update_subscription(request).await?;
-        output::line(format!("{} is moved; resume it to go on from there", self.name))?;
+        let answer = self.show.connect.client()?.update_subscription(request).await?;
+        self.show.output.one(&answer.subscription.unwrap_or_default(), || {
+            format!("{} is moved; resume it to go on from there", self.name)
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -383,9 +428,11 @@ impl Replay {
             positions: self.positions,
             drop: self.drop,
         };
-        let events = self.connect.client()?.replay_parked_events(request).await?.events;
-        let what = if self.drop { "dropped" } else { "to be delivered again" };
-        output::line(format!("{}: {events} events {what}", self.name))?;
+        let answer = self.show.connect.client()?.replay_parked_events(request).await?;
+        self.show.output.answer("ReplayParkedEventsResponse", &answer, [&self.name], || {
+            let what = if self.drop { "dropped" } else { "to be delivered again" };
+            format!("{}: {} events {what}", self.name, answer.events)
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -3,28 +3,45 @@
 use std::{io::Read, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
+use clap_complete::ArgValueCompleter;
+use stepwell_client::Client;
 use stepwell_proto::{
     catalog,
     v1::{
-        CancelTaskRequest, CreateTaskRequest, Entity, GetTaskRequest, PauseTaskRequest,
-        ResolveTaskRequest, ResumeTaskRequest, RetryTaskRequest, State, Step, Tags, Task,
-        UpdateTaskRequest,
+        CancelTaskRequest, CreateTaskRequest, Entity, EventFilter, GetTaskGraphRequest,
+        GetTaskRequest, PauseTaskRequest, ResolveTaskRequest, ResumeTaskRequest, RetryTaskRequest,
+        State, Step, Tags, Task, UpdateTaskRequest,
     },
 };
 
-use crate::{bulk, connect::Show, fault::Fault, output, view};
+use crate::{
+    bulk, completion,
+    connect::{Namespace, Show},
+    dag,
+    fault::Fault,
+    follow,
+    output::{self, Column, Listed, Thing, column, state, wide},
+    view,
+    watch::Watch,
+};
 
-/// Exit codes of `task wait`.
+/// Exit codes of what a task came to.
 const FAILED: u8 = 10;
 pub(crate) const CANCELLED: u8 = 11;
 const TIMED_OUT: u8 = 12;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Create a task, and follow it to its end. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
+    /// 12 not ended in time.
+    Run(follow::Run),
+    /// Follow a task to its end. Exit codes as of `run`.
+    Watch(follow::Watch),
     /// Create a task.
     Create(Create),
     /// Show a task and its steps.
-    Get(Get),
+    #[command(visible_alias = "get")]
+    Describe(Describe),
     /// Say how a task stands: what of it is ready, blocked and why, and how far it is.
     Summary(view::Get),
     /// Show what of a task depends on what, level by level, with states.
@@ -51,13 +68,14 @@ pub(crate) enum Command {
     Bulk(bulk::Command),
 }
 
+/// A task that is to be.
 #[derive(Args)]
-pub(crate) struct Create {
+pub(crate) struct New {
     /// Name of the definition.
+    #[arg(add = ArgValueCompleter::new(completion::definition_names))]
     definition: String,
-    /// Namespace of the definition.
-    #[arg(long, short, default_value = "default")]
-    namespace: String,
+    #[command(flatten)]
+    namespace: Namespace,
     /// `MAJOR.MINOR.PATCH`; the latest unless given.
     #[arg(long, default_value = "")]
     version: String,
@@ -82,6 +100,12 @@ pub(crate) struct Create {
     /// How urgent it is, from 1, first, to 5, last; as the definition says unless given.
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=5))]
     priority: Option<i32>,
+}
+
+#[derive(Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    new: New,
     /// Wait for the task's end, this many seconds at most.
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
@@ -90,12 +114,18 @@ pub(crate) struct Create {
 }
 
 #[derive(Args)]
-pub(crate) struct Get {
+pub(crate) struct Describe {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     /// Show the steps' results too.
     #[arg(long)]
     results: bool,
+    /// Draw what depends on what, with states.
+    #[arg(long)]
+    graph: bool,
+    #[command(flatten)]
+    watch: Watch,
     #[command(flatten)]
     show: Show,
 }
@@ -103,6 +133,7 @@ pub(crate) struct Get {
 #[derive(Args)]
 pub(crate) struct Wait {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     /// Seconds to wait at most.
     #[arg(long, default_value_t = 300)]
@@ -114,6 +145,7 @@ pub(crate) struct Wait {
 #[derive(Args)]
 pub(crate) struct Cancel {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     /// Cancel it even if it is complete or resolved.
     #[arg(long)]
@@ -127,6 +159,7 @@ pub(crate) struct Cancel {
 #[derive(Args)]
 pub(crate) struct Retry {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     /// How many more attempts each step may make; as many as the definition says unless given.
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=1000))]
@@ -140,6 +173,7 @@ pub(crate) struct Retry {
 #[derive(Args)]
 pub(crate) struct Update {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     /// Why the task is, from now on.
     #[arg(long, value_name = "REASON")]
@@ -162,6 +196,7 @@ pub(crate) struct Update {
 #[derive(Args)]
 pub(crate) struct Resolve {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     #[command(flatten)]
     ask: Ask,
@@ -194,8 +229,10 @@ pub(crate) struct Note {
 impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         match self {
+            Self::Run(run) => run.run().await,
+            Self::Watch(watch) => watch.run().await,
             Self::Create(create) => create.run().await,
-            Self::Get(get) => get.run().await,
+            Self::Describe(describe) => describe.run().await,
             Self::Summary(get) => get.summary().await,
             Self::Graph(get) => get.graph().await,
             Self::Wait(wait) => {
@@ -213,12 +250,11 @@ impl Command {
     }
 }
 
-impl Create {
-    async fn run(self) -> Result<ExitCode, Fault> {
-        let client = self.show.connect.client()?;
+impl New {
+    pub(crate) async fn create(self, client: &Client) -> Result<Task, Fault> {
         let request = CreateTaskRequest {
             task_id: self.id,
-            namespace: self.namespace,
+            namespace: self.namespace.get()?,
             definition_name: self.definition,
             definition_version: self.version,
             context: text(&self.context)?,
@@ -232,26 +268,39 @@ impl Create {
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         };
-        let task = client.create_task(request).await?.task.unwrap_or_default();
+        Ok(client.create_task(request).await?.task.unwrap_or_default())
+    }
+}
+
+impl Create {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let task = self.new.create(&client).await?;
         let Some(wait) = self.wait else {
-            if self.show.output == output::Format::Json {
-                output::line(output::json("Task", &task)?)?;
-            } else {
-                output::line(&task.task_id)?;
-            }
+            self.show.output.one(&task, || task.name())?;
             return Ok(ExitCode::SUCCESS);
         };
         wait_for(&self.show, &task.task_id, Duration::from_secs(wait)).await
     }
 }
 
-impl Get {
+impl Describe {
     async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
-        let request = GetTaskRequest { task_id: self.task_id, include_results: self.results };
-        let task = client.get_task(request).await?.task.unwrap_or_default();
-        self.show.task(&task)?;
-        Ok(ExitCode::SUCCESS)
+        let filter = EventFilter { task_ids: vec![self.task_id.clone()], ..EventFilter::default() };
+        let look = async || {
+            let (task_id, include_results) = (self.task_id.clone(), self.results);
+            let request = GetTaskRequest { task_id, include_results };
+            let task = client.get_task(request).await?.task.unwrap_or_default();
+            self.show.task(&task)?;
+            if self.graph && self.show.output.is_for_people() {
+                let request = GetTaskGraphRequest { task_id: self.task_id.clone() };
+                let graph = client.get_task_graph(request).await?.graph.unwrap_or_default();
+                output::line(format!("\n{}", dag::draw(&graph)))?;
+            }
+            Ok(())
+        };
+        self.watch.show(&client, filter, look).await
     }
 }
 
@@ -259,12 +308,17 @@ async fn wait_for(show: &Show, task_id: &str, timeout: Duration) -> Result<ExitC
     let client = show.connect.client()?;
     let task = client.wait_task(task_id, timeout).await?;
     show.task(&task)?;
-    Ok(match task.state() {
+    Ok(ended(task.state()))
+}
+
+/// The exit code for how a task ended, or did not in time.
+pub(crate) fn ended(state: State) -> ExitCode {
+    match state {
         State::Complete | State::ResolvedManually => ExitCode::SUCCESS,
         State::Error => ExitCode::from(FAILED),
         State::Cancelled => ExitCode::from(CANCELLED),
         State::Unspecified | State::Pending | State::InProgress => ExitCode::from(TIMED_OUT),
-    })
+    }
 }
 
 impl Cancel {
@@ -279,7 +333,7 @@ impl Cancel {
         };
         let answer = client.cancel_task(request).await?;
         if answer.already_in_state {
-            eprintln!("it was cancelled before");
+            output::note("it was cancelled before");
         }
         self.show.task(&answer.task.unwrap_or_default())?;
         Ok(ExitCode::SUCCESS)
@@ -298,9 +352,9 @@ impl Retry {
         };
         let answer = client.retry_task(request).await?;
         match answer.retried_steps {
-            _ if answer.already_in_state => eprintln!("it is under way"),
-            1 => eprintln!("1 step is tried again"),
-            n => eprintln!("{n} steps are tried again"),
+            _ if answer.already_in_state => output::note("it is under way"),
+            1 => output::note("1 step is tried again"),
+            n => output::note(format!("{n} steps are tried again")),
         }
         self.show.task(&answer.task.unwrap_or_default())?;
         Ok(ExitCode::SUCCESS)
@@ -318,7 +372,7 @@ impl Resolve {
         };
         let answer = client.resolve_task(request).await?;
         if answer.already_in_state {
-            eprintln!("it was resolved before");
+            output::note("it was resolved before");
         }
         self.show.task(&answer.task.unwrap_or_default())?;
         Ok(ExitCode::SUCCESS)
@@ -336,7 +390,7 @@ impl Resolve {
         };
         let answer = client.pause_task(request).await?;
         if answer.already_in_state {
-            eprintln!("it was paused before");
+            output::note("it was paused before");
         }
         self.show.task(&answer.task.unwrap_or_default())?;
         Ok(ExitCode::SUCCESS)
@@ -352,7 +406,7 @@ impl Resolve {
         };
         let answer = client.resume_task(request).await?;
         if answer.already_in_state {
-            eprintln!("it was not paused");
+            output::note("it was not paused");
         }
         self.show.task(&answer.task.unwrap_or_default())?;
         Ok(ExitCode::SUCCESS)
@@ -379,38 +433,84 @@ impl Update {
 }
 
 impl Show {
-    fn task(&self, task: &Task) -> Result<(), Fault> {
-        if self.output == output::Format::Json {
-            return output::line(output::json("Task", task)?);
-        }
-        let name =
-            format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version);
-        let paused = if task.paused { ", paused" } else { "" };
-        let urgent = match task.priority {
-            0 | 3 => String::new(),
-            priority => format!(", priority {priority}"),
-        };
-        output::line(format!("{}  {name}  {}{paused}{urgent}", task.task_id, task.state().word()))?;
-        if task.steps.is_empty() {
-            return Ok(());
-        }
-        output::line(steps(&task.steps).to_string())
+    pub(crate) fn task(&self, task: &Task) -> Result<(), Fault> {
+        self.output.one(task, || {
+            let mut text = headline(task);
+            if !task.steps.is_empty() {
+                text = format!("{text}\n{}", self.output.rows(&task.steps));
+            }
+            text
+        })
     }
 }
 
-/// Steps, a row each.
-pub(crate) fn steps(steps: &[Step]) -> output::Table {
-    let mut table = output::table(&["#", "STEP", "STATE", "ATTEMPT", ""]);
-    for step in steps {
-        table.add_row([
-            step.number.to_string(),
-            step.name.clone(),
-            step.state().word().to_owned(),
-            format!("{}/{}", step.attempt, step.max_attempts),
-            remark(step),
-        ]);
+/// A task on one line.
+pub(crate) fn headline(task: &Task) -> String {
+    let paused = if task.paused { ", paused" } else { "" };
+    let urgent = match task.priority {
+        0 | 3 => String::new(),
+        priority => format!(", priority {priority}"),
+    };
+    let word = task.state().word();
+    let word = output::state_text(word, word, output::colours());
+    format!("{}  {}  {word}{paused}{urgent}", task.task_id, plan(task))
+}
+
+/// The definition of a task, with its version.
+fn plan(task: &Task) -> String {
+    format!("{}/{} {}", task.namespace, task.definition_name, task.definition_version)
+}
+
+impl Thing for Task {
+    const MESSAGE: &'static str = "Task";
+
+    fn name(&self) -> String {
+        self.task_id.clone()
     }
-    table
+}
+
+impl Listed for Task {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("TASK", |task| task.task_id.clone()),
+        column("DEFINITION", plan),
+        state("STATE", |task| {
+            let paused = if task.paused { ", paused" } else { "" };
+            format!("{}{paused}", task.state().word())
+        }),
+        column("CREATED", |task| output::time(task.create_time.as_ref())),
+        column("TAGS", |task| task.tags.join(", ")),
+        wide("STARTED", |task| output::time(task.start_time.as_ref())),
+        wide("ENDED", |task| output::time(task.end_time.as_ref())),
+        wide("STEPS", |task| task.total_steps.to_string()),
+        wide("PRIORITY", |task| task.priority.to_string()),
+        wide("BY", |task| task.initiator.clone()),
+        wide("FROM", |task| task.source_system.clone()),
+        wide("REASON", |task| task.reason.clone()),
+        wide("CORRELATION", |task| task.correlation_id.clone()),
+    ];
+}
+
+impl Thing for Step {
+    const MESSAGE: &'static str = "Step";
+
+    fn name(&self) -> String {
+        self.step_id.clone()
+    }
+}
+
+impl Listed for Step {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("#", |step| step.number.to_string()),
+        column("STEP", |step| step.name.clone()),
+        state("STATE", |step| step.state().word().to_owned()),
+        column("ATTEMPT", |step| format!("{}/{}", step.attempt, step.max_attempts)),
+        column("", remark),
+        wide("HANDLER", |step| step.handler.clone()),
+        wide("AFTER", |step| step.depends_on.join(", ")),
+        wide("STARTED", |step| output::time(step.start_time.as_ref())),
+        wide("NOT BEFORE", |step| output::time(step.not_before.as_ref())),
+        wide("ID", |step| step.step_id.clone()),
+    ];
 }
 
 /// What is worth knowing of a step beside its state.

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use stepwell_proto::v1::{
     GetTaskGraphRequest, GetTaskSummaryRequest, GraphStep, Standing, TaskContext, TaskGraph,
     TaskSummary,
 };
 
-use crate::{connect::Show, fault::Fault, output};
+use crate::{completion, connect::Show, fault::Fault, output};
 
 /// A line names so many steps.
 const NAMED_MAX: usize = 10;
@@ -18,6 +19,7 @@ const INDENT_MAX: i32 = 20;
 #[derive(Args)]
 pub(crate) struct Get {
     /// Its id.
+    #[arg(add = ArgValueCompleter::new(completion::task_ids))]
     task_id: String,
     #[command(flatten)]
     show: Show,
@@ -28,11 +30,8 @@ impl Get {
         let request = GetTaskSummaryRequest { task_id: self.task_id };
         let answer = self.show.connect.client()?.get_task_summary(request).await?;
         let summary = answer.summary.unwrap_or_default();
-        if self.show.output == output::Format::Json {
-            output::line(output::json("TaskSummary", &summary)?)?;
-        } else {
-            lines(&summary).iter().try_for_each(output::line)?;
-        }
+        let task_id = summary.context.as_ref().map(|context| context.task_id.as_str());
+        self.show.output.answer("TaskSummary", &summary, task_id, || lines(&summary).join("\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -40,14 +39,12 @@ impl Get {
         let request = GetTaskGraphRequest { task_id: self.task_id };
         let answer = self.show.connect.client()?.get_task_graph(request).await?;
         let graph = answer.graph.unwrap_or_default();
-        if self.show.output == output::Format::Json {
-            output::line(output::json("TaskGraph", &graph)?)?;
-        } else {
-            output::line(format!("{}  {}", graph.task_id, graph.state().word()))?;
-            output::line(levels(&graph).to_string())?;
+        self.show.output.answer("TaskGraph", &graph, [&graph.task_id], || {
             let path: Vec<&str> = graph.longest_path.iter().map(|n| name(&graph, *n)).collect();
-            output::line(format!("longest path: {}", some(&path, " > ")))?;
-        }
+            let (task, state) = (&graph.task_id, graph.state().word());
+            let levels = output::text(&levels(&graph));
+            format!("{task}  {state}\n{levels}\nlongest path: {}", some(&path, " > "))
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -112,7 +109,7 @@ fn counts(context: &TaskContext) -> String {
 }
 
 /// The steps by level, a row each.
-fn levels(graph: &TaskGraph) -> output::Table {
+pub(crate) fn levels(graph: &TaskGraph) -> output::Table {
     let mut table = output::table(&["LEVEL", "#", "STEP", "STATE", "AFTER"]);
     let numbers = graph.levels.iter().flat_map(|level| &level.steps);
     for step in numbers.filter_map(|number| step(graph, *number)) {

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Run;
 use crate::{
@@ -26,7 +26,7 @@ pub(crate) struct Compare {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     rounds: u8,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
     /// Options of `stepwell bench` for both, after `--`.
     #[arg(last = true)]
@@ -73,7 +73,11 @@ impl Compare {
                 let side = &mut sides[turn];
                 let report = run_once(&side.words).await?;
                 let steps = figure(&report, FIGURES[0].0).unwrap_or(0.0);
-                eprintln!("round {}, {}: {steps:.0} steps/s", round + 1, ["A", "B"][turn]);
+                output::note(format!(
+                    "round {}, {}: {steps:.0} steps/s",
+                    round + 1,
+                    ["A", "B"][turn]
+                ));
                 side.reports.push(report);
             }
         }
@@ -83,37 +87,28 @@ impl Compare {
             Some((key.trim_start_matches('/').replace('/', "."), a, b, *more))
         });
         let rows: Vec<(String, f64, f64, bool)> = rows.collect();
-        match self.output {
-            Format::Json => {
-                let medians: serde_json::Map<String, Value> = rows
-                    .iter()
-                    .map(|(name, a, b, _)| {
-                        (name.clone(), serde_json::json!({"a": a, "b": b, "ratio": b / a}))
-                    })
-                    .collect();
-                let [a, b] = sides.map(|side| side.reports);
-                let all =
-                    serde_json::json!({"rounds": self.rounds, "medians": medians, "a": a, "b": b});
-                output::line(all.to_string())?;
+        let medians: serde_json::Map<String, Value> = rows
+            .iter()
+            .map(|(name, a, b, _)| (name.clone(), json!({"a": a, "b": b, "ratio": b / a})))
+            .collect();
+        let [a, b] = sides.map(|side| side.reports);
+        let all = json!({"rounds": self.rounds, "medians": medians, "a": a, "b": b});
+        self.output.report(&all, || {
+            let mut table = output::table(&["", "A", "B", "B / A", ""]);
+            for (name, a, b, more) in rows {
+                let ratio = b / a;
+                let better = if (ratio > 1.0) == more { "better" } else { "worse" };
+                let verdict = if (ratio - 1.0).abs() < 0.03 { "same" } else { better };
+                table.add_row([
+                    name,
+                    short(a),
+                    short(b),
+                    format!("{ratio:.3}"),
+                    verdict.to_owned(),
+                ]);
             }
-            Format::Table => {
-                let mut table = output::table(&["", "A", "B", "B / A", ""]);
-                for (name, a, b, more) in rows {
-                    let ratio = b / a;
-                    let better = if (ratio > 1.0) == more { "better" } else { "worse" };
-                    let verdict = if (ratio - 1.0).abs() < 0.03 { "same" } else { better };
-                    table.add_row([
-                        name,
-                        short(a),
-                        short(b),
-                        format!("{ratio:.3}"),
-                        verdict.to_owned(),
-                    ]);
-                }
-                output::line(format!("medians of {} runs each, in turns", self.rounds))?;
-                output::line(table.to_string())?;
-            }
-        }
+            format!("medians of {} runs each, in turns\n{}", self.rounds, output::text(&table))
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -84,7 +84,7 @@ pub(crate) struct Feed {
     #[arg(long, value_parser = pair)]
     postgres: Vec<(String, String)>,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
 }
 
@@ -371,7 +371,7 @@ impl Feed {
         for _ in 0..self.wide {
             followers.follow(None, &wide).await?;
         }
-        eprintln!("making {} events a second for {} s", self.rate, self.duration);
+        output::note(format!("making {} events a second for {} s", self.rate, self.duration));
         let mut meter = Meter::start(suite, &address).await?;
         let began = Instant::now();
         let making = Making { client, followed };
@@ -389,7 +389,7 @@ impl Feed {
         let (busy, statements) = meter.cost().await?;
         drop(followers);
 
-        eprintln!("nothing happens for {} s", self.idle);
+        output::note(format!("nothing happens for {} s", self.idle));
         let mut followers = Followers::connect(&address, self.connections).await?;
         let nothing = Seen::new(self.connections);
         for _ in 0..self.idle_subscriptions {

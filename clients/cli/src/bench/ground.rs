@@ -18,7 +18,7 @@ use super::{
     watch::Watch,
     worker::{Executed, Seen, expected_file, read, ready_file, write},
 };
-use crate::fault::Fault;
+use crate::{fault::Fault, output};
 
 /// For a Postgres of its own. A log that begins empty is slow until its files are there; counting
 /// statements costs a little.
@@ -228,6 +228,6 @@ pub(super) async fn start_suite(
     let ours = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
     options.postgres.settings = ours.into_iter().chain(postgres.iter().cloned()).collect();
     options.env = set.to_vec();
-    eprintln!("starting Postgres and the three services");
+    output::note("starting Postgres and the three services");
     Ok(Suite::start(options).await?)
 }

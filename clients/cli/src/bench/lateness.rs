@@ -46,7 +46,7 @@ pub(crate) struct Lateness {
     #[arg(long, value_parser = pair)]
     postgres: Vec<(String, String)>,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
 }
 
@@ -303,7 +303,7 @@ impl Lateness {
         }));
         let times: u32 = Kind::ALL.iter().map(|kind| kind.times()).sum();
         let all = usize::try_from(times * self.tasks).unwrap_or(usize::MAX);
-        eprintln!("{} tasks, {} a second", 6 * self.tasks, self.rate);
+        output::note(format!("{} tasks, {} a second", 6 * self.tasks, self.rate));
         let ((), followed) = tokio::try_join!(self.create(&client), follow(feed, all))?;
         drop(stop);
         executor.await.map_err(|error| Fault::new(error.to_string()))??;

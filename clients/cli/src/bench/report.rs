@@ -12,7 +12,6 @@ use super::{
     watch::{Look, POSTGRES},
     worker::{Counted, Executed, Seen, histogram},
 };
-use crate::fault::Fault;
 
 /// A run. The fields are the keys of the JSON; `docs/performance.md` explains each.
 #[derive(Serialize)]
@@ -262,10 +261,6 @@ impl Report {
         };
         let faults = differences(tasks, steps, load.astray(), executed, seen);
         if faults.is_empty() { Ok(()) } else { Err(faults) }
-    }
-
-    pub(super) fn json(&self) -> Result<String, Fault> {
-        serde_json::to_string(self).map_err(|error| Fault::new(error.to_string()))
     }
 
     pub(super) fn table(&self) -> String {

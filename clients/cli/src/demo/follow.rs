@@ -61,12 +61,12 @@ impl Follower {
                 bar.set_message(self.report.in_short());
             } else if self.ended.len() * 10 / self.total > told {
                 told = self.ended.len() * 10 / self.total;
-                eprintln!(
+                output::note(format!(
                     "{:>4}/{} tasks  {}",
                     self.ended.len(),
                     self.total,
                     self.report.in_short()
-                );
+                ));
             }
         }
         if let Some(bar) = &self.bar {
