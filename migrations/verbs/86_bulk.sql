@@ -3,7 +3,8 @@
 -- A filter is a JSON object that `services/store/src/filter.rs` makes of what a person wrote. What is not there fits
 -- any task, and all that is there must fit:
 --   nothing                      true: no task fits
---   ids, correlation_ids         lists: it has one of these
+--   ids, correlation_ids, initiators, source_systems
+--                                lists: it has one of these
 --   states                       a list of numbers: it is in one of these
 --   tags                         a list: it has all of these
 --   created_from, created_until  times: it was created then or later; before then
@@ -36,6 +37,8 @@ declare
   f_states       smallint[]  := array(select json_array_elements_text(p_filter -> 'states')::smallint);
   f_tags         text[]      := array(select json_array_elements_text(p_filter -> 'tags'));
   f_correlations text[]      := array(select json_array_elements_text(p_filter -> 'correlation_ids'));
+  f_initiators   text[]      := array(select json_array_elements_text(p_filter -> 'initiators'));
+  f_systems      text[]      := array(select json_array_elements_text(p_filter -> 'source_systems'));
   f_from         timestamptz := p_filter ->> 'created_from';
   f_until        timestamptz := p_filter ->> 'created_until';
   f_ended_from   timestamptz := p_filter ->> 'ended_from';
@@ -43,8 +46,8 @@ declare
   v_path         jsonpath    := p_filter ->> 'fits';
   v_times        bool        := coalesce((p_filter ->> 'wants_times')::bool, false);
   v_definition   bool        := coalesce((p_filter ->> 'wants_definition')::bool, false);
-  v_detail       bool        := f_tags <> '{}' or f_correlations <> '{}' or coalesce(f_from, f_until) is not null
-                                or v_path is not null or p_position is not null;
+  v_detail       bool        := f_tags <> '{}' or f_correlations <> '{}' or f_initiators <> '{}' or f_systems <> '{}'
+                                or coalesce(f_from, f_until) is not null or v_path is not null or p_position is not null;
 begin
   if p_filter ->> 'nothing' is not null then return '{}'; end if;
   return array(
@@ -62,6 +65,8 @@ begin
              where d.task = u.id
                and d.tags @> f_tags
                and (f_correlations = '{}' or d.correlation_id = any(f_correlations))
+               and (f_initiators = '{}' or d.initiator = any(f_initiators))
+               and (f_systems = '{}' or d.source_system = any(f_systems))
                and (f_from is null or d.created_at >= f_from)
                and (f_until is null or d.created_at < f_until)
                and (p_position is null or d.first_position <= p_position)

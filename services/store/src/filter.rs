@@ -27,6 +27,10 @@ struct Parts {
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation_ids: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    initiators: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_systems: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     states: Option<Vec<i32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<Vec<String>>,
@@ -60,7 +64,7 @@ impl Filter {
         let mut conjuncts = vec![expr];
         while let Some(conjunct) = conjuncts.pop() {
             match conjunct {
-                Expr::And(several) => conjuncts.extend(several),
+                Expr::And(several) => conjuncts.extend(several.iter().rev()),
                 one if parts.take(one, now) => {}
                 one if all(
                     one,
@@ -132,17 +136,19 @@ impl Parts {
             Expr::Id(id) => Some(*id),
             _ => None,
         };
-        let correlation_id = |leaf: &Expr| match leaf {
-            Expr::Text(Text::CorrelationId, like) if like.is_exact() => Some(like.text.clone()),
-            _ => None,
-        };
         if let Some(ids) = alternatives(conjunct, id) {
             self.narrow(ids, |it| &mut it.ids);
             return true;
         }
-        if let Some(ids) = alternatives(conjunct, correlation_id) {
-            self.narrow(ids, |it| &mut it.correlation_ids);
-            return true;
+        for (text, list) in TEXTS {
+            let value = |leaf: &Expr| match leaf {
+                Expr::Text(of, like) if *of == text && like.is_exact() => Some(like.text.clone()),
+                _ => None,
+            };
+            if let Some(values) = alternatives(conjunct, value) {
+                self.narrow(values, list);
+                return true;
+            }
         }
         match conjunct {
             Expr::Tag(like) if like.is_exact() => {
@@ -192,6 +198,16 @@ impl Parts {
         }
     }
 }
+
+/// Where one list of a filter is.
+type List = fn(&mut Parts) -> &mut Option<Vec<String>>;
+
+/// Texts that are asked of their columns, if they are said whole.
+const TEXTS: [(Text, List); 3] = [
+    (Text::CorrelationId, |it| &mut it.correlation_ids),
+    (Text::Initiator, |it| &mut it.initiators),
+    (Text::SourceSystem, |it| &mut it.source_systems),
+];
 
 /// The states that a task may be in that stands so.
 fn states_of(status: ExecutionStatus) -> &'static [i32] {
@@ -361,11 +377,15 @@ mod tests {
             ("state = error AND state = pending", r#"{"nothing":true,"states":[]}"#),
             (
                 "tags:a AND (tags:\"b\" AND paused = true)",
-                r#"{"tags":["b","a"],"fits":"($.paused == true)"}"#,
+                r#"{"tags":["a","b"],"fits":"($.paused == true)"}"#,
             ),
             (
                 "correlation_id = a OR correlation_id = b OR correlation_id = a",
                 r#"{"correlation_ids":["a","b"]}"#,
+            ),
+            (
+                "initiator = a AND initiator = b OR initiator = a AND source_system != c",
+                r#"{"initiators":["a"],"fits":"(!($.source_system == \"c\"))"}"#,
             ),
             (
                 "create_time > -1s AND end_time <= \"1970-01-02T00:00:00Z\"",
@@ -373,7 +393,7 @@ mod tests {
             ),
             (
                 "definition_name = \"a*\" AND NOT namespace = b",
-                r#"{"definition":"(!($.namespace == \"b\")) && ($.definition_name starts with \"a\")"}"#,
+                r#"{"definition":"($.definition_name starts with \"a\") && (!($.namespace == \"b\"))"}"#,
             ),
             (
                 "namespace = a OR start_time < \"1970-01-01T00:00:01Z\"",
