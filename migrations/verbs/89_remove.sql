@@ -41,6 +41,9 @@ begin
   insert into concurrency_wake select distinct id from c;
   delete from parked_step where task = any(v_task);
   delete from step s using unnest(v_task) t(id) where s.key between t.id << 14 and (t.id << 14) + 16383;
+  delete from task_tag g
+   using unnest(v_task) t(id), lateral (select distinct unnest(tags) tag from task_detail where task = t.id offset 0) d
+   where g.tag = d.tag and g.task = t.id;
   delete from task_detail where task = any(v_task);
   delete from task where id = any(v_task);
 end $$;

@@ -19,7 +19,7 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
-pub use list::Counted;
+pub use list::{Counted, Order, TaskPlace};
 pub use moves::{Cancelled, Paused, Retried};
 pub use remove::KeepTasks;
 
