@@ -9,6 +9,7 @@ mod catalog;
 mod checkout;
 mod cli;
 mod custom;
+mod define;
 mod deliveries;
 mod docs;
 mod durable;

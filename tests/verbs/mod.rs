@@ -5,6 +5,7 @@
 mod bulk;
 mod edges;
 mod executors;
+mod identity;
 mod life;
 mod limits;
 mod moves;

@@ -1,30 +1,56 @@
 //! `stepwell definition`
 
 use std::{
+    collections::BTreeSet,
     io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Args, Subcommand};
-use stepwell_proto::v1::{
-    GetDefinitionRequest, ListPausesRequest, PauseDefinitionsRequest, ResumeDefinitionsRequest,
-    SubscriptionText,
+use stepwell_client::{Client, Error};
+use stepwell_proto::{
+    refusal::{Refusal, describe},
+    v1::{
+        Definition, DefinitionGraph, DefinitionGraphStep, DefinitionSummary, ErrorReason,
+        GetDefinitionGraphRequest, GetDefinitionRequest, ListDefinitionsRequest,
+        ListNamespacesRequest, ListPausesRequest, PauseDefinitionsRequest,
+        RegisterDefinitionRequest, ResumeDefinitionsRequest, SubscriptionText,
+        register_definition_request::Source,
+    },
 };
-use stepwell_yaml::{Node, Value};
+use stepwell_task::{Choices, Declared, Written, declared, written};
 
-use crate::{connect::Connect, fault::Fault, output, subscription, task::Note};
+use crate::{
+    connect::{Connect, Show},
+    fault::Fault,
+    output,
+    subscription::{self, files},
+    task::Note,
+    view::{indented, some},
+};
 
 /// Of one call; all pages are read.
 const PAGE: i32 = 1000;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Register definitions from YAML files, and apply the subscriptions that they declare; `-` reads
-    /// standard input.
+    /// Register definitions from YAML files, and apply the subscriptions that they declare. Nothing is
+    /// registered if any of them is wrong.
     Apply(Apply),
+    /// Check definitions in YAML files, in every environment that they declare, without any service.
+    Validate(Validate),
+    /// Show the latest versions of definitions, or all.
+    List(List),
+    /// Show the versions of a definition, the latest last.
+    Versions(Named),
+    /// Show the namespaces that have definitions.
+    Namespaces(Namespaces),
     /// Show one version of a definition.
+    #[command(visible_alias = "describe")]
     Get(Get),
+    /// Show what of a definition depends on what, level by level.
+    Graph(Graph),
     /// Start no further step of a definition, or of a whole namespace, until it is resumed. Steps that
     /// run go on.
     Pause(Pause),
@@ -36,11 +62,83 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct Apply {
-    /// The files.
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    texts: Texts,
+    /// Say what would be registered, and register nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     connect: Connect,
+}
+
+#[derive(Args)]
+pub(crate) struct Validate {
+    #[command(flatten)]
+    texts: Texts,
+}
+
+/// Definitions as text, and what is chosen of what they leave open.
+#[derive(Args)]
+struct Texts {
+    /// Files, or folders, whose `*.yaml` and `*.yml` are meant; `-` reads standard input.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The environment whose overrides are merged in. Those without environments are the same in each.
+    #[arg(long, short, value_name = "ENVIRONMENT")]
+    env: Option<String>,
+    /// The value of a declared variable; may be given several times. Those not given are taken from the
+    /// process's environment, or have their default.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or("NAME=VALUE is wanted")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[derive(Args)]
+pub(crate) struct List {
+    /// Only this namespace.
+    #[arg(long, short, default_value = "")]
+    namespace: String,
+    /// Every version, and not only the latest.
+    #[arg(long)]
+    all_versions: bool,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Named {
+    /// Its name.
+    name: String,
+    /// Its namespace.
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Namespaces {
+    #[command(flatten)]
+    show: Show,
+}
+
+#[derive(Args)]
+pub(crate) struct Graph {
+    /// Its name.
+    name: String,
+    /// Its namespace.
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    /// `MAJOR.MINOR.PATCH`; the latest unless given.
+    #[arg(long, default_value = "")]
+    version: String,
+    #[command(flatten)]
+    show: Show,
 }
 
 #[derive(Args)]
@@ -93,7 +191,12 @@ impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         match self {
             Self::Apply(apply) => apply.run().await,
+            Self::Validate(validate) => validate.run(),
+            Self::List(list) => list.run().await,
+            Self::Versions(named) => named.versions().await,
+            Self::Namespaces(namespaces) => namespaces.run().await,
             Self::Get(get) => get.run().await,
+            Self::Graph(graph) => graph.run().await,
             Self::Pause(pause) => pause.pause().await,
             Self::Resume(pause) => pause.resume().await,
             Self::Pauses(pauses) => pauses.run().await,
@@ -101,29 +204,345 @@ impl Command {
     }
 }
 
+/// A text that was read.
+struct Text {
+    source: String,
+    text: String,
+    declared: Declared,
+}
+
+impl Texts {
+    /// Reads the files, and sees that what was chosen can be chosen in one of them.
+    fn read(&self) -> Result<Vec<Text>, Fault> {
+        let mut texts = Vec::new();
+        for path in &self.files {
+            for file in files(path)? {
+                let text = read(&file)?;
+                let declared = declared(&text);
+                texts.push(Text { source: file.display().to_string(), text, declared });
+            }
+        }
+        if texts.is_empty() {
+            return Err(Fault::usage("there are no files `*.yaml` or `*.yml`"));
+        }
+        if let Some(env) = &self.env {
+            let all = texts.iter().flat_map(|text| &text.declared.environments);
+            is_among("environment", env, all)?;
+        }
+        for (name, _) in &self.set {
+            is_among("variable", name, texts.iter().flat_map(|text| &text.declared.variables))?;
+        }
+        Ok(texts)
+    }
+
+    fn choices(&self, environment: Option<&str>) -> Choices {
+        let environ = std::env::vars_os();
+        let environ =
+            environ.filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        Choices {
+            environment: environment.map(str::to_owned),
+            set: self.set.iter().cloned().collect(),
+            environ: environ.collect(),
+        }
+    }
+
+    /// What is chosen for a text, which is the same in each environment if it declares none.
+    fn chosen(&self, text: &Text) -> Choices {
+        let declares = !text.declared.environments.is_empty();
+        self.choices(self.env.as_deref().filter(|_| declares))
+    }
+}
+
+/// Sees that something chosen is declared.
+fn is_among<'n>(
+    what: &str,
+    name: &String,
+    known: impl Iterator<Item = &'n String>,
+) -> Result<(), Fault> {
+    let known: BTreeSet<&String> = known.collect();
+    if known.contains(name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
+    let declared = if known.is_empty() { "none is".to_owned() } else { some(&known, ", ") };
+    Err(Fault::usage(format!("no {what} {name} is declared"))
+        .because(format!("declared: {declared}")))
+}
+
+/// The faults of several texts in one, each once.
+#[derive(Default)]
+struct Faults(Vec<(String, String)>);
+
+impl Faults {
+    fn add(&mut self, source: &str, refusal: Refusal) {
+        for (path, what) in refusal.violations {
+            let fault = (if source == "-" { path } else { format!("{source}: {path}") }, what);
+            if !self.0.contains(&fault) {
+                self.0.push(fault);
+            }
+        }
+    }
+
+    fn done(self) -> Result<(), Fault> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let refusal = Refusal::new(ErrorReason::InvalidDefinition, describe(&self.0));
+        Err(Error::Refused(Box::new(refusal.with_violations(self.0))).into())
+    }
+}
+
+/// Reads a definition with what is chosen, its subscriptions too.
+fn checked(text: &Text, choices: &Choices) -> Result<Written, Refusal> {
+    let written = written(&text.text, choices)?;
+    if let Some(yaml) = &written.subscriptions {
+        let steps = written.definition.steps.iter();
+        let published = steps.flat_map(|step| &step.publishes).map(|spec| spec.name.clone());
+        let text = SubscriptionText { source: String::new(), yaml: yaml.clone() };
+        stepwell_event::check_subscriptions(&text, published.collect())?;
+    }
+    Ok(written)
+}
+
+fn named(definition: &Definition) -> String {
+    let Definition { namespace, name, version, .. } = definition;
+    format!("{namespace}/{name} {version}")
+}
+
+impl Validate {
+    fn run(self) -> Result<ExitCode, Fault> {
+        let texts = self.texts.read()?;
+        let (mut faults, mut lines) = (Faults::default(), Vec::new());
+        for text in &texts {
+            let environments = &text.declared.environments;
+            let mut all = vec![self.texts.chosen(text)];
+            if self.texts.env.is_none() {
+                all.extend(environments.iter().map(|name| self.texts.choices(Some(name))));
+            }
+            for choices in all {
+                match checked(text, &choices) {
+                    Ok(written) => {
+                        let of = choices
+                            .environment
+                            .map_or_else(String::new, |name| format!(" [{name}]"));
+                        let steps = written.definition.steps.len();
+                        lines.push(format!(
+                            "{}{of} is right ({steps} steps)",
+                            named(&written.definition)
+                        ));
+                    }
+                    Err(refusal) => faults.add(&text.source, refusal),
+                }
+            }
+        }
+        faults.done()?;
+        lines.iter().try_for_each(output::line)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Apply {
     async fn run(self) -> Result<ExitCode, Fault> {
+        let texts = self.texts.read()?;
+        let (mut all, mut faults) = (Vec::new(), Faults::default());
+        for text in &texts {
+            match checked(text, &self.texts.chosen(text)) {
+                Ok(written) => all.push((&text.source, written)),
+                Err(refusal) => faults.add(&text.source, refusal),
+            }
+        }
+        faults.done()?;
         let client = self.connect.client()?;
-        for file in &self.files {
-            let text = read(file)?;
-            let answer = client.register_yaml(text.clone()).await?;
-            let definition = answer.definition.unwrap_or_default();
-            let what = if answer.already_existed { "unchanged" } else { "registered" };
-            output::line(format!(
-                "{}/{} {} {what} ({} steps)",
-                definition.namespace,
-                definition.name,
-                definition.version,
-                definition.steps.len()
-            ))?;
-            if declares_subscriptions(&text) {
-                let source = file.display().to_string();
-                let texts = vec![SubscriptionText { source, yaml: text }];
+        for (source, written) in all {
+            let what = match self.dry_run {
+                true => would(&client, &written.definition).await,
+                false => register(&client, &written).await,
+            };
+            let what = what.map_err(|error| match error {
+                Error::Refused(refusal) => Error::Refused(Box::new(written.placed(*refusal))),
+                other => other,
+            })?;
+            let steps = written.definition.steps.len();
+            output::line(format!("{} {what} ({steps} steps)", named(&written.definition)))?;
+            if let Some(yaml) = written.subscriptions.filter(|_| !self.dry_run) {
+                let texts = vec![SubscriptionText { source: source.clone(), yaml }];
                 subscription::apply(&client, texts, false).await?;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+async fn register(client: &Client, written: &Written) -> Result<&'static str, Error> {
+    let source = Some(Source::Definition(written.definition.clone()));
+    let answer = client.register_definition(RegisterDefinitionRequest { source }).await?;
+    Ok(if answer.already_existed { "unchanged" } else { "registered" })
+}
+
+/// What registering would come to.
+async fn would(client: &Client, definition: &Definition) -> Result<&'static str, Error> {
+    let Definition { namespace, name, version, .. } = definition.clone();
+    let request = GetDefinitionRequest { namespace, name, version };
+    match client.get_definition(request).await {
+        Err(Error::Refused(refusal)) if refusal.reason == ErrorReason::DefinitionNotFound => {
+            Ok("would be registered")
+        }
+        Err(error) => Err(error),
+        Ok(there) => {
+            let there = there.definition.unwrap_or_default();
+            if there.content_hash == definition.content_hash {
+                return Ok("unchanged");
+            }
+            let what = format!("{} is registered with other content", named(definition));
+            Err(Error::Refused(Box::new(Refusal::new(ErrorReason::DefinitionChanged, what))))
+        }
+    }
+}
+
+async fn list(
+    client: &Client,
+    namespace: String,
+    name: String,
+    all_versions: bool,
+) -> Result<Vec<DefinitionSummary>, Fault> {
+    let mut request = ListDefinitionsRequest {
+        namespace,
+        name,
+        all_versions,
+        page_size: PAGE,
+        ..Default::default()
+    };
+    let mut all = Vec::new();
+    loop {
+        let page = client.list_definitions(request.clone()).await?;
+        all.extend(page.definitions);
+        if page.next_page_token.is_empty() {
+            return Ok(all);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+fn show(definitions: Vec<DefinitionSummary>, show: &Show) -> Result<ExitCode, Fault> {
+    if show.output == output::Format::Json {
+        for definition in &definitions {
+            output::line(output::json("DefinitionSummary", definition)?)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let header = ["NAMESPACE", "DEFINITION", "VERSION", "STEPS", "REGISTERED", "STANDS", "CONTENT"];
+    let mut table = output::table(&header);
+    for of in definitions {
+        let stands = [(of.latest, "latest"), (of.paused, "paused")];
+        let stands: Vec<&str> =
+            stands.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+        table.add_row([
+            of.namespace,
+            of.name,
+            of.version,
+            of.total_steps.to_string(),
+            of.create_time.map(|at| at.to_string()).unwrap_or_default(),
+            stands.join(", "),
+            of.content_hash.chars().take(12).collect(),
+        ]);
+    }
+    output::line(table.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl List {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        show(list(&client, self.namespace, String::new(), self.all_versions).await?, &self.show)
+    }
+}
+
+impl Named {
+    async fn versions(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let versions = list(&client, self.namespace.clone(), self.name.clone(), true).await?;
+        if versions.is_empty() {
+            let (namespace, name) = (&self.namespace, &self.name);
+            let what = format!("there is no definition {name} in namespace {namespace}");
+            let refusal = Refusal::new(ErrorReason::DefinitionNotFound, what);
+            return Err(Error::Refused(Box::new(refusal)).into());
+        }
+        show(versions, &self.show)
+    }
+}
+
+impl Namespaces {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let client = self.show.connect.client()?;
+        let mut request = ListNamespacesRequest { page_size: PAGE, page_token: String::new() };
+        let mut table = output::table(&["NAMESPACE", "DEFINITIONS", "VERSIONS"]);
+        loop {
+            let page = client.list_namespaces(request.clone()).await?;
+            for of in page.namespaces {
+                if self.show.output == output::Format::Json {
+                    output::line(output::json("NamespaceSummary", &of)?)?;
+                    continue;
+                }
+                table.add_row([of.namespace, of.definitions.to_string(), of.versions.to_string()]);
+            }
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        if self.show.output == output::Format::Table {
+            output::line(table.to_string())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Graph {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        let (namespace, name, version) = (self.namespace, self.name, self.version);
+        let request = GetDefinitionGraphRequest { namespace, name, version };
+        let answer = self.show.connect.client()?.get_definition_graph(request).await?;
+        let graph = answer.graph.unwrap_or_default();
+        if self.show.output == output::Format::Json {
+            output::line(output::json("DefinitionGraph", &graph)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        output::line(format!("{}/{} {}", graph.namespace, graph.name, graph.version))?;
+        output::line(levels(&graph).to_string())?;
+        for (what, numbers, between) in [
+            ("roots", &graph.roots, ", "),
+            ("leaves", &graph.leaves, ", "),
+            ("longest path", &graph.longest_path, " > "),
+        ] {
+            let names: Vec<&str> = numbers.iter().map(|number| step(&graph, *number).1).collect();
+            output::line(format!("{what}: {}", some(&names, between)))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The steps by level, a row each.
+fn levels(graph: &DefinitionGraph) -> output::Table {
+    let mut table = output::table(&["LEVEL", "#", "STEP", "HANDLER", "AFTER"]);
+    let numbers = graph.levels.iter().flat_map(|level| &level.steps);
+    for (of, name) in numbers.map(|number| step(graph, *number)) {
+        let Some(of) = of else { continue };
+        let after: Vec<&str> = of.parents.iter().map(|parent| step(graph, *parent).1).collect();
+        table.add_row([
+            of.level.to_string(),
+            of.number.to_string(),
+            indented(name, of.level),
+            of.handler.clone(),
+            some(&after, ", "),
+        ]);
+    }
+    table
+}
+
+/// A step of the graph, and its name.
+fn step(graph: &DefinitionGraph, number: i32) -> (Option<&DefinitionGraphStep>, &str) {
+    let step = usize::try_from(number).ok().and_then(|place| graph.steps.get(place));
+    (step, step.map(|step| step.name.as_str()).unwrap_or_default())
 }
 
 /// The text of a file; `-` is standard input.
@@ -139,14 +558,6 @@ pub(crate) fn read(file: &Path) -> Result<String, Fault> {
     };
     read.map_err(told)?;
     Ok(text)
-}
-
-/// Whether a definition has subscriptions beside its steps.
-fn declares_subscriptions(text: &str) -> bool {
-    let Ok(Node { value: Value::Map(entries), .. }) = stepwell_yaml::parse(text) else {
-        return false;
-    };
-    entries.iter().any(|(key, _)| key.text == "subscriptions")
 }
 
 impl Get {

@@ -80,7 +80,7 @@ pub(crate) fn settle(reader: &mut Reader, mut root: Node, choices: Option<&Choic
         let overrides = self::environments(reader, &node, &root, chosen, &mut declared);
         if let Some(overrides) = overrides {
             values.is_changed = true;
-            overrides.into_iter().for_each(|(step, node)| apply(&mut root, step, node));
+            overrides.into_iter().for_each(|(step, entries)| apply(&mut root, step, entries));
         }
     }
     values.expand(reader, "", &mut root);
@@ -88,7 +88,7 @@ pub(crate) fn settle(reader: &mut Reader, mut root: Node, choices: Option<&Choic
 }
 
 /// Takes an entry out. One that stands twice stays, and is found by whoever reads the rest.
-fn taken(entries: &mut Vec<(Key, Node)>, key: &str) -> Option<(Key, Node)> {
+fn taken(entries: &mut Entries, key: &str) -> Option<(Key, Node)> {
     let at = entries.iter().position(|(k, _)| k.text == key)?;
     let more = entries.iter().filter(|(k, _)| k.text == key).count() > 1;
     if more { Some(entries[at].clone()) } else { Some(entries.remove(at)) }
@@ -134,6 +134,9 @@ fn variables(reader: &mut Reader, node: &Node) -> BTreeMap<String, Variable> {
     known
 }
 
+/// What a mapping says.
+type Entries = Vec<(Key, Node)>;
+
 /// Checks all environments; of the chosen one, what it says of which step.
 fn environments<'n>(
     reader: &mut Reader,
@@ -141,7 +144,7 @@ fn environments<'n>(
     root: &Node,
     chosen: Option<&str>,
     declared: &mut Declared,
-) -> Option<Vec<(usize, &'n Node)>> {
+) -> Option<Vec<(usize, &'n Entries)>> {
     let steps = step_numbers(root);
     let mut overrides = None;
     let entries = reader.entries("environments", node);
@@ -164,6 +167,9 @@ fn environments<'n>(
     if let Some(chosen) = chosen.filter(|_| overrides.is_none()) {
         let known = declared.environments.iter().map(String::as_str);
         let hint = match suggestion(chosen, known) {
+            hint if hint.is_empty() && declared.environments.is_empty() => {
+                "; there are none".into()
+            }
             hint if hint.is_empty() => format!("; known are {}", declared.environments.join(", ")),
             hint => hint,
         };
@@ -192,7 +198,7 @@ fn of_steps<'n>(
     path: &str,
     node: &'n Node,
     steps: &HashMap<String, usize>,
-) -> Vec<(usize, &'n Node)> {
+) -> Vec<(usize, &'n Entries)> {
     let fields: Fields<'n> = reader.fields(path, node, &ENVIRONMENT);
     let Some((path, node)) = fields.get("steps") else { return Vec::new() };
     let mut found = Vec::new();
@@ -202,7 +208,9 @@ fn of_steps<'n>(
             Some(step) => {
                 // Its name is what it is found by.
                 reader.fields(&path, node, &STEP[1..]);
-                found.push((*step, node));
+                if let Value::Map(entries) = &node.value {
+                    found.push((*step, entries));
+                }
             }
             None => {
                 let meant = suggestion(&key.text, steps.keys().map(String::as_str));
@@ -219,27 +227,27 @@ fn entry<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
     entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
 }
 
-fn apply(root: &mut Node, step: usize, node: &Node) {
-    let Value::Map(entries) = &mut root.value else { return };
-    let steps = entries.iter_mut().find(|(key, _)| key.text == "steps");
+/// Lays what is said of a step over it; what cannot be said of one was told.
+fn apply(root: &mut Node, step: usize, entries: &Entries) {
+    let Value::Map(fields) = &mut root.value else { return };
+    let steps = fields.iter_mut().find(|(key, _)| key.text == "steps");
     if let Some((_, Node { value: Value::List(steps), .. })) = steps
-        && let Some(step) = steps.get_mut(step)
+        && let Some(Node { value: Value::Map(step), .. }) = steps.get_mut(step)
     {
-        merge(step, node);
+        let known = entries.iter().filter(|(key, _)| STEP[1..].contains(&key.text.as_str()));
+        known.for_each(|entry| lay(step, entry));
     }
 }
 
-/// Lays one node over another: mappings key by key, anything else instead of what is there.
-fn merge(base: &mut Node, over: &Node) {
-    let (Value::Map(entries), Value::Map(others)) = (&mut base.value, &over.value) else {
-        *base = over.clone();
-        return;
-    };
-    for (key, node) in others {
-        match entries.iter_mut().find(|(k, _)| k.text == key.text) {
-            Some((_, there)) => merge(there, node),
-            None => entries.push((key.clone(), node.clone())),
+/// Lays one entry over those of its name: mappings key by key, anything else instead of what is there.
+fn lay(entries: &mut Entries, (key, over): &(Key, Node)) {
+    let there = entries.iter_mut().find(|(k, _)| k.text == key.text).map(|(_, node)| node);
+    match (there, &over.value) {
+        (Some(Node { value: Value::Map(base), .. }), Value::Map(others)) => {
+            others.iter().for_each(|other| lay(base, other));
         }
+        (Some(there), _) => *there = over.clone(),
+        (None, _) => entries.push((key.clone(), over.clone())),
     }
 }
 
