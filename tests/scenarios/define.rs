@@ -26,6 +26,7 @@ environments:
 subscriptions:
   - name: pay_failed
     events: [task.failed]
+    deliver: {log: {}}
     config: {gateway: '${GATEWAY_URL}'}
 ";
 

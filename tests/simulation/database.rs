@@ -364,7 +364,7 @@ impl Database {
         exists: impl Fn(usize) -> bool,
     ) -> Answer<(Vec<usize>, usize)> {
         // Requests that are known by more than their id, but are no two the same, make the same tasks.
-        let is_identified = tasks.len() % 2 == 0;
+        let is_identified = tasks.len().is_multiple_of(2);
         self.called.insert(if is_identified { "create_identified_tasks" } else { "create_tasks" });
         let mut keys = Vec::new();
         for (task, ..) in tasks {
