@@ -36,6 +36,7 @@ fn every_test_that_a_document_names_is_there() {
     for document in [
         "docs/behaviour.md",
         "docs/custom-events.md",
+        "docs/definitions.md",
         "docs/faults.md",
         "docs/feed.md",
         "docs/limits.md",

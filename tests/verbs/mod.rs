@@ -6,6 +6,7 @@ mod bulk;
 mod edges;
 mod executors;
 mod find;
+mod identity;
 mod life;
 mod limits;
 mod moves;
