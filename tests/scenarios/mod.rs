@@ -1,5 +1,6 @@
 //! Stories over real processes, a real Postgres and real sockets.
 
+mod annotations;
 mod bad_input;
 mod bench;
 mod bulk;

@@ -243,6 +243,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         priority: None,
         concurrency: None,
         correlation_id: "test".into(),
+        annotations: Default::default(),
         trace: None,
         hash: [0; 32],
         key: None,

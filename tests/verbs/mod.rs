@@ -2,6 +2,7 @@
 //! two meet. A race is arranged: a third session holds the lock that both need until both stand in
 //! line, so the outcome does not hang on luck.
 
+mod annotate;
 mod bulk;
 mod edges;
 mod executors;

@@ -1,5 +1,6 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
+mod annotation;
 mod bench;
 mod bulk;
 mod connect;

@@ -12,7 +12,7 @@ use stepwell_proto::{
     },
 };
 
-use crate::{bulk, connect::Show, fault::Fault, output, view};
+use crate::{annotation, bulk, connect::Show, fault::Fault, output, view};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Resume(Resolve),
     /// Change what is said of a task: why it is, its labels, its priority.
     Update(Update),
+    /// Keep facts with a task, or forget them, also after its end.
+    Annotate(annotation::Annotate),
     /// List the tasks that fit a filter, newest first.
     List(bulk::List),
     /// Cancel, retry or resolve all tasks that fit a filter.
@@ -73,6 +75,9 @@ pub(crate) struct Create {
     /// A label; may be given several times.
     #[arg(long)]
     tag: Vec<String>,
+    /// A fact to keep with it; may be given several times.
+    #[arg(long, value_name = "NAME=TEXT", value_parser = annotation::fact)]
+    annotation: Vec<(String, String)>,
     /// What it belongs to, as its events say; made up unless given.
     #[arg(long, default_value = "")]
     correlation_id: String,
@@ -207,6 +212,7 @@ impl Command {
             Self::Pause(pause) => pause.pause().await,
             Self::Resume(resume) => resume.resume().await,
             Self::Update(update) => update.run().await,
+            Self::Annotate(annotate) => annotate.run().await,
             Self::List(list) => list.run().await,
             Self::Bulk(command) => command.run().await,
         }
@@ -229,6 +235,7 @@ impl Create {
             bypass_steps: self.bypass,
             priority: self.priority.unwrap_or_default(),
             correlation_id: self.correlation_id,
+            annotations: self.annotation.into_iter().collect(),
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
         };
@@ -379,7 +386,7 @@ impl Update {
 }
 
 impl Show {
-    fn task(&self, task: &Task) -> Result<(), Fault> {
+    pub(crate) fn task(&self, task: &Task) -> Result<(), Fault> {
         if self.output == output::Format::Json {
             return output::line(output::json("Task", task)?);
         }
@@ -391,6 +398,9 @@ impl Show {
             priority => format!(", priority {priority}"),
         };
         output::line(format!("{}  {name}  {}{paused}{urgent}", task.task_id, task.state().word()))?;
+        for (name, text) in &task.annotations {
+            output::line(format!("  {name} = {text}"))?;
+        }
         if task.steps.is_empty() {
             return Ok(());
         }

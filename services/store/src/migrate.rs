@@ -27,6 +27,7 @@ const VERBS: &[(&str, &str)] = &[
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
     ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
+    ("88_annotate", include_str!("../../../migrations/verbs/88_annotate.sql")),
     ("88_publish", include_str!("../../../migrations/verbs/88_publish.sql")),
     ("88_unserved", include_str!("../../../migrations/verbs/88_unserved.sql")),
     ("89_remove", include_str!("../../../migrations/verbs/89_remove.sql")),

@@ -6,6 +6,7 @@
 //! be stands in `definition`, `rule`, `graph` and, for text, `yaml`; what is done to many tasks in
 //! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
 
+mod annotate;
 mod bulk;
 mod canonical;
 mod create;

@@ -1,6 +1,9 @@
 //! A request becomes a task to store, or is refused with all its faults. Pure.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde_json::Value;
 use stepwell_proto::{
@@ -14,6 +17,7 @@ use stepwell_trace::TraceContext;
 use uuid::Uuid;
 
 use crate::{
+    annotate,
     canonical::{self, Hash},
     definition::{STEPS_MAX, SUGGESTIONS_MAX},
     rule::{self, Fault, NAMESPACE_DEFAULT, schema},
@@ -42,6 +46,7 @@ pub(crate) struct Draft {
     priority: Option<i16>,
     /// What the task belongs to, if its request says so.
     correlation_id: String,
+    annotations: BTreeMap<String, String>,
     /// Where in a trace the task goes on.
     trace: Option<TraceContext>,
     hash: [u8; 32],
@@ -75,6 +80,9 @@ impl Draft {
         {
             faults.add("correlation_id", what);
         }
+        annotate::facts("annotations", &request.annotations, &mut |path, what| {
+            faults.add(&path, what);
+        });
         if request.bypass_steps.len() > STEPS_MAX {
             faults.add("bypass_steps", format!("at most {STEPS_MAX} are allowed"));
         }
@@ -100,6 +108,9 @@ impl Draft {
         if let Some(priority) = priority {
             hash = hash.part("priority").part(priority.to_string());
         }
+        for (name, text) in &request.annotations {
+            hash = hash.part("annotation").part(name).part(text);
+        }
         Ok(Self {
             uid,
             wanted: Wanted { namespace, name: request.definition_name, version },
@@ -113,6 +124,7 @@ impl Draft {
             bypass_steps: request.bypass_steps,
             priority,
             correlation_id: request.correlation_id,
+            annotations: request.annotations,
             trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
         })
@@ -167,6 +179,7 @@ impl Draft {
             priority: self.priority,
             concurrency,
             correlation_id: self.correlation_id,
+            annotations: self.annotations,
             trace: self.trace,
             key: None,
         })

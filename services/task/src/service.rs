@@ -6,22 +6,23 @@ use stepwell_proto::{
     catalog,
     refusal::Refusal,
     v1::{
-        BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
-        BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, CancelBulkOperationRequest,
-        CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
-        CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
-        GetDefinitionRequest, GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse,
-        GetTaskGraphRequest, GetTaskGraphResponse, GetTaskRequest, GetTaskResponse,
-        GetTaskSummaryRequest, GetTaskSummaryResponse, ListBulkOperationsRequest,
-        ListBulkOperationsResponse, ListPausesRequest, ListPausesResponse,
-        ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest, ListTasksResponse,
-        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
-        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
-        ResolveTaskResponse, ResumeDefinitionsRequest, ResumeDefinitionsResponse,
-        ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest, RetryTaskResponse,
-        StartBulkOperationRequest, StartBulkOperationResponse, State, Task, UpdateTaskRequest,
-        UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
-        register_definition_request::Source, task_service_server,
+        AnnotateTaskRequest, AnnotateTaskResponse, BatchCreateTasksRequest,
+        BatchCreateTasksResponse, BatchCreateTasksResult, BatchGetTaskContextsRequest,
+        BatchGetTaskContextsResponse, CancelBulkOperationRequest, CancelBulkOperationResponse,
+        CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
+        ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
+        GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest,
+        GetTaskGraphResponse, GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest,
+        GetTaskSummaryResponse, ListBulkOperationsRequest, ListBulkOperationsResponse,
+        ListPausesRequest, ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse,
+        ListTasksRequest, ListTasksResponse, PauseDefinitionsRequest, PauseDefinitionsResponse,
+        PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
+        ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
+        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
+        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
+        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        batch_create_tasks_result::Outcome, register_definition_request::Source,
+        task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
@@ -31,7 +32,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    bulk,
+    annotate, bulk,
     create::{Answer, Creator},
     definition, metrics, pause,
     plan::{Draft, not_found, uid, words},
@@ -442,6 +443,14 @@ impl task_service_server::TaskService for Tasks {
         request: Request<UpdateTaskRequest>,
     ) -> Result<Response<UpdateTaskResponse>, Status> {
         Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn annotate_task(
+        &self,
+        request: Request<AnnotateTaskRequest>,
+    ) -> Result<Response<AnnotateTaskResponse>, Status> {
+        let uid = annotate::annotate(&self.store, request.into_inner()).await?;
+        Ok(Response::new(AnnotateTaskResponse { task: Some(self.task(uid).await?) }))
     }
 
     async fn pause_definitions(
