@@ -1,10 +1,16 @@
--- Facts that people and programs keep with a task. Most tasks have none: those are in no index, and their creation
--- pays nothing. What is in the log obeyed a narrower rule, so it is not read again.
+-- Facts that people and programs keep with a task, and the log of one task. Most tasks have no facts: those are in no
+-- index, and their creation pays nothing. What is in the log obeyed a narrower rule, so it is not read again.
 
 set local search_path = stepwell;
 
 alter table task_detail add column annotations jsonb not null default '{}';   -- texts by name
 create index task_annotation on task_detail using gin (annotations jsonb_path_ops) where annotations <> '{}';
+
+-- Whose index is not made here: that would hold up all who append. Whoever migrates makes it for each partition that is
+-- there, beside them (services/store/src/migrate.rs); those to come have it from the beginning. It has the position as
+-- a sum, so that it serves who asks for a task and nobody else: where a partition is still empty, it would else seem as
+-- good as the primary key to who asks for a position, and be read from end to end once there is something in it.
+create index event_task on only event (task, (position + 0));
 
 alter table event drop constraint event_edge;
 alter table event add constraint event_edge check (

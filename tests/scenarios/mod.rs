@@ -16,6 +16,7 @@ mod durable;
 mod events;
 mod executors;
 mod feed;
+mod history;
 mod hostile;
 mod idle;
 mod limits;

@@ -6,6 +6,7 @@ mod annotate;
 mod bulk;
 mod edges;
 mod executors;
+mod history;
 mod life;
 mod limits;
 mod moves;

@@ -12,7 +12,7 @@ use stepwell_proto::{
     },
 };
 
-use crate::{annotation, bulk, connect::Show, fault::Fault, output, view};
+use crate::{annotation, bulk, connect::Show, fault::Fault, history, output, view};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Summary(view::Get),
     /// Show what of a task depends on what, level by level, with states.
     Graph(view::Get),
+    /// Show what became of a task and its steps: who moved what, when and why.
+    History(history::History),
     /// Wait for the end of a task. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
     /// 12 not ended in time.
     Wait(Wait),
@@ -203,6 +205,7 @@ impl Command {
             Self::Get(get) => get.run().await,
             Self::Summary(get) => get.summary().await,
             Self::Graph(get) => get.graph().await,
+            Self::History(history) => history.run().await,
             Self::Wait(wait) => {
                 wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
             }
@@ -255,7 +258,11 @@ impl Create {
 impl Get {
     async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
-        let request = GetTaskRequest { task_id: self.task_id, include_results: self.results };
+        let request = GetTaskRequest {
+            task_id: self.task_id,
+            include_results: self.results,
+            ..GetTaskRequest::default()
+        };
         let task = client.get_task(request).await?.task.unwrap_or_default();
         self.show.task(&task)?;
         Ok(ExitCode::SUCCESS)

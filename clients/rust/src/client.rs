@@ -413,6 +413,28 @@ impl Client {
         .await
     }
 
+    /// What became of a task and its steps, a page of it.
+    pub async fn list_transitions(
+        &self,
+        request: v1::ListTransitionsRequest,
+    ) -> Result<v1::ListTransitionsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_transitions(request).await
+        })
+        .await
+    }
+
+    /// What became of a task and its steps, in figures.
+    pub async fn get_transition_statistics(
+        &self,
+        request: v1::GetTransitionStatisticsRequest,
+    ) -> Result<v1::GetTransitionStatisticsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_transition_statistics(request).await
+        })
+        .await
+    }
+
     /// Of the steps of a task whether they may be started and what is in their way, a page of them.
     pub async fn list_step_readiness(
         &self,
@@ -431,6 +453,18 @@ impl Client {
     ) -> Result<v1::GetStepResponse, Error> {
         self.steps(&request, |mut service, request| async move { service.get_step(request).await })
             .await
+    }
+
+    /// Steps of a task, a page of them.
+    pub async fn list_steps(
+        &self,
+        request: v1::ListStepsRequest,
+    ) -> Result<v1::ListStepsResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.list_steps(request).await },
+        )
+        .await
     }
 
     /// Why a step does not run.

@@ -24,6 +24,7 @@ pub use annotate::{ANNOTATIONS_MAX, Annotated};
 pub use list::Counted;
 pub use moves::{Cancelled, Paused, Retried};
 pub use remove::KeepTasks;
+pub use steps::StepFilter;
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]

@@ -13,6 +13,7 @@ mod create;
 mod definition;
 mod filter;
 mod graph;
+mod history;
 mod metrics;
 mod pause;
 mod plan;

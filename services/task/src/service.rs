@@ -13,16 +13,17 @@ use stepwell_proto::{
         ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
         GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest,
         GetTaskGraphResponse, GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest,
-        GetTaskSummaryResponse, ListBulkOperationsRequest, ListBulkOperationsResponse,
-        ListPausesRequest, ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse,
-        ListTasksRequest, ListTasksResponse, PauseDefinitionsRequest, PauseDefinitionsResponse,
-        PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
-        ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
-        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
-        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
-        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
-        batch_create_tasks_result::Outcome, register_definition_request::Source,
-        task_service_server,
+        GetTaskSummaryResponse, GetTransitionStatisticsRequest, GetTransitionStatisticsResponse,
+        ListBulkOperationsRequest, ListBulkOperationsResponse, ListPausesRequest,
+        ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest,
+        ListTasksResponse, ListTransitionsRequest, ListTransitionsResponse,
+        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
+        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
+        ResolveTaskResponse, ResumeDefinitionsRequest, ResumeDefinitionsResponse,
+        ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest, RetryTaskResponse,
+        StartBulkOperationRequest, StartBulkOperationResponse, State, Task, UpdateTaskRequest,
+        UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
+        register_definition_request::Source, task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
@@ -34,7 +35,7 @@ use uuid::Uuid;
 use crate::{
     annotate, bulk,
     create::{Answer, Creator},
-    definition, metrics, pause,
+    definition, history, metrics, pause,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
@@ -381,9 +382,13 @@ impl task_service_server::TaskService for Tasks {
     ) -> Result<Response<GetTaskResponse>, Status> {
         let request = request.into_inner();
         let uid = task_id(&request.task_id)?;
+        if request.include_graph {
+            let answer = view::with_graph(&self.store, uid, request.include_results).await?;
+            return Ok(Response::new(answer));
+        }
         let task = self.store.task_with_steps(uid, request.include_results).await?;
-        let task = task.ok_or_else(|| task_not_found(uid))?;
-        Ok(Response::new(GetTaskResponse { task: Some(task) }))
+        let task = Some(task.ok_or_else(|| task_not_found(uid))?);
+        Ok(Response::new(GetTaskResponse { task, ..GetTaskResponse::default() }))
     }
 
     async fn wait_task(
@@ -530,6 +535,20 @@ impl task_service_server::TaskService for Tasks {
         request: Request<ListStepReadinessRequest>,
     ) -> Result<Response<ListStepReadinessResponse>, Status> {
         Ok(Response::new(view::readiness(&self.store, request.into_inner()).await?))
+    }
+
+    async fn list_transitions(
+        &self,
+        request: Request<ListTransitionsRequest>,
+    ) -> Result<Response<ListTransitionsResponse>, Status> {
+        Ok(Response::new(history::list(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_transition_statistics(
+        &self,
+        request: Request<GetTransitionStatisticsRequest>,
+    ) -> Result<Response<GetTransitionStatisticsResponse>, Status> {
+        Ok(Response::new(history::statistics(&self.store, request.into_inner()).await?))
     }
 
     async fn start_bulk_operation(
