@@ -330,9 +330,9 @@ mod tests {
         let task = |bytes| Task { context: "x".repeat(bytes), ..Task::default() };
         let small = beside(task(1), TaskGraph::default());
         assert!(small.graph.is_some() && !small.graph_omitted);
-        let large = beside(task(1 << 20), graph);
+        let large = beside(task(3 << 20), graph);
         assert!(large.graph.is_none() && large.graph_omitted);
-        assert_eq!(large.task, Some(task(1 << 20)));
+        assert_eq!(large.task, Some(task(3 << 20)));
     }
 
     #[test]
