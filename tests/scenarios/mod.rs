@@ -1,5 +1,6 @@
 //! Stories over real processes, a real Postgres and real sockets.
 
+mod annotations;
 mod bad_input;
 mod bench;
 mod bulk;
@@ -18,6 +19,7 @@ mod durable;
 mod events;
 mod executors;
 mod feed;
+mod history;
 mod hostile;
 mod idle;
 mod json;

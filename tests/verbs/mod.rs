@@ -2,10 +2,12 @@
 //! two meet. A race is arranged: a third session holds the lock that both need until both stand in
 //! line, so the outcome does not hang on luck.
 
+mod annotate;
 mod bulk;
 mod edges;
 mod executors;
 mod find;
+mod history;
 mod identity;
 mod life;
 mod limits;

@@ -1,5 +1,6 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
+mod annotation;
 mod bench;
 mod bulk;
 mod completion;
@@ -15,10 +16,12 @@ mod example;
 mod executor;
 mod fault;
 mod follow;
+mod history;
 mod output;
 mod progress;
 mod server;
 mod step;
+mod steps;
 mod subscription;
 mod task;
 mod view;

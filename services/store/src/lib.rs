@@ -28,6 +28,7 @@ mod step;
 mod subscription;
 mod survey;
 mod task;
+mod transition;
 mod view;
 
 use std::{sync::Arc, time::Duration};
@@ -64,6 +65,7 @@ pub use step::*;
 pub use subscription::*;
 pub use survey::*;
 pub use task::*;
+pub use transition::{TransitionPage, Transitions};
 pub use view::*;
 
 /// How much longer than the database may take for a statement we wait for its answer.

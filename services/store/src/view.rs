@@ -162,7 +162,7 @@ impl ContextRow {
 }
 
 /// A row of `step_readiness`.
-struct StepRow {
+pub(crate) struct StepRow {
     definition: i32,
     task_state: i16,
     paused: bool,
@@ -262,16 +262,15 @@ impl Store {
 
     /// The steps of a task; none: there is no such task.
     pub async fn task_steps(&self, uid: Uuid) -> Result<Option<TaskSteps>, Error> {
-        let rows = sqlx::query_as!(
-            StepRow,
-            r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
-                      s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
-                      s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before
-                 from stepwell.step_readiness(array[$1::uuid]) s order by s.no"#,
-            uid,
-        )
-        .fetch_all(self.reads())
-        .await?;
+        let rows = standing_rows(self.reads(), uid).await?;
+        self.standing(uid, rows).await
+    }
+
+    pub(crate) async fn standing(
+        &self,
+        uid: Uuid,
+        rows: Vec<StepRow>,
+    ) -> Result<Option<TaskSteps>, Error> {
         let Some(first) = rows.first() else { return Ok(None) };
         let (task_state, paused, held) = (first.task_state, first.paused, first.held);
         let definition = self.definition(first.definition).await?;
@@ -302,4 +301,22 @@ impl Store {
         .await?;
         Ok(steps)
     }
+}
+
+/// The steps of a task as they stand, by their numbers.
+pub(crate) async fn standing_rows(
+    connection: impl sqlx::PgExecutor<'_>,
+    uid: Uuid,
+) -> Result<Vec<StepRow>, Error> {
+    let rows = sqlx::query_as!(
+        StepRow,
+        r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
+                  s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
+                  s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before
+             from stepwell.step_readiness(array[$1::uuid]) s order by s.no"#,
+        uid,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
 }

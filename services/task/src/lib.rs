@@ -6,6 +6,7 @@
 //! be stands in `definition`, `rule`, `graph` and, for text, `written` and `yaml`; which there are, in `definitions`; what is done to many tasks in
 //! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
 
+mod annotate;
 mod bulk;
 mod canonical;
 mod create;
@@ -13,6 +14,7 @@ mod definition;
 mod definitions;
 mod filter;
 mod graph;
+mod history;
 mod metrics;
 mod pause;
 mod plan;

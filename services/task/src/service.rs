@@ -6,17 +6,19 @@ use stepwell_proto::{
     catalog,
     refusal::Refusal,
     v1::{
-        BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
-        BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, CancelBulkOperationRequest,
-        CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
-        CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
-        GetDefinitionGraphRequest, GetDefinitionGraphResponse, GetDefinitionRequest,
-        GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest,
-        GetTaskGraphResponse, GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest,
-        GetTaskSummaryResponse, ListBulkOperationsRequest, ListBulkOperationsResponse,
-        ListDefinitionsRequest, ListDefinitionsResponse, ListNamespacesRequest,
-        ListNamespacesResponse, ListPausesRequest, ListPausesResponse, ListStepReadinessRequest,
-        ListStepReadinessResponse, ListTasksRequest, ListTasksResponse, PauseDefinitionsRequest,
+        AnnotateTaskRequest, AnnotateTaskResponse, BatchCreateTasksRequest,
+        BatchCreateTasksResponse, BatchCreateTasksResult, BatchGetTaskContextsRequest,
+        BatchGetTaskContextsResponse, CancelBulkOperationRequest, CancelBulkOperationResponse,
+        CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
+        ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionGraphRequest,
+        GetDefinitionGraphResponse, GetDefinitionRequest, GetDefinitionResponse,
+        GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest, GetTaskGraphResponse,
+        GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest, GetTaskSummaryResponse,
+        GetTransitionStatisticsRequest, GetTransitionStatisticsResponse, ListBulkOperationsRequest,
+        ListBulkOperationsResponse, ListDefinitionsRequest, ListDefinitionsResponse,
+        ListNamespacesRequest, ListNamespacesResponse, ListPausesRequest, ListPausesResponse,
+        ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest, ListTasksResponse,
+        ListTransitionsRequest, ListTransitionsResponse, PauseDefinitionsRequest,
         PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest,
         RegisterDefinitionResponse, ResolveTaskRequest, ResolveTaskResponse,
         ResumeDefinitionsRequest, ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse,
@@ -33,9 +35,9 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    bulk,
+    annotate, bulk,
     create::{Answer, Creator},
-    definition, definitions, metrics, pause,
+    definition, definitions, history, metrics, pause,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule,
@@ -413,9 +415,13 @@ impl task_service_server::TaskService for Tasks {
     ) -> Result<Response<GetTaskResponse>, Status> {
         let request = request.into_inner();
         let uid = task_id(&request.task_id)?;
+        if request.include_graph {
+            let answer = view::with_graph(&self.store, uid, request.include_results).await?;
+            return Ok(Response::new(answer));
+        }
         let task = self.store.task_with_steps(uid, request.include_results).await?;
-        let task = task.ok_or_else(|| task_not_found(uid))?;
-        Ok(Response::new(GetTaskResponse { task: Some(task) }))
+        let task = Some(task.ok_or_else(|| task_not_found(uid))?);
+        Ok(Response::new(GetTaskResponse { task, ..GetTaskResponse::default() }))
     }
 
     async fn wait_task(
@@ -475,6 +481,14 @@ impl task_service_server::TaskService for Tasks {
         request: Request<UpdateTaskRequest>,
     ) -> Result<Response<UpdateTaskResponse>, Status> {
         Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn annotate_task(
+        &self,
+        request: Request<AnnotateTaskRequest>,
+    ) -> Result<Response<AnnotateTaskResponse>, Status> {
+        let uid = annotate::annotate(&self.store, request.into_inner()).await?;
+        Ok(Response::new(AnnotateTaskResponse { task: Some(self.task(uid).await?) }))
     }
 
     async fn pause_definitions(
@@ -554,6 +568,20 @@ impl task_service_server::TaskService for Tasks {
         request: Request<ListStepReadinessRequest>,
     ) -> Result<Response<ListStepReadinessResponse>, Status> {
         Ok(Response::new(view::readiness(&self.store, request.into_inner()).await?))
+    }
+
+    async fn list_transitions(
+        &self,
+        request: Request<ListTransitionsRequest>,
+    ) -> Result<Response<ListTransitionsResponse>, Status> {
+        Ok(Response::new(history::list(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_transition_statistics(
+        &self,
+        request: Request<GetTransitionStatisticsRequest>,
+    ) -> Result<Response<GetTransitionStatisticsResponse>, Status> {
+        Ok(Response::new(history::statistics(&self.store, request.into_inner()).await?))
     }
 
     async fn start_bulk_operation(
