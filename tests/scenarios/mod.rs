@@ -17,6 +17,7 @@ mod executors;
 mod feed;
 mod hostile;
 mod idle;
+mod insight;
 mod limits;
 mod logs;
 mod metrics;

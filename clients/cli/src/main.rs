@@ -6,6 +6,7 @@ mod connect;
 mod custom;
 mod definition;
 mod demo;
+mod diagram;
 mod event;
 mod example;
 mod executor;

@@ -12,7 +12,7 @@ use stepwell_proto::{
     },
 };
 
-use crate::{bulk, connect::Show, fault::Fault, output, view};
+use crate::{bulk, connect::Show, diagram::Diagram, fault::Fault, output, view};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Summary(view::Get),
     /// Show what of a task depends on what, level by level, with states.
     Graph(view::Get),
+    /// Draw a task: as Mermaid, for Graphviz, or as JSON.
+    Diagram(Diagram),
     /// Wait for the end of a task. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
     /// 12 not ended in time.
     Wait(Wait),
@@ -198,6 +200,7 @@ impl Command {
             Self::Get(get) => get.run().await,
             Self::Summary(get) => get.summary().await,
             Self::Graph(get) => get.graph().await,
+            Self::Diagram(diagram) => diagram.run().await,
             Self::Wait(wait) => {
                 wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
             }

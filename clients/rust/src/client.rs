@@ -379,6 +379,17 @@ impl Client {
         .await
     }
 
+    /// A task as a diagram, with the states of its steps.
+    pub async fn get_task_diagram(
+        &self,
+        request: v1::GetTaskDiagramRequest,
+    ) -> Result<v1::GetTaskDiagramResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_task_diagram(request).await
+        })
+        .await
+    }
+
     /// Of the steps of a task whether they may be started and what is in their way, a page of them.
     pub async fn list_step_readiness(
         &self,

@@ -4,12 +4,13 @@
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
 //! be stands in `definition`, `rule`, `graph` and, for text, `yaml`; what is done to many tasks in
-//! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
+//! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`, how they are drawn in `diagram`.
 
 mod bulk;
 mod canonical;
 mod create;
 mod definition;
+mod diagram;
 mod filter;
 mod graph;
 mod metrics;

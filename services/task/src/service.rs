@@ -11,17 +11,18 @@ use stepwell_proto::{
         CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
         CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
         GetDefinitionRequest, GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse,
-        GetTaskGraphRequest, GetTaskGraphResponse, GetTaskRequest, GetTaskResponse,
-        GetTaskSummaryRequest, GetTaskSummaryResponse, ListBulkOperationsRequest,
-        ListBulkOperationsResponse, ListPausesRequest, ListPausesResponse,
-        ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest, ListTasksResponse,
-        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
-        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
-        ResolveTaskResponse, ResumeDefinitionsRequest, ResumeDefinitionsResponse,
-        ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest, RetryTaskResponse,
-        StartBulkOperationRequest, StartBulkOperationResponse, State, Task, UpdateTaskRequest,
-        UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
-        register_definition_request::Source, task_service_server,
+        GetTaskDiagramRequest, GetTaskDiagramResponse, GetTaskGraphRequest, GetTaskGraphResponse,
+        GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest, GetTaskSummaryResponse,
+        ListBulkOperationsRequest, ListBulkOperationsResponse, ListPausesRequest,
+        ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest,
+        ListTasksResponse, PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest,
+        PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
+        ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
+        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
+        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
+        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        batch_create_tasks_result::Outcome, register_definition_request::Source,
+        task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
@@ -33,7 +34,7 @@ use uuid::Uuid;
 use crate::{
     bulk,
     create::{Answer, Creator},
-    definition, metrics, pause,
+    definition, diagram, metrics, pause,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
@@ -514,6 +515,13 @@ impl task_service_server::TaskService for Tasks {
         let uid = task_id(&request.get_ref().task_id)?;
         let graph = Some(view::graph(&self.store, uid).await?);
         Ok(Response::new(GetTaskGraphResponse { graph }))
+    }
+
+    async fn get_task_diagram(
+        &self,
+        request: Request<GetTaskDiagramRequest>,
+    ) -> Result<Response<GetTaskDiagramResponse>, Status> {
+        Ok(Response::new(diagram::get(&self.store, request.into_inner()).await?))
     }
 
     async fn list_step_readiness(
