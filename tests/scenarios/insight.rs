@@ -1,6 +1,8 @@
 //! What people look at: diagrams, the whole, how it went, and what is put away.
 
+mod archive;
 mod diagram;
+mod whole;
 
 use stepwell_client::{Error, v1};
 

@@ -2,9 +2,11 @@
 //! two meet. A race is arranged: a third session holds the lock that both need until both stand in
 //! line, so the outcome does not hang on luck.
 
+mod archive;
 mod bulk;
 mod edges;
 mod executors;
+mod insight;
 mod life;
 mod limits;
 mod moves;

@@ -1,5 +1,6 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
+mod archive;
 mod bench;
 mod bulk;
 mod connect;
@@ -12,7 +13,10 @@ mod example;
 mod executor;
 mod fault;
 mod output;
+mod overview;
+mod performance;
 mod server;
+mod span;
 mod step;
 mod subscription;
 mod task;
@@ -57,6 +61,10 @@ enum Command {
     /// Show the handlers that executors offer or definitions use.
     #[command(subcommand)]
     Handler(executor::HandlerCommand),
+    /// Show the whole: how many tasks there are and how sound, what is ready, and who could take it.
+    Overview(overview::Command),
+    /// Show how it went lately: throughput, error rates, durations, the slowest.
+    Performance(performance::Command),
     /// Follow what happens.
     #[command(subcommand)]
     Event(event::Command),
@@ -94,6 +102,8 @@ fn main() -> ExitCode {
         Command::Step(command) => run(command.run()),
         Command::Executor(command) => run(command.run()),
         Command::Handler(command) => run(command.run()),
+        Command::Overview(command) => run(command.run()),
+        Command::Performance(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
         Command::Subscription(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),

@@ -12,7 +12,7 @@ use stepwell_proto::{
     },
 };
 
-use crate::{bulk, connect::Show, diagram::Diagram, fault::Fault, output, view};
+use crate::{archive::Archive, bulk, connect::Show, diagram::Diagram, fault::Fault, output, view};
 
 /// Exit codes of `task wait`.
 const FAILED: u8 = 10;
@@ -51,6 +51,8 @@ pub(crate) enum Command {
     /// Cancel, retry or resolve all tasks that fit a filter.
     #[command(subcommand)]
     Bulk(bulk::Command),
+    /// Put tasks that ended long ago into a file, and remove them if that is wanted.
+    Archive(Archive),
 }
 
 #[derive(Args)]
@@ -212,6 +214,7 @@ impl Command {
             Self::Update(update) => update.run().await,
             Self::List(list) => list.run().await,
             Self::Bulk(command) => command.run().await,
+            Self::Archive(archive) => archive.run().await,
         }
     }
 }

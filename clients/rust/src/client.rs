@@ -390,6 +390,50 @@ impl Client {
         .await
     }
 
+    /// The whole at one moment: tasks, what is ready, and who could take it.
+    pub async fn get_overview(
+        &self,
+        request: v1::GetOverviewRequest,
+    ) -> Result<v1::GetOverviewResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_overview(request).await
+        })
+        .await
+    }
+
+    /// How it went lately.
+    pub async fn get_performance(
+        &self,
+        request: v1::GetPerformanceRequest,
+    ) -> Result<v1::GetPerformanceResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_performance(request).await
+        })
+        .await
+    }
+
+    /// A page of tasks that ended long ago, with all that is theirs.
+    pub async fn export_tasks(
+        &self,
+        request: v1::ExportTasksRequest,
+    ) -> Result<v1::ExportTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.export_tasks(request).await
+        })
+        .await
+    }
+
+    /// Removes tasks that have ended, with their steps and results.
+    pub async fn remove_tasks(
+        &self,
+        request: v1::RemoveTasksRequest,
+    ) -> Result<v1::RemoveTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.remove_tasks(request).await
+        })
+        .await
+    }
+
     /// Of the steps of a task whether they may be started and what is in their way, a page of them.
     pub async fn list_step_readiness(
         &self,

@@ -1,5 +1,6 @@
 //! Tasks: creating and cancelling them by their verbs, and reading them.
 
+mod export;
 mod list;
 mod moves;
 mod remove;
@@ -19,6 +20,7 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
+pub use export::{ExportPlace, Exported, RemovedTask, ToRemove};
 pub use list::Counted;
 pub use moves::{Cancelled, Paused, Retried};
 pub use remove::KeepTasks;

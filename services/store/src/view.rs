@@ -211,7 +211,7 @@ fn action(status: ExecutionStatus) -> RecommendedAction {
 }
 
 /// A word of the views as a value of the contract.
-fn named<T>(word: &str, of: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+pub(crate) fn named<T>(word: &str, of: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
     read(&format!("{of}_{}", word.to_uppercase()))
         .ok_or_else(|| Error::Inconsistent(format!("{of} has no {word}")))
 }

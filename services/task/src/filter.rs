@@ -81,15 +81,18 @@ fn time(
     path: &str,
     sent: Option<prost_types::Timestamp>,
 ) -> Option<DateTime<Utc>> {
-    let sent = sent?;
-    let nanos = u32::try_from(sent.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
-    let time = nanos
-        .and_then(|nanos| DateTime::from_timestamp(sent.seconds, nanos / 1000 * 1000))
-        .filter(|time| (1970..=9999).contains(&time.year()));
+    let time = time_of(sent?);
     if time.is_none() {
         faults.push((format!("filter.{path}"), "must be a time from 1970 to 9999".into()));
     }
     time
+}
+
+/// A time to the microsecond; none: it is not from 1970 to 9999.
+pub(crate) fn time_of(sent: prost_types::Timestamp) -> Option<DateTime<Utc>> {
+    let nanos = u32::try_from(sent.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    DateTime::from_timestamp(sent.seconds, nanos / 1000 * 1000)
+        .filter(|time| (1970..=9999).contains(&time.year()))
 }
 
 #[cfg(test)]

@@ -9,18 +9,20 @@ use stepwell_proto::{
         BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
         BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, CancelBulkOperationRequest,
         CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
-        CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
-        GetDefinitionRequest, GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse,
+        CreateTaskResponse, Entity, ErrorReason, ExportTasksRequest, ExportTasksResponse,
+        GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionRequest,
+        GetDefinitionResponse, GetOverviewRequest, GetOverviewResponse, GetPerformanceRequest,
+        GetPerformanceResponse, GetTaskContextRequest, GetTaskContextResponse,
         GetTaskDiagramRequest, GetTaskDiagramResponse, GetTaskGraphRequest, GetTaskGraphResponse,
         GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest, GetTaskSummaryResponse,
         ListBulkOperationsRequest, ListBulkOperationsResponse, ListPausesRequest,
         ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest,
         ListTasksResponse, PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest,
         PauseTaskResponse, RegisterDefinitionRequest, RegisterDefinitionResponse,
-        ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
-        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
-        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
-        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        RemoveTasksRequest, RemoveTasksResponse, ResolveTaskRequest, ResolveTaskResponse,
+        ResumeDefinitionsRequest, ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse,
+        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
+        State, Task, UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
         batch_create_tasks_result::Outcome, register_definition_request::Source,
         task_service_server,
     },
@@ -32,9 +34,11 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    bulk,
+    archive, bulk,
     create::{Answer, Creator},
-    definition, diagram, metrics, pause,
+    definition, diagram, metrics,
+    overview::Overviews,
+    pause, performance,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule::{self, NAMESPACE_DEFAULT},
@@ -59,6 +63,9 @@ pub(crate) struct Tasks {
     pub(crate) shutdown: Shutdown,
     /// Room for previews.
     pub(crate) previews: Semaphore,
+    pub(crate) overviews: Overviews,
+    /// Room for what measures windows.
+    pub(crate) measured: Semaphore,
     pub(crate) bulk: Arc<metrics::Bulk>,
     pub(crate) context_bytes_max: usize,
 }
@@ -522,6 +529,37 @@ impl task_service_server::TaskService for Tasks {
         request: Request<GetTaskDiagramRequest>,
     ) -> Result<Response<GetTaskDiagramResponse>, Status> {
         Ok(Response::new(diagram::get(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_overview(
+        &self,
+        request: Request<GetOverviewRequest>,
+    ) -> Result<Response<GetOverviewResponse>, Status> {
+        let overview = Some(self.overviews.get(&self.store, request.into_inner()).await?);
+        Ok(Response::new(GetOverviewResponse { overview }))
+    }
+
+    async fn get_performance(
+        &self,
+        request: Request<GetPerformanceRequest>,
+    ) -> Result<Response<GetPerformanceResponse>, Status> {
+        let request = request.into_inner();
+        let performance = Some(performance::get(&self.store, &self.measured, request).await?);
+        Ok(Response::new(GetPerformanceResponse { performance }))
+    }
+
+    async fn export_tasks(
+        &self,
+        request: Request<ExportTasksRequest>,
+    ) -> Result<Response<ExportTasksResponse>, Status> {
+        Ok(Response::new(archive::export(&self.store, request.into_inner()).await?))
+    }
+
+    async fn remove_tasks(
+        &self,
+        request: Request<RemoveTasksRequest>,
+    ) -> Result<Response<RemoveTasksResponse>, Status> {
+        Ok(Response::new(archive::remove(&self.store, request.into_inner()).await?))
     }
 
     async fn list_step_readiness(

@@ -37,8 +37,11 @@ const HOSTILE: [&str; 21] = [
     "@{ shape: circ }",
 ];
 
-/// A task whose steps have these names, parents, states and errors.
-fn drawn(steps: Vec<(String, Vec<i32>, State, Standing, Option<DrawnError>)>) -> Drawn {
+/// Name, parents, state, standing and error of a step.
+type Given = (String, Vec<i32>, State, Standing, Option<DrawnError>);
+
+/// A task with these steps.
+fn drawn(steps: Vec<Given>) -> Drawn {
     let mut definition = StoredDefinition {
         id: 1,
         version: [1, 2, 3],
