@@ -197,7 +197,7 @@ async fn the_log_of_a_task_is_read_on_the_command_line_whole_by_step_backwards_a
     let whole = history(&world, &id, None).await;
     assert_eq!(out.lines().count(), whole.len() + 1, "{out}");
     assert!(whole.iter().all(|of| out.contains(&of.description)), "{out}");
-    let (_, out, _) = stepwell(&world, &["task", "history", &id, "--step", "0", "-o", "json"], "");
+    let (_, out, _) = stepwell(&world, &["task", "history", &id, "--step", "0", "-o", "jsonl"], "");
     let shown: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let events: Vec<&str> = shown.iter().map(|of| of["event"].as_str().unwrap()).collect();
     assert_eq!(events, ["step.initialize_requested", "step.execution_requested", "step.failed"]);
@@ -218,7 +218,7 @@ async fn the_log_of_a_task_is_read_on_the_command_line_whole_by_step_backwards_a
     let (code, out, _) = stepwell(&world, &["step", "list", &id, "--state", "error"], "");
     assert!(code == 0 && out.contains("Down: no gateway"), "{out}");
     assert_eq!(out.lines().count(), 2, "{out}");
-    let list = ["step", "list", &id, "--limit", "1", "-o", "json"];
+    let list = ["step", "list", &id, "--limit", "1", "-o", "jsonl"];
     let (_, out, err) = stepwell(&world, &list, "");
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["name"], "a");
     let token = err.rsplit_once("--page-token ").unwrap().1.trim().to_owned();

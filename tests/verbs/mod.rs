@@ -3,12 +3,14 @@
 //! line, so the outcome does not hang on luck.
 
 mod annotate;
+mod archive;
 mod bulk;
 mod edges;
 mod executors;
 mod find;
 mod history;
 mod identity;
+mod insight;
 mod life;
 mod limits;
 mod moves;

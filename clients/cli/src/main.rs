@@ -1,6 +1,7 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
 mod annotation;
+mod archive;
 mod bench;
 mod bulk;
 mod completion;
@@ -10,6 +11,7 @@ mod custom;
 mod dag;
 mod definition;
 mod demo;
+mod diagram;
 mod doctor;
 mod event;
 mod example;
@@ -18,8 +20,11 @@ mod fault;
 mod follow;
 mod history;
 mod output;
+mod overview;
+mod performance;
 mod progress;
 mod server;
+mod span;
 mod step;
 mod steps;
 mod subscription;
@@ -70,6 +75,10 @@ enum Command {
     /// Show the handlers that executors offer or definitions use.
     #[command(subcommand)]
     Handler(executor::HandlerCommand),
+    /// Show the whole: how many tasks there are and how sound, what is ready, and who could take it.
+    Overview(overview::Command),
+    /// Show how it went lately: throughput, error rates, durations, the slowest.
+    Performance(performance::Command),
     /// Follow what happens.
     #[command(subcommand)]
     Event(event::Command),
@@ -125,6 +134,8 @@ fn main() -> ExitCode {
         Command::Step(command) => run(command.run()),
         Command::Executor(command) => run(command.run()),
         Command::Handler(command) => run(command.run()),
+        Command::Overview(command) => run(command.run()),
+        Command::Performance(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
         Command::Subscription(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),

@@ -15,9 +15,12 @@ use stepwell_proto::{
 };
 
 use crate::{
-    annotation, bulk, completion,
+    annotation,
+    archive::Archive,
+    bulk, completion,
     connect::{Namespace, Show},
     dag,
+    diagram::Diagram,
     fault::Fault,
     follow, history,
     output::{self, Column, Listed, Thing, column, state, wide},
@@ -48,6 +51,8 @@ pub(crate) enum Command {
     Graph(view::Get),
     /// Show what became of a task and its steps: who moved what, when and why.
     History(history::History),
+    /// Draw a task: as Mermaid, for Graphviz, or as JSON.
+    Diagram(Diagram),
     /// Wait for the end of a task. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
     /// 12 not ended in time.
     Wait(Wait),
@@ -70,6 +75,8 @@ pub(crate) enum Command {
     /// Cancel, retry or resolve all tasks that fit a filter.
     #[command(subcommand)]
     Bulk(bulk::Command),
+    /// Put tasks that ended long ago into a file, and remove them if that is wanted.
+    Archive(Archive),
 }
 
 /// A task that is to be.
@@ -254,6 +261,7 @@ impl Command {
             Self::Summary(get) => get.summary().await,
             Self::Graph(get) => get.graph().await,
             Self::History(history) => history.run().await,
+            Self::Diagram(diagram) => diagram.run().await,
             Self::Wait(wait) => {
                 wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
             }
@@ -266,6 +274,7 @@ impl Command {
             Self::Annotate(annotate) => annotate.run().await,
             Self::List(list) => list.run().await,
             Self::Bulk(command) => command.run().await,
+            Self::Archive(archive) => archive.run().await,
         }
     }
 }

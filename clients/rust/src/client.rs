@@ -457,6 +457,17 @@ impl Client {
         .await
     }
 
+    /// A task as a diagram, with the states of its steps.
+    pub async fn get_task_diagram(
+        &self,
+        request: v1::GetTaskDiagramRequest,
+    ) -> Result<v1::GetTaskDiagramResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_task_diagram(request).await
+        })
+        .await
+    }
+
     /// What became of a task and its steps, in figures.
     pub async fn get_transition_statistics(
         &self,
@@ -464,6 +475,50 @@ impl Client {
     ) -> Result<v1::GetTransitionStatisticsResponse, Error> {
         self.tasks(&self.limits, &request, |mut service, request| async move {
             service.get_transition_statistics(request).await
+        })
+        .await
+    }
+
+    /// The whole at one moment: tasks, what is ready, and who could take it.
+    pub async fn get_overview(
+        &self,
+        request: v1::GetOverviewRequest,
+    ) -> Result<v1::GetOverviewResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_overview(request).await
+        })
+        .await
+    }
+
+    /// How it went lately.
+    pub async fn get_performance(
+        &self,
+        request: v1::GetPerformanceRequest,
+    ) -> Result<v1::GetPerformanceResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_performance(request).await
+        })
+        .await
+    }
+
+    /// A page of tasks that ended long ago, with all that is theirs.
+    pub async fn export_tasks(
+        &self,
+        request: v1::ExportTasksRequest,
+    ) -> Result<v1::ExportTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.export_tasks(request).await
+        })
+        .await
+    }
+
+    /// Removes tasks that have ended, with their steps and results.
+    pub async fn remove_tasks(
+        &self,
+        request: v1::RemoveTasksRequest,
+    ) -> Result<v1::RemoveTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.remove_tasks(request).await
         })
         .await
     }

@@ -34,6 +34,7 @@ const VERBS: &[(&str, &str)] = &[
     ("89_remove", include_str!("../../../migrations/verbs/89_remove.sql")),
     ("89_subscription", include_str!("../../../migrations/verbs/89_subscription.sql")),
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
+    ("91_insight", include_str!("../../../migrations/verbs/91_insight.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.

@@ -1,6 +1,7 @@
 //! Tasks: creating and cancelling them by their verbs, and reading them.
 
 mod annotate;
+mod export;
 mod list;
 mod moves;
 mod remove;
@@ -22,6 +23,7 @@ use stepwell_trace::TraceContext;
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
 pub use annotate::{ANNOTATIONS_MAX, Annotated};
+pub use export::{ExportPlace, Exported, RemovedTask, ToRemove};
 pub use list::{Counted, Order, TaskPlace};
 pub use moves::{Cancelled, Paused, Retried};
 pub use remove::KeepTasks;

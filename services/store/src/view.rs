@@ -60,6 +60,24 @@ pub struct StandingStep {
     pub not_before: Option<DateTime<Utc>>,
 }
 
+/// The steps of a task, and what is worth showing of each.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Its steps.
+    pub task: TaskSteps,
+    /// By number, the last error of each step that is in error, if it was asked for.
+    pub errors: Vec<Option<DrawnError>>,
+}
+
+/// The last error of a step, cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrawnError {
+    /// Its class, at most 200 characters.
+    pub class: String,
+    /// What it says, at most 200 characters.
+    pub message: String,
+}
+
 impl TaskSteps {
     fn new(
         uid: Uuid,
@@ -193,7 +211,7 @@ fn action(status: ExecutionStatus) -> RecommendedAction {
 }
 
 /// A word of the views as a value of the contract.
-fn named<T>(word: &str, of: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+pub(crate) fn named<T>(word: &str, of: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
     read(&format!("{of}_{}", word.to_uppercase()))
         .ok_or_else(|| Error::Inconsistent(format!("{of} has no {word}")))
 }
@@ -286,6 +304,49 @@ impl Store {
         };
         let steps = rows.into_iter().map(step).collect::<Result<_, Error>>()?;
         TaskSteps::new(uid, task_state, definition, paused, held, steps).map(Some)
+    }
+
+    /// The steps of a task, and the last errors of those in error if they are asked for; none: there is no
+    /// such task.
+    pub async fn task_drawn(&self, uid: Uuid, with_errors: bool) -> Result<Option<Drawn>, Error> {
+        let rows = sqlx::query!(
+            r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
+                      s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
+                      s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before,
+                      f.class as "class?", f.message as "message?"
+                 from stepwell.step_readiness(array[$1::uuid]) s
+                 left join lateral (
+                      select left(e.error ->> 'error_class', 200) as class,
+                             left(e.error ->> 'message', 200) as message
+                        from (select last_error::json error from stepwell.step
+                               where key = ((select id from stepwell.task where uid = $1) << 14) + s.no
+                                 and state = 4 offset 0) e) f on $2 and s.state = 4
+                order by s.no"#,
+            uid,
+            with_errors,
+        )
+        .fetch_all(self.reads())
+        .await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let (task_state, paused, held) = (first.task_state, first.paused, first.held);
+        let definition = self.definition(first.definition).await?;
+        let (mut steps, mut errors) = (Vec::new(), Vec::new());
+        for row in rows {
+            steps.push(StandingStep {
+                state: state(row.state)?,
+                standing: standing(row.standing.as_deref())?,
+                waiting_on: row.waiting_on,
+                attempt: row.attempt,
+                max_attempts: row.max_attempts,
+                not_before: row.not_before,
+            });
+            errors.push((row.class.is_some() || row.message.is_some()).then(|| DrawnError {
+                class: row.class.unwrap_or_default(),
+                message: row.message.unwrap_or_default(),
+            }));
+        }
+        let task = TaskSteps::new(uid, task_state, definition, paused, held, steps)?;
+        Ok(Some(Drawn { task, errors }))
     }
 
     /// How many steps tasks have together, those that exist.

@@ -10,20 +10,23 @@ use stepwell_proto::{
         BatchCreateTasksResponse, BatchCreateTasksResult, BatchGetTaskContextsRequest,
         BatchGetTaskContextsResponse, CancelBulkOperationRequest, CancelBulkOperationResponse,
         CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
-        ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse, GetDefinitionGraphRequest,
-        GetDefinitionGraphResponse, GetDefinitionRequest, GetDefinitionResponse,
-        GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest, GetTaskGraphResponse,
-        GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest, GetTaskSummaryResponse,
-        GetTransitionStatisticsRequest, GetTransitionStatisticsResponse, ListBulkOperationsRequest,
-        ListBulkOperationsResponse, ListDefinitionsRequest, ListDefinitionsResponse,
-        ListNamespacesRequest, ListNamespacesResponse, ListPausesRequest, ListPausesResponse,
-        ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest, ListTasksResponse,
-        ListTransitionsRequest, ListTransitionsResponse, PauseDefinitionsRequest,
-        PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest,
-        RegisterDefinitionResponse, ResolveTaskRequest, ResolveTaskResponse,
-        ResumeDefinitionsRequest, ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse,
-        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
-        State, Task, UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        ErrorReason, ExportTasksRequest, ExportTasksResponse, GetBulkOperationRequest,
+        GetBulkOperationResponse, GetDefinitionGraphRequest, GetDefinitionGraphResponse,
+        GetDefinitionRequest, GetDefinitionResponse, GetOverviewRequest, GetOverviewResponse,
+        GetPerformanceRequest, GetPerformanceResponse, GetTaskContextRequest,
+        GetTaskContextResponse, GetTaskDiagramRequest, GetTaskDiagramResponse, GetTaskGraphRequest,
+        GetTaskGraphResponse, GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest,
+        GetTaskSummaryResponse, GetTransitionStatisticsRequest, GetTransitionStatisticsResponse,
+        ListBulkOperationsRequest, ListBulkOperationsResponse, ListDefinitionsRequest,
+        ListDefinitionsResponse, ListNamespacesRequest, ListNamespacesResponse, ListPausesRequest,
+        ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest,
+        ListTasksResponse, ListTransitionsRequest, ListTransitionsResponse,
+        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
+        RegisterDefinitionRequest, RegisterDefinitionResponse, RemoveTasksRequest,
+        RemoveTasksResponse, ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
+        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
+        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
+        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
         batch_create_tasks_result::Outcome, register_definition_request::Source,
         task_service_server,
     },
@@ -35,9 +38,11 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    annotate, bulk,
+    annotate, archive, bulk,
     create::{Answer, Creator},
-    definition, definitions, history, metrics, pause,
+    definition, definitions, diagram, history, metrics,
+    overview::Overviews,
+    pause, performance,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule,
@@ -64,6 +69,9 @@ pub(crate) struct Tasks {
     pub(crate) shutdown: Shutdown,
     /// Room for previews.
     pub(crate) previews: Semaphore,
+    pub(crate) overviews: Overviews,
+    /// Room for what measures windows.
+    pub(crate) measured: Semaphore,
     pub(crate) bulk: Arc<metrics::Bulk>,
     pub(crate) context_bytes_max: usize,
 }
@@ -561,6 +569,44 @@ impl task_service_server::TaskService for Tasks {
         let uid = task_id(&request.get_ref().task_id)?;
         let graph = Some(view::graph(&self.store, uid).await?);
         Ok(Response::new(GetTaskGraphResponse { graph }))
+    }
+
+    async fn get_task_diagram(
+        &self,
+        request: Request<GetTaskDiagramRequest>,
+    ) -> Result<Response<GetTaskDiagramResponse>, Status> {
+        Ok(Response::new(diagram::get(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_overview(
+        &self,
+        request: Request<GetOverviewRequest>,
+    ) -> Result<Response<GetOverviewResponse>, Status> {
+        let overview = Some(self.overviews.get(&self.store, request.into_inner()).await?);
+        Ok(Response::new(GetOverviewResponse { overview }))
+    }
+
+    async fn get_performance(
+        &self,
+        request: Request<GetPerformanceRequest>,
+    ) -> Result<Response<GetPerformanceResponse>, Status> {
+        let request = request.into_inner();
+        let performance = Some(performance::get(&self.store, &self.measured, request).await?);
+        Ok(Response::new(GetPerformanceResponse { performance }))
+    }
+
+    async fn export_tasks(
+        &self,
+        request: Request<ExportTasksRequest>,
+    ) -> Result<Response<ExportTasksResponse>, Status> {
+        Ok(Response::new(archive::export(&self.store, request.into_inner()).await?))
+    }
+
+    async fn remove_tasks(
+        &self,
+        request: Request<RemoveTasksRequest>,
+    ) -> Result<Response<RemoveTasksResponse>, Status> {
+        Ok(Response::new(archive::remove(&self.store, request.into_inner()).await?))
     }
 
     async fn list_step_readiness(

@@ -35,23 +35,23 @@ const FAILURES_BYTES_MAX: i64 = 512 << 10;
 const ANSWER_BYTES_MAX: usize = (4 << 20) - (64 << 10);
 
 /// A step, with the columns of its task that change.
-struct Row {
-    task_state: i16,
-    started_at: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
-    key: i64,
-    state: i16,
-    waiting_on: i32,
-    attempt: i32,
-    max_attempts: i32,
-    not_before: Option<DateTime<Utc>>,
-    leased_at: Option<DateTime<Utc>>,
-    result: Option<String>,
-    has_result: bool,
-    last_error: Option<String>,
-    error_class: Option<String>,
-    config: Option<String>,
-    has_config: bool,
+pub(super) struct Row {
+    pub(super) task_state: i16,
+    pub(super) started_at: Option<DateTime<Utc>>,
+    pub(super) finished_at: Option<DateTime<Utc>>,
+    pub(super) key: i64,
+    pub(super) state: i16,
+    pub(super) waiting_on: i32,
+    pub(super) attempt: i32,
+    pub(super) max_attempts: i32,
+    pub(super) not_before: Option<DateTime<Utc>>,
+    pub(super) leased_at: Option<DateTime<Utc>>,
+    pub(super) result: Option<String>,
+    pub(super) has_result: bool,
+    pub(super) last_error: Option<String>,
+    pub(super) error_class: Option<String>,
+    pub(super) config: Option<String>,
+    pub(super) has_config: bool,
 }
 
 /// Which steps of a task are meant. An empty list takes any value.
@@ -301,7 +301,7 @@ fn fit(task: &mut v1::Task, bytes_max: usize) {
 }
 
 impl Row {
-    fn into_step(
+    pub(super) fn into_step(
         self,
         task_id: &str,
         definition: &StoredDefinition,
