@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use stepwell_proto::v1::{
     AnnotateTaskRequest, State, State::Complete, TaskAnnotated, event::Detail,
 };
-use stepwell_store::{ANNOTATIONS_MAX, Annotated, Ending, Error, Filter, Once};
+use stepwell_store::{ANNOTATIONS_MAX, Annotated, Ending, Error, Filter, Once, Order};
 use stepwell_tests::{Rows, check, new_task};
 use uuid::Uuid;
 
@@ -193,20 +193,26 @@ async fn a_page_of_tasks_with_many_facts_is_shorter_and_each_task_stands_on_one_
     let mut tasks: Vec<_> = (0..40).map(|_| new_task(&definition)).collect();
     tasks.iter_mut().step_by(2).for_each(|task| task.annotations = most.clone());
     rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
-    let (mut listed, mut before, mut pages) = (Vec::new(), None, 0);
-    loop {
-        let (page, next) = rows.store.list_tasks(&Filter::default(), before, 1_000).await.unwrap();
-        let bytes: usize = page.iter().map(prost::Message::encoded_len).sum();
-        assert!(!page.is_empty() && bytes < 2 << 20, "{} tasks, {bytes} bytes", page.len());
-        listed.extend(page);
-        (before, pages) = (next, pages + 1);
-        if next.is_none() {
-            break;
+    let made: Vec<String> = tasks.iter().map(|task| task.uid.to_string()).collect();
+    let backwards: Vec<String> = made.iter().rev().cloned().collect();
+    let mut listed = Vec::new();
+    for (order, wanted) in [(Order::CreateDesc, backwards), (Order::Create, made)] {
+        let (mut after, mut pages) = (None, 0);
+        listed.clear();
+        loop {
+            let list = rows.store.list_tasks(&Filter::default(), order, after, 1_000);
+            let (page, next) = list.await.unwrap();
+            let bytes: usize = page.iter().map(prost::Message::encoded_len).sum();
+            assert!(!page.is_empty() && bytes < 2 << 20, "{} tasks, {bytes} bytes", page.len());
+            listed.extend(page);
+            (after, pages) = (next, pages + 1);
+            if next.is_none() {
+                break;
+            }
         }
+        let ids: Vec<String> = listed.iter().map(|task| task.task_id.clone()).collect();
+        assert_eq!((ids, pages), (wanted, 2), "{order:?}");
     }
-    let ids: Vec<String> = listed.iter().map(|task| task.task_id.clone()).collect();
-    let made: Vec<String> = tasks.iter().rev().map(|task| task.uid.to_string()).collect();
-    assert_eq!((ids, pages), (made, 2));
     let full = listed.iter().filter(|task| task.annotations == most).count();
     assert_eq!(full, 20);
 }

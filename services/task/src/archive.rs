@@ -74,7 +74,7 @@ fn read(request: &ExportTasksRequest) -> Result<Exported, Refusal> {
         }
     }
     if request.states.len() > STATES_MAX {
-        faults.push(("states".into(), format!("at most {} are allowed", STATES_MAX)));
+        faults.push(("states".into(), format!("at most {STATES_MAX} are allowed")));
     }
     if request.states.is_empty() {
         states = vec![State::Complete, State::Cancelled, State::ResolvedManually];

@@ -26,7 +26,7 @@ fn ids(file: &Path) -> Vec<String> {
 }
 
 async fn there(world: &World, task_id: &str) -> bool {
-    let request = v1::GetTaskRequest { task_id: task_id.into(), include_results: false };
+    let request = v1::GetTaskRequest { task_id: task_id.into(), ..v1::GetTaskRequest::default() };
     match world.client.get_task(request).await {
         Ok(_) => true,
         Err(Error::Refused(refused)) => {
