@@ -200,8 +200,8 @@ async fn a_page_of_tasks_with_many_facts_is_shorter_and_each_task_stands_on_one_
         let (mut after, mut pages) = (None, 0);
         listed.clear();
         loop {
-            let list = rows.store.list_tasks(&Filter::default(), order, after, 1_000);
-            let (page, next) = list.await.unwrap();
+            let (store, all) = (&rows.store, Filter::default());
+            let (page, next) = store.list_tasks(&all, order, after, 1_000).await.unwrap();
             let bytes: usize = page.iter().map(prost::Message::encoded_len).sum();
             assert!(!page.is_empty() && bytes < 2 << 20, "{} tasks, {bytes} bytes", page.len());
             listed.extend(page);
