@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::bulk::{filter, walk};
 
-/// More are filled by `stepwell bench read`.
+/// Unless told otherwise: STEPWELL_READS_TASKS=1000000 takes a few minutes.
 const TASKS: u32 = 200_000;
 const NAMESPACE: &str = "many";
 /// What a page of 100 tasks may touch: eight blocks for each of the two hundred that are looked at, eight for each that
@@ -26,7 +26,9 @@ async fn filled() -> Rows {
         };
         rows.define_with("one; two: one", named).await;
     }
-    stepwell_suite::fill(&rows.database.url, NAMESPACE, TASKS).await.unwrap();
+    let tasks = std::env::var("STEPWELL_READS_TASKS").ok();
+    let tasks = tasks.map_or(TASKS, |told| told.parse().unwrap());
+    stepwell_suite::fill(&rows.database.url, NAMESPACE, tasks).await.unwrap();
     rows
 }
 
@@ -99,9 +101,9 @@ async fn among_two_hundred_thousand_tasks_each_read_is_led_by_its_index_to_few_b
     let page = async |connection: &mut PgConnection, written: &str, order: &str| {
         let meant = filter(written).to_text();
         let arguments =
-            [&meant, order, "infinity", "9223372036854775807", "10000", "100", "100000"];
+            [&meant, order, "infinity", "9223372036854775807", "10000", "100", "100000", "1048576"];
         let arguments = match order {
-            "2" | "4" => [&meant, order, "-infinity", "-1", "10000", "100", "100000"],
+            "2" | "4" => [&meant, order, "-infinity", "-1", "10000", "100", "100000", "1048576"],
             _ => arguments,
         };
         cost(connection, &pages, &arguments).await
