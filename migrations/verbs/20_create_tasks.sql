@@ -80,4 +80,9 @@ begin
     from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags, t_priority, t_definition, t_correlation)
            t(id, hash, context, initiator, source_system, reason, tags, priority, definition, correlation)
    where id = any(n_key);
+  if array_remove(t_tags, null) <> '{}' then
+    insert into task_tag
+    select distinct tag, id from unnest(t_id, t_tags) t(id, tags), json_array_elements_text(t.tags::json) tag
+     where id = any(n_key);
+  end if;
 end $$;

@@ -38,6 +38,11 @@ begin
       into v_wait;
     update parked_step p set queue = (select queue from step where key = p.key) where task = v_task;
   end if;
+  if p_tags is not null then
+    delete from task_tag
+     where task = v_task and tag = any((select tags from task_detail where task = v_task)::text[]) and tag <> all(p_tags);
+    insert into task_tag select distinct unnest(p_tags), v_task on conflict do nothing;
+  end if;
   update task_detail
      set reason = coalesce(p_reason, reason), tags = coalesce(p_tags, tags), priority = coalesce(p_priority, priority)
    where task = v_task;

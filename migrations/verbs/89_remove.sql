@@ -1,9 +1,10 @@
 -- Removes tasks that ended long ago with all that is theirs, oldest first: those above the key p_after that are complete,
 -- cancelled or resolved and ended p_age_s seconds ago or earlier, and those in error that did so p_error_s seconds ago
 -- (0: they are kept). p_limit at most, out of p_scan that are looked at. One that somebody else has locked is
--- passed. Events stay, and so do rows of queues and clocks, which hold for nothing without their step.
+-- passed, and so is one whose key somebody asks for just now. Events stay, and so do rows of queues and clocks, which
+-- hold for nothing without their step.
 --
--- Locks   tasks (SKIP LOCKED), then what is theirs.
+-- Locks   the keys of requests, tasks (both SKIP LOCKED), then what is theirs.
 -- Answers how many it removed, and the key above which to go on. Null: there are no more, or those to come were
 --         created too late.
 create or replace function stepwell.remove_tasks(
@@ -16,6 +17,7 @@ declare
   v_error timestamptz := case when p_error_s > 0 then v_at - p_error_s * interval '1 s' end;
   v_seen  bigint[];
   v_task  bigint[];
+  v_key   uuid[];
 begin
   v_seen := array(select id from task where id > p_after order by id limit p_scan);
   v_task := array(select id from task
@@ -28,9 +30,11 @@ begin
     select v_seen[p_scan] from task_detail
      where task = v_seen[p_scan] and created_at <= greatest(v_age, v_error) into m_next;
   end if;
-  v_task := array(select id from task
+  v_key  := array(select key from identity where task = any(v_task) order by key for update skip locked);
+  v_task := array(select id from task t
                    where id = any(v_task)
                      and (state in (3, 5, 6) and finished_at <= v_age or state = 4 and finished_at <= v_error)
+                     and not exists (select from identity i where i.task = t.id and i.key <> all(v_key))
                    order by id for update skip locked);
   removed_n := cardinality(v_task);
   if removed_n = 0 then return; end if;
@@ -41,6 +45,10 @@ begin
   insert into concurrency_wake select distinct id from c;
   delete from parked_step where task = any(v_task);
   delete from step s using unnest(v_task) t(id) where s.key between t.id << 14 and (t.id << 14) + 16383;
+  delete from task_tag g
+   using unnest(v_task) t(id), lateral (select distinct unnest(tags) tag from task_detail where task = t.id offset 0) d
+   where g.tag = d.tag and g.task = t.id;
+  delete from identity where task = any(v_task);
   delete from task_detail where task = any(v_task);
   delete from task where id = any(v_task);
 end $$;

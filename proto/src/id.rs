@@ -160,28 +160,37 @@ pub struct PageToken {
     pub list: u64,
     /// The key before which it begins.
     pub before: i64,
+    /// For a list in the order of times, the time of that key, in microseconds.
+    pub at: Option<i64>,
 }
 
 impl PageToken {
     const VERSION: u8 = 1;
+    const TIMED: u8 = 3;
 
     /// As it goes over the wire.
     pub fn encode(self) -> String {
-        let mut bytes = [Self::VERSION; 17];
+        let mut bytes = [Self::VERSION; 25];
         bytes[1..9].copy_from_slice(&self.list.to_be_bytes());
-        bytes[9..].copy_from_slice(&self.before.to_be_bytes());
+        bytes[9..17].copy_from_slice(&self.before.to_be_bytes());
+        let Some(at) = self.at else { return BASE64_URL_SAFE_NO_PAD.encode(&bytes[..17]) };
+        bytes[0] = Self::TIMED;
+        bytes[17..].copy_from_slice(&at.to_be_bytes());
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
     /// Reads what came over the wire.
     pub fn decode(text: &str) -> Option<Self> {
-        let mut bytes = [0; 17];
-        if BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) != Ok(17) {
-            return None;
-        }
-        let at = |from: usize| bytes[from..from + 8].try_into().expect("eight bytes");
-        let (list, before) = (u64::from_be_bytes(at(1)), i64::from_be_bytes(at(9)));
-        (bytes[0] == Self::VERSION && before >= 0).then_some(Self { list, before })
+        let mut bytes = [0; 25];
+        let len = BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
+        let eight = |from: usize| bytes[from..from + 8].try_into().expect("eight bytes");
+        let at = match (len, bytes[0]) {
+            (17, Self::VERSION) => None,
+            (25, Self::TIMED) => Some(i64::from_be_bytes(eight(17))),
+            _ => return None,
+        };
+        let (list, before) = (u64::from_be_bytes(eight(1)), i64::from_be_bytes(eight(9)));
+        (before >= 0).then_some(Self { list, before, at })
     }
 }
 
@@ -242,8 +251,10 @@ mod tests {
         assert_eq!((task_of(lease.step), number_of(lease.step)), (77, 16_383));
         let cursor = Cursor { epoch: -5, position: i64::MAX };
         assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
-        let token = PageToken { list: u64::MAX, before: i64::MAX };
-        assert_eq!(PageToken::decode(&token.encode()), Some(token));
+        for at in [None, Some(0), Some(i64::MIN)] {
+            let token = PageToken { list: u64::MAX, before: i64::MAX, at };
+            assert_eq!(PageToken::decode(&token.encode()), Some(token));
+        }
         let token = EventsToken { list: 7, after: 1, until: 2, skip: u32::MAX, end: i64::MAX };
         assert_eq!(EventsToken::decode(&token.encode()), Some(token));
         assert_eq!(EventsToken::decode(&EventsToken { after: 3, ..token }.encode()), None);

@@ -16,20 +16,31 @@ pub fn size(asked: i32, most: i32) -> Result<i32, String> {
 
 /// Where the page of a list begins; none: at the beginning.
 pub fn place(text: &str, list: u64) -> Result<Option<i64>, Refusal> {
+    Ok(read(text, list)?.map(|token| token.before))
+}
+
+/// The same of a list that may be in the order of times: the key, and its time in microseconds.
+pub fn timed_place(text: &str, list: u64) -> Result<Option<(i64, Option<i64>)>, Refusal> {
+    Ok(read(text, list)?.map(|token| (token.before, token.at)))
+}
+
+fn read(text: &str, list: u64) -> Result<Option<PageToken>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
     let token = PageToken::decode(text).ok_or_else(|| strange("not one that was received"))?;
-    if token.list == list {
-        Ok(Some(token.before))
-    } else {
-        Err(strange("belongs to another list"))
-    }
+    if token.list == list { Ok(Some(token)) } else { Err(strange("belongs to another list")) }
 }
 
 /// The token of the page that begins there; empty if there is none.
 pub fn token(list: u64, next: Option<i64>) -> String {
-    next.map(|before| PageToken { list, before }.encode()).unwrap_or_default()
+    timed_token(list, next.map(|before| (before, None)))
+}
+
+/// The same of a list that may be in the order of times.
+pub fn timed_token(list: u64, next: Option<(i64, Option<i64>)>) -> String {
+    let token = next.map(|(before, at)| PageToken { list, before, at });
+    token.map(PageToken::encode).unwrap_or_default()
 }
 
 /// A token is refused.
@@ -47,6 +58,9 @@ mod tests {
         let text = token(7, Some(42));
         assert_eq!(place(&text, 7), Ok(Some(42)));
         assert_eq!(place("", 7), Ok(None));
+        let timed = timed_token(7, Some((42, Some(-3))));
+        assert_eq!(timed_place(&timed, 7), Ok(Some((42, Some(-3)))));
+        assert_eq!(timed_place(&text, 7), Ok(Some((42, None))));
         for (text, list) in [(text.as_str(), 8), ("x", 7)] {
             assert_eq!(place(text, list).unwrap_err().reason, ErrorReason::PageTokenInvalid);
         }

@@ -110,6 +110,38 @@ async fn a_benchmark_at_a_rate_measures_services_that_run_already() {
 }
 
 #[test]
+fn reads_are_measured_among_as_many_tasks_as_are_wanted() {
+    let ran = bench(&["read", "--tasks", "3000", "--calls", "3", "--output", "json"]);
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let reads = report["reads"].as_array().unwrap();
+    assert_eq!(reads.len(), 16);
+    for read in reads {
+        assert!(
+            figure(read, "/p50_ms") > 0.0 && figure(read, "/p50_ms") <= figure(read, "/p99_ms")
+        );
+    }
+    let answered = |name: &str| {
+        let read = reads.iter().find(|read| read["read"] == name).unwrap();
+        figure(read, "/answered")
+    };
+    for (name, tasks) in [
+        ("task", 1.0),
+        ("newest", 100.0),
+        ("open", 30.0),
+        ("in_error", 3.0),
+        ("rare_tag", 100.0),
+        ("correlation_id", 3.0),
+        ("definition", 3.0),
+        ("execution_status", 30.0),
+        ("nothing_found", 0.0),
+    ] {
+        assert!((tasks - answered(name)).abs() <= 1.0, "{name}: {}", answered(name));
+    }
+}
+
+#[test]
 fn two_settings_are_compared_in_turns() {
     let ran = bench(&[
         "compare",

@@ -7,8 +7,8 @@ use std::{
 
 use stepwell_client::{Error, Limits, Start, v1};
 use stepwell_proto::v1::{
-    BulkOperation, BulkPreview, BulkState, ErrorReason, TaskFilter, bulk_action::Action,
-    event::Detail, start_bulk_operation_response::Outcome,
+    BulkOperation, BulkPreview, BulkState, ErrorReason, bulk_action::Action, event::Detail,
+    start_bulk_operation_response::Outcome,
 };
 use stepwell_suite::{Kind, Nodes, Signal};
 use stepwell_tests::{SOON, Scrape, World, check, until};
@@ -35,11 +35,11 @@ async fn create(world: &World, definition: &str, tag: &str, n: usize) -> Vec<Str
     answer.results.into_iter().map(id).collect()
 }
 
-fn tagged(tag: &str) -> Option<TaskFilter> {
-    Some(TaskFilter { tags: vec![tag.into()], ..TaskFilter::default() })
+fn tagged(tag: &str) -> String {
+    format!("tags:{tag}")
 }
 
-fn request(action: Action, filter: Option<TaskFilter>) -> v1::StartBulkOperationRequest {
+fn request(action: Action, filter: String) -> v1::StartBulkOperationRequest {
     v1::StartBulkOperationRequest {
         operation_id: Uuid::now_v7().to_string(),
         action: Some(v1::BulkAction { action: Some(action) }),
@@ -231,8 +231,7 @@ async fn an_operation_is_stopped_between_chunks_and_what_it_moved_stays_moved() 
     assert_eq!((state, left), (BulkState::Cancelled, 0));
     assert!(matched == moved && (100..330).contains(&moved), "{stopped:?}");
     assert!(world.client.cancel_bulk_operation(stop).await.unwrap().already_in_state);
-    let filter =
-        Some(TaskFilter { states: vec![v1::State::Pending.into()], ..tagged("eu").unwrap() });
+    let filter = format!("{} AND state = pending", tagged("eu"));
     let left = v1::ListTasksRequest { filter, page_size: 1000, ..Default::default() };
     let left = world.client.list_tasks(left).await.unwrap().tasks.len();
     assert_eq!(i64::try_from(left).unwrap() + moved, 330, "nothing is moved after the stop");
@@ -259,6 +258,11 @@ async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and
         filter,
         page_size,
         page_token: page_token.into(),
+        order_by: String::new(),
+    };
+    let ordered = |order_by: &str, page_token: &str| v1::ListTasksRequest {
+        order_by: order_by.into(),
+        ..list(tagged("eu"), 2, page_token)
     };
     let first = client.list_tasks(list(tagged("eu"), 2, "")).await.unwrap();
     assert_eq!((first.tasks.len(), first.tasks[0].context.as_str()), (2, ""));
@@ -272,18 +276,40 @@ async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and
     };
     for refused in [
         client.list_tasks(list(tagged("us"), 2, token)).await.unwrap_err(),
-        client.list_tasks(list(None, 2, token)).await.unwrap_err(),
+        client.list_tasks(list(String::new(), 2, token)).await.unwrap_err(),
+        client.list_tasks(ordered("create_time", token)).await.unwrap_err(),
         client.list_tasks(list(tagged("eu"), 2, "AAAA")).await.unwrap_err(),
         client.list_bulk_operations(operations(0, token)).await.unwrap_err(),
     ] {
         assert_eq!(reason(&refused), ErrorReason::PageTokenInvalid);
         assert!(refused.to_string().contains("page_token"), "{refused}");
     }
-    let many = Some(TaskFilter { namespaces: vec!["n".into(); 101], ..TaskFilter::default() });
+    for (filter, offset, what) in [
+        ("stat = error", "0", "did you mean `state`?"),
+        ("tags:eu AND", "11", "name of a field"),
+        ("tags:eu; drop table stepwell.task", "9", "`AND`"),
+        ("reason = \"\0\"", "10", "NUL"),
+        (&"(".repeat(4096), "20", "parentheses"),
+        (&" ".repeat(5000), "4096", "4096"),
+        (&vec!["priority = 1"; 101].join(" OR "), "1600", "100"),
+        ("paused = true OR health = blocked", "17", "parts of their own"),
+    ] {
+        let bulk = request(CANCEL, filter.to_owned());
+        for refused in [
+            client.list_tasks(list(filter.into(), 2, "")).await.unwrap_err(),
+            client.start_bulk_operation(bulk).await.unwrap_err(),
+        ] {
+            let Error::Refused(refusal) = &refused else { panic!("{refused:?}") };
+            assert_eq!(refusal.reason, ErrorReason::FilterInvalid);
+            assert_eq!(refusal.metadata["offset"], offset, "{refused}");
+            assert_eq!(refusal.violations[0].0, "filter");
+            assert!(refused.to_string().contains(what), "{refused}");
+        }
+    }
     for (refused, field) in [
-        (client.list_tasks(list(None, 1001, "")).await.unwrap_err(), "page_size"),
-        (client.list_tasks(list(None, -1, "")).await.unwrap_err(), "page_size"),
-        (client.list_tasks(list(many.clone(), 0, "")).await.unwrap_err(), "filter.namespaces"),
+        (client.list_tasks(list(String::new(), 1001, "")).await.unwrap_err(), "page_size"),
+        (client.list_tasks(list(String::new(), -1, "")).await.unwrap_err(), "page_size"),
+        (client.list_tasks(ordered("priority", "")).await.unwrap_err(), "order_by"),
         (client.list_bulk_operations(operations(101, "")).await.unwrap_err(), "page_size"),
     ] {
         assert_eq!(reason(&refused), ErrorReason::InvalidRequest);
@@ -294,9 +320,9 @@ async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and
     for (request, field) in [
         (v1::StartBulkOperationRequest { operation_id: "7".into(), ..ok.clone() }, "operation_id"),
         (v1::StartBulkOperationRequest { action: None, ..ok.clone() }, "action"),
-        (v1::StartBulkOperationRequest { filter: None, ..ok.clone() }, "filter"),
-        (request(CANCEL, Some(TaskFilter::default())), "filter"),
-        (request(CANCEL, many), "filter.namespaces"),
+        (v1::StartBulkOperationRequest { filter: String::new(), ..ok.clone() }, "filter"),
+        (request(CANCEL, " ".to_owned()), "filter"),
+        (request(CANCEL, "execution_status = paused".to_owned()), "filter"),
         (request(retry(1001), tagged("eu")), "action.retry.attempts"),
         (v1::StartBulkOperationRequest { reason: "x".repeat(1025), ..ok.clone() }, "reason"),
         (

@@ -13,6 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::json;
+use stepwell_proto::v1;
 use stepwell_tests::World;
 
 fn functions(folder: &Path, into: &mut String) {
@@ -35,6 +36,7 @@ fn every_test_that_a_document_names_is_there() {
     for document in [
         "docs/behaviour.md",
         "docs/custom-events.md",
+        "docs/definitions.md",
         "docs/faults.md",
         "docs/feed.md",
         "docs/limits.md",
@@ -177,4 +179,39 @@ async fn what_the_readme_says_to_try_works_as_it_is_written() {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
     drop(group);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_filter_that_the_documents_show_is_understood() {
+    let world = World::start().await;
+    world.define("{name: order, steps: [{name: a}]}").await;
+    let task = world.create("order", &json!({})).await;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("docs/reading.md")).unwrap();
+    let block = text.split("```filter\n").nth(1).unwrap().split("```").next().unwrap();
+    let filters: Vec<&str> = block.lines().collect();
+    assert!(filters.len() > 15, "{filters:?}");
+    let mut found = 0;
+    for filter in filters {
+        let request = v1::ListTasksRequest { filter: filter.into(), ..Default::default() };
+        let tasks = world
+            .client
+            .list_tasks(request)
+            .await
+            .unwrap_or_else(|e| panic!("{filter}: {e}"))
+            .tasks;
+        assert!(tasks.iter().all(|it| it.task_id == task.task_id), "{filter}");
+        found += tasks.len();
+    }
+    assert!(found > 0, "some fit a task that waits");
+    // The flags ask what the filter asks.
+    for line in text.lines().filter_map(|line| line.strip_prefix("$ stepwell task list ")) {
+        let program = stepwell_suite::built_stepwell().unwrap();
+        let ran = Command::new("sh")
+            .args(["-euc", &format!("{} task list {line}", program.display())])
+            .env("STEPWELL_TASK_ADDRESS", world.suite.addresses().task.join(","))
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
 }

@@ -11,6 +11,7 @@ mod cli;
 mod cli_follow;
 mod cli_frame;
 mod custom;
+mod define;
 mod deliveries;
 mod docs;
 mod durable;

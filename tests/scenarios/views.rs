@@ -398,6 +398,16 @@ async fn a_view_takes_as_many_statements_for_ten_thousand_steps_as_for_four_and_
         let page = client.list_step_readiness(request).await.unwrap();
         assert!(page.steps.len() == 4 || page.steps.len() == 100);
         counts.entry("page").or_default().push(sent(&world) - before);
+        let before = sent(&world);
+        let request = v1::GetTaskRequest { task_id: task_id.clone(), ..Default::default() };
+        let task = client.get_task(request).await.unwrap().task.unwrap();
+        assert_eq!(i32::try_from(task.steps.len()), Ok(is.total_steps));
+        counts.entry("task").or_default().push(sent(&world) - before);
+        let before = sent(&world);
+        let filter = format!("task_id = \"{task_id}\" AND execution_status = has_ready_steps");
+        let request = v1::ListTasksRequest { filter, ..Default::default() };
+        assert_eq!(client.list_tasks(request).await.unwrap().tasks.len(), 1);
+        counts.entry("list").or_default().push(sent(&world) - before);
     }
     for n in [2, 10] {
         let before = sent(&world);
@@ -406,7 +416,15 @@ async fn a_view_takes_as_many_statements_for_ten_thousand_steps_as_for_four_and_
         assert_eq!(answer.results.len(), n);
         counts.entry("batch").or_default().push(sent(&world) - before);
     }
-    let wanted = [("batch", 2), ("context", 1), ("graph", 1), ("page", 1), ("summary", 1)];
+    let wanted = [
+        ("batch", 2),
+        ("context", 1),
+        ("graph", 1),
+        ("list", 1),
+        ("page", 1),
+        ("summary", 1),
+        ("task", 2),
+    ];
     assert_eq!(counts, wanted.map(|(view, n)| (view, vec![n, n])).into(), "once they are known");
 
     let all = readiness(client, &tasks[1], 1000).await;

@@ -13,6 +13,7 @@ const VERBS: &[(&str, &str)] = &[
     ("gate", include_str!("../../migrations/verbs/15_gate.sql")),
     ("queue", include_str!("../../migrations/verbs/17_queue.sql")),
     ("create_tasks", include_str!("../../migrations/verbs/20_create_tasks.sql")),
+    ("create_identified", include_str!("../../migrations/verbs/21_create_identified.sql")),
     ("claim", include_str!("../../migrations/verbs/40_claim.sql")),
     ("end", include_str!("../../migrations/verbs/45_end.sql")),
     ("settle", include_str!("../../migrations/verbs/50_settle.sql")),

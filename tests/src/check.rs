@@ -77,6 +77,12 @@ const INVARIANTS: &[(&str, &str)] = &[
                                and q.handler = o.handler and q.requires = o.requires)",
     ),
     (
+        "the tags of tasks lead to them, and nothing else does",
+        "(select unnest(tags), task from stepwell.task_detail except select tag, task from stepwell.task_tag)
+         union all
+         (select tag, task from stepwell.task_tag except select unnest(tags), task from stepwell.task_detail)",
+    ),
+    (
         "a definition is paused exactly when a pause covers it",
         "select d.id from stepwell.definition d
           where d.paused <> exists (select from stepwell.pause p

@@ -249,6 +249,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         skipped: Vec::new(),
         priority: None,
         concurrency: None,
+        identity: None,
         correlation_id: "test".into(),
         trace: None,
         hash: [0; 32],

@@ -5,6 +5,8 @@
 mod bulk;
 mod edges;
 mod executors;
+mod find;
+mod identity;
 mod life;
 mod limits;
 mod moves;
@@ -15,6 +17,7 @@ mod priority;
 mod priority_races;
 mod publish;
 mod races;
+mod reads;
 mod removal;
 mod requests;
 mod retention;

@@ -8,6 +8,7 @@ mod ground;
 mod lateness;
 mod load;
 mod page;
+mod read;
 mod report;
 mod shape;
 mod watch;
@@ -82,6 +83,8 @@ enum Command {
     Lateness(lateness::Lateness),
     /// Measure what the feed costs when many follow it, and when nothing happens.
     Feed(feed::Feed),
+    /// Measure what reads take among many tasks.
+    Read(read::Read),
 }
 
 /// One run.
@@ -177,6 +180,7 @@ impl Bench {
             Some(Command::Compare(compare)) => return compare.run().await,
             Some(Command::Lateness(lateness)) => return lateness.run().await,
             Some(Command::Feed(feed)) => return feed.run().await,
+            Some(Command::Read(read)) => return read.run().await,
             None => {}
         }
         let output = self.run.output;

@@ -4,10 +4,11 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 use stepwell_client::Client;
+use stepwell_filter::quoted;
 use stepwell_proto::v1::{
     BulkAction, BulkCancel, BulkOperation, BulkPreview, BulkResolve, BulkRetry, BulkState,
     CancelBulkOperationRequest, EventFilter, GetBulkOperationRequest, ListBulkOperationsRequest,
-    ListTasksRequest, StartBulkOperationRequest, State, TaskFilter, bulk_action::Action,
+    ListTasksRequest, StartBulkOperationRequest, State, bulk_action::Action,
     start_bulk_operation_response::Outcome,
 };
 
@@ -28,10 +29,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub(crate) struct List {
     #[command(flatten)]
     filter: Filter,
+    /// `create_time` or `end_time`, with `desc` for the last one first. By `end_time` only those are shown that
+    /// have ended.
+    #[arg(long, default_value = "create_time desc")]
+    order_by: String,
     /// Show so many tasks at most.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Go on where an earlier list with the same filter ended.
+    /// Go on where an earlier list with the same filter and order ended.
     #[arg(long, default_value = "")]
     page_token: String,
     #[command(flatten)]
@@ -118,9 +123,12 @@ pub(crate) struct Operations {
 }
 
 /// Which tasks: those that fit every flag. A flag that is given several times takes any of its values, `--tag`
-/// all of them.
+/// and `--filter` all of them.
 #[derive(Args)]
 struct Filter {
+    /// What they are like, such as `priority <= 2 AND end_time > "-1h"`.
+    #[arg(long = "filter", short, value_name = "FILTER", value_parser = filter)]
+    filters: Vec<String>,
     /// Namespace of their definition.
     #[arg(long = "namespace", short, value_name = "NAMESPACE")]
     namespaces: Vec<String>,
@@ -136,18 +144,21 @@ struct Filter {
     /// A label they have.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Created then or later, such as `2026-11-28T09:30:00Z`.
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    created_after: Option<prost_types::Timestamp>,
+    /// Created then or later, such as `2026-11-28T09:30:00Z`, or `-1h` for an hour ago.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    created_after: Option<String>,
     /// Created before then.
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    created_before: Option<prost_types::Timestamp>,
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    created_before: Option<String>,
     /// Who asked for them.
     #[arg(long = "initiator", value_name = "WHO")]
     initiators: Vec<String>,
     /// Which system asked for them.
     #[arg(long = "source-system", value_name = "SYSTEM")]
     source_systems: Vec<String>,
+    /// What they belong to in their creator's eyes.
+    #[arg(long = "correlation-id", value_name = "ID")]
+    correlation_ids: Vec<String>,
 }
 
 const STATES: [State; 6] = [
@@ -165,35 +176,53 @@ fn state(text: &str) -> Result<State, String> {
     found.ok_or_else(|| format!("must be one of {}", words.join(", ")))
 }
 
-fn time(text: &str) -> Result<prost_types::Timestamp, String> {
-    text.parse().map_err(|_| "must be a time such as 2026-11-28T09:30:00Z".to_owned())
+/// A filter that says something, or what is wrong with it.
+fn filter(text: &str) -> Result<String, String> {
+    match stepwell_filter::parse(text) {
+        Ok(Some(_)) => Ok(text.to_owned()),
+        Ok(None) => Err("it says nothing".to_owned()),
+        Err(fault) => Err(fault.to_string()),
+    }
 }
 
-impl From<Filter> for TaskFilter {
-    fn from(filter: Filter) -> Self {
-        Self {
-            namespaces: filter.namespaces,
-            definition_names: filter.definitions,
-            definition_versions: filter.versions,
-            states: filter.states.into_iter().map(i32::from).collect(),
-            tags: filter.tags,
-            created_after: filter.created_after,
-            created_before: filter.created_before,
-            initiators: filter.initiators,
-            source_systems: filter.source_systems,
+impl Filter {
+    /// All flags as one filter; empty: none was given.
+    fn written(&self) -> String {
+        // `AND` binds least: a filter may stand beside another as it is.
+        let mut parts = self.filters.clone();
+        for (field, values) in [
+            ("namespace", &self.namespaces),
+            ("definition_name", &self.definitions),
+            ("definition_version", &self.versions),
+            ("initiator", &self.initiators),
+            ("source_system", &self.source_systems),
+            ("correlation_id", &self.correlation_ids),
+        ] {
+            let any = values.iter().map(|value| format!("{field} = {}", quoted(value)));
+            parts.push(any.collect::<Vec<_>>().join(" OR "));
         }
+        let states = self.states.iter().map(|state| format!("state = {}", state.word()));
+        parts.push(states.collect::<Vec<_>>().join(" OR "));
+        parts.extend(self.tags.iter().map(|tag| format!("tags:{}", quoted(tag))));
+        for (sign, time) in [(">=", &self.created_after), ("<", &self.created_before)] {
+            parts.extend(time.iter().map(|time| format!("create_time {sign} {}", quoted(time))));
+        }
+        parts.retain(|part| !part.is_empty());
+        parts.join(" AND ")
     }
 }
 
 impl List {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
         let client = self.show.connect.client()?;
-        let filter = TaskFilter::from(self.filter);
-        // What happens to tasks and can change what is listed; steps' moves cannot.
+        let filter = self.filter.written();
+        // What happens to tasks and can change what is listed; steps' moves can only if a filter asks how tasks
+        // stand.
+        let names = if self.filter.filters.is_empty() { "task.*" } else { "*" };
         let events = EventFilter {
-            names: vec!["task.*".to_owned()],
-            namespaces: filter.namespaces.clone(),
-            definition_names: filter.definition_names.clone(),
+            names: vec![names.to_owned()],
+            namespaces: self.filter.namespaces.clone(),
+            definition_names: self.filter.definitions.clone(),
             ..EventFilter::default()
         };
         let look = async || {
@@ -201,8 +230,8 @@ impl List {
             let mut tasks = self.show.output.listing();
             loop {
                 let page_size = i32::try_from(left.min(PAGE_MAX)).unwrap_or(i32::MAX);
-                let request =
-                    ListTasksRequest { filter: Some(filter.clone()), page_size, page_token };
+                let (filter, order_by) = (filter.clone(), self.order_by.clone());
+                let request = ListTasksRequest { filter, page_size, page_token, order_by };
                 let page = client.list_tasks(request).await?;
                 left = left.saturating_sub(u32::try_from(page.tasks.len()).unwrap_or(u32::MAX));
                 tasks.add(page.tasks)?;
@@ -263,7 +292,7 @@ impl Start {
         let request = StartBulkOperationRequest {
             operation_id: self.id,
             action: Some(BulkAction { action: Some(action) }),
-            filter: Some(self.filter.into()),
+            filter: self.filter.written(),
             reason: self.note.reason,
             requested_by: self.note.by,
             dry_run: self.dry_run,
@@ -364,4 +393,57 @@ impl Listed for BulkOperation {
         column("BY", |operation| operation.requested_by.clone()),
         wide("REASON", |operation| operation.reason.clone()),
     ];
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        filter: Filter,
+    }
+
+    fn written(flags: &[&str]) -> String {
+        Flags::try_parse_from(["x"].iter().chain(flags)).unwrap().filter.written()
+    }
+
+    #[test]
+    fn flags_are_conjuncts_of_the_filter_and_mean_what_they_say() {
+        for (flags, text) in [
+            (vec![], ""),
+            (vec!["--state", "error", "--state", "pending"], "state = error OR state = pending"),
+            (vec!["--tag", "a*", "--tag", "b\"c"], r#"tags:"a\*" AND tags:"b\"c""#),
+            (
+                vec![
+                    "--filter",
+                    "paused = true OR held = true",
+                    "--definition",
+                    "order",
+                    "--created-after",
+                    "-1h",
+                ],
+                r#"paused = true OR held = true AND definition_name = "order" AND create_time >= "-1h""#,
+            ),
+            (
+                vec!["-f", "paused = true AND held = true", "-f", "priority < 3"],
+                "paused = true AND held = true AND priority < 3",
+            ),
+        ] {
+            let filter = written(&flags);
+            assert_eq!(filter, text);
+            stepwell_filter::parse(&filter).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_filter_that_cannot_be_read_is_refused_before_anything_is_asked() {
+        let refused = Flags::try_parse_from(["x", "--filter", "stat = error"]).err().unwrap();
+        let text = refused.to_string();
+        assert!(text.contains("at 0") && text.contains("did you mean `state`?"), "{text}");
+        assert!(Flags::try_parse_from(["x", "--filter", " "]).is_err());
+    }
 }

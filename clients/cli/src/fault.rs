@@ -164,6 +164,9 @@ fn hint(refusal: &Refusal) -> Option<String> {
             Some(suggestion) => suggestion.clone(),
             None => "stepwell event types".into(),
         },
+        ErrorReason::FilterInvalid => {
+            "a filter such as 'state = error AND create_time > \"-1h\"'".into()
+        }
         ErrorReason::Overloaded => "the same again in a while".into(),
         ErrorReason::DatabaseUnavailable => "stepwell doctor, or the same again in a while".into(),
         ErrorReason::ShuttingDown => "the same again: another copy of the service takes it".into(),

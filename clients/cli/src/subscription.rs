@@ -138,7 +138,7 @@ impl Apply {
 }
 
 /// A file, or those of a folder, by name.
-fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Fault> {
+pub(crate) fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Fault> {
     if !path.is_dir() {
         return Ok(vec![path.clone()]);
     }

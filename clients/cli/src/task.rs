@@ -85,6 +85,17 @@ pub(crate) struct New {
     /// A UUID of one's own: repeating the command with it makes no second task.
     #[arg(long, default_value = "")]
     id: String,
+    /// A key of one's own for tasks of this definition: a repeat with it answers the existing task.
+    #[arg(long, default_value = "", value_name = "KEY")]
+    key: String,
+    /// How long after the task's creation the key holds, such as `24h`; as the definition says unless given,
+    /// else as long as the task is kept.
+    #[arg(long, requires = "key", value_name = "DURATION", value_parser = duration)]
+    key_window: Option<Duration>,
+    /// Answer the existing task if one was created with the same content at most so long ago, such as `1m`;
+    /// `0s`: never. As the definition says unless given.
+    #[arg(long, conflicts_with = "key", value_name = "DURATION", value_parser = duration)]
+    dedup: Option<Duration>,
     /// Why.
     #[arg(long, default_value = "")]
     reason: String,
@@ -250,6 +261,17 @@ impl Command {
     }
 }
 
+/// A duration as people write it.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wanted = || "must be a duration such as `30s`, `200ms` or `1m30s`".to_owned();
+    stepwell_proto::time::written(text).ok_or_else(wanted)
+}
+
+fn window(of: Option<Duration>) -> Result<Option<prost_types::Duration>, Fault> {
+    let window = of.map(prost_types::Duration::try_from).transpose();
+    window.map_err(|error| Fault::usage(error.to_string()))
+}
+
 impl New {
     pub(crate) async fn create(self, client: &Client) -> Result<Task, Fault> {
         let request = CreateTaskRequest {
@@ -267,8 +289,15 @@ impl New {
             correlation_id: self.correlation_id,
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
+            idempotency_key: self.key,
+            idempotency_window: window(self.key_window)?,
+            dedup_window: window(self.dedup)?,
         };
-        Ok(client.create_task(request).await?.task.unwrap_or_default())
+        let answer = client.create_task(request).await?;
+        if answer.already_existed {
+            output::note("the task was there already");
+        }
+        Ok(answer.task.unwrap_or_default())
     }
 }
 

@@ -113,17 +113,22 @@ pub(crate) fn levels(graph: &TaskGraph) -> output::Table {
     let mut table = output::table(&["LEVEL", "#", "STEP", "STATE", "AFTER"]);
     let numbers = graph.levels.iter().flat_map(|level| &level.steps);
     for step in numbers.filter_map(|number| step(graph, *number)) {
-        let indent = usize::try_from(step.level.min(INDENT_MAX)).unwrap_or_default();
         let after: Vec<&str> = step.parents.iter().map(|parent| name(graph, *parent)).collect();
         table.add_row([
             step.level.to_string(),
             step.number.to_string(),
-            format!("{}{}", "  ".repeat(indent), step.name),
+            indented(&step.name, step.level),
             stands(step),
             some(&after, ", "),
         ]);
     }
     table
+}
+
+/// The name of a step, further to the right the deeper it lies.
+pub(crate) fn indented(name: &str, level: i32) -> String {
+    let indent = usize::try_from(level.min(INDENT_MAX)).unwrap_or_default();
+    format!("{}{name}", "  ".repeat(indent))
 }
 
 /// The state of a step, and of a pending one why it has not been started.
@@ -145,7 +150,7 @@ fn name(graph: &TaskGraph, number: i32) -> &str {
 }
 
 /// The first names, and how many more there are.
-fn some(names: &[&str], between: &str) -> String {
+pub(crate) fn some(names: &[&str], between: &str) -> String {
     let shown = names[..names.len().min(NAMED_MAX)].join(between);
     match names.len().saturating_sub(NAMED_MAX) {
         0 => shown,

@@ -92,6 +92,39 @@ impl Client {
         .await
     }
 
+    /// Definitions by namespace, name and version, a page of them.
+    pub async fn list_definitions(
+        &self,
+        request: v1::ListDefinitionsRequest,
+    ) -> Result<v1::ListDefinitionsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_definitions(request).await
+        })
+        .await
+    }
+
+    /// Namespaces that have definitions, a page of them.
+    pub async fn list_namespaces(
+        &self,
+        request: v1::ListNamespacesRequest,
+    ) -> Result<v1::ListNamespacesResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_namespaces(request).await
+        })
+        .await
+    }
+
+    /// What of a definition depends on what.
+    pub async fn get_definition_graph(
+        &self,
+        request: v1::GetDefinitionGraphRequest,
+    ) -> Result<v1::GetDefinitionGraphResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_definition_graph(request).await
+        })
+        .await
+    }
+
     /// A task of this definition, to be described further and then created.
     pub fn task(&self, definition_name: impl Into<String>) -> TaskBuilder {
         TaskBuilder::new(self.clone(), definition_name.into())

@@ -1,5 +1,7 @@
 //! Describing a task to create.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use stepwell_proto::v1;
 
@@ -23,6 +25,27 @@ impl TaskBuilder {
     /// A UUID, best of version 7: creating the task again under it is safe. Default: a new one.
     pub fn id(mut self, task_id: impl Into<String>) -> Self {
         self.request.task_id = task_id.into();
+        self
+    }
+
+    /// A key of the caller's own, 1 to 256 bytes, for tasks of this definition: creating one again with it answers the
+    /// existing task. Default: none.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.request.idempotency_key = key.into();
+        self
+    }
+
+    /// How long after the task's creation the key holds. Default: what the definition says, else as long as the task
+    /// is kept; 1 ms to 365 days.
+    pub fn idempotency_window(mut self, window: Duration) -> Self {
+        self.request.idempotency_window = Some(prost_duration(window));
+        self
+    }
+
+    /// Answers the existing task if one with the same content was created at most so long ago; zero: never. Default:
+    /// what the definition says; at most 365 days.
+    pub fn dedup_window(mut self, window: Duration) -> Self {
+        self.request.dedup_window = Some(prost_duration(window));
         self
     }
 
@@ -98,4 +121,11 @@ impl TaskBuilder {
         let answer = self.client.create_task(self.request).await?;
         answer.task.ok_or(Error::Answer("it has no task"))
     }
+}
+
+/// As it goes over the wire; what is too long for that is refused by the service.
+fn prost_duration(duration: Duration) -> prost_types::Duration {
+    let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    let nanos = i32::try_from(duration.subsec_nanos()).unwrap_or_default();
+    prost_types::Duration { seconds, nanos }
 }

@@ -34,9 +34,12 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Parser;
 use stepwell_outbound::{AllowedHost, Hosts};
-use stepwell_proto::v1::{
-    SubscriptionText, event_service_server::EventServiceServer,
-    subscription_service_server::SubscriptionServiceServer,
+use stepwell_proto::{
+    refusal::Refusal,
+    v1::{
+        ErrorReason, SubscriptionText, event_service_server::EventServiceServer,
+        subscription_service_server::SubscriptionServiceServer,
+    },
 };
 use stepwell_rule::Types;
 use stepwell_serve::{MESSAGE_BYTES_MAX, Service};
@@ -127,6 +130,16 @@ impl Options {
             bytes: unless_zero(self.keep_events_gib).map(|gib| gib << 30),
         }
     }
+}
+
+/// Checks the subscriptions that a text declares, alone or inside a definition, without a service. What only a service
+/// knows, such as the custom events that are registered beside those given, and its hosts, is taken for right.
+///
+/// Errors: INVALID_REQUEST, with all faults.
+pub fn check_subscriptions(text: &SubscriptionText, published: Vec<String>) -> Result<(), Refusal> {
+    let ways = Ways::new(Hosts::default().private(true));
+    let ways = ways.map_err(|error| Refusal::new(ErrorReason::Internal, error.to_string()))?;
+    subscription::check(&ways, text, published)
 }
 
 /// Runs the service until it is told to stop.

@@ -2,12 +2,15 @@
 //! how a breach is told. Pure, but for `publish`, which looks up the types of events.
 
 mod change;
+mod defaults;
 mod event_type;
 mod publish;
+mod raw;
 pub mod schema;
 
 use std::time::Duration;
 
+pub use defaults::Defaults;
 pub use event_type::{check_event_type, is_event_name, is_event_prefix, judge};
 pub use publish::{Refused, Types};
 
@@ -47,8 +50,19 @@ pub fn version(text: &str) -> Result<[i32; 3], String> {
         if plain { part.parse::<i32>().map_err(|_| wanted()) } else { Err(wanted()) }
     });
     let mut next = || numbers.next().unwrap_or_else(|| Err(wanted()));
-    let version = [next()?, next()?, next()?];
-    if numbers.next().is_some() { Err(wanted()) } else { Ok(version) }
+    let read = [next(), next(), next()];
+    if let ([Ok(major), Ok(minor), Ok(patch)], None) = (&read, numbers.next()) {
+        return Ok([*major, *minor, *patch]);
+    }
+    let Some((triple, _)) =
+        text.split_once(['-', '+']).filter(|(triple, _)| version(triple).is_ok())
+    else {
+        return Err(wanted());
+    };
+    Err(format!(
+        "must be `MAJOR.MINOR.PATCH`; what goes before a release, or tells builds apart, has no \
+         order here: did you mean `{triple}`?"
+    ))
 }
 
 /// Reads a duration as people write it: `200ms`, `1.5s`, `1m30s`, `1h`. Or what it must be.
@@ -126,6 +140,13 @@ mod tests {
             ["", "1", "1.0", "1.0.0.0", "01.0.0", "1.0.-1", "1.0.+1", "1..0", "1.0.2147483648"]
         {
             assert!(version(text).is_err(), "{text}");
+        }
+        for text in ["1.2.3-rc.1", "1.2.3+build.7", "1.2.3-rc.1+7"] {
+            let what = version(text).unwrap_err();
+            assert!(what.contains("did you mean `1.2.3`?"), "{what}");
+        }
+        for text in ["1.2-rc.1", "-1.2.3", "v1.2.3-rc"] {
+            assert!(!version(text).unwrap_err().contains("did you mean"), "{text}");
         }
     }
 

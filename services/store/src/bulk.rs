@@ -105,7 +105,7 @@ struct Row {
     action: i16,
     overriding: bool,
     attempts: Option<i32>,
-    filter: String,
+    written: String,
     note: String,
     state: i16,
     matched: i64,
@@ -129,7 +129,7 @@ impl Row {
         Ok(v1::BulkOperation {
             operation_id: self.id.to_string(),
             action: Some(v1::BulkAction { action: Some(action) }),
-            filter: Some(Filter::from_text(&self.filter)?.into_proto()),
+            filter: self.written,
             reason: note.reason,
             requested_by: note.by,
             state: state.into(),
@@ -153,12 +153,13 @@ impl Store {
         let note = Note { operation_id: bulk.id.to_string(), ..bulk.note.clone() };
         let call = async {
             let call = sqlx::query_scalar!(
-                r#"select stepwell.start_bulk($1, $2, $3, $4, $5, $6, $7) as "outcome!""#,
+                r#"select stepwell.start_bulk($1, $2, $3, $4, $5, $6, $7, $8) as "outcome!""#,
                 bulk.id,
                 action,
                 overriding,
                 attempts,
                 bulk.filter.to_text(),
+                bulk.filter.written(),
                 note.to_text(),
                 BULK_RUNNING_MAX,
             );
@@ -211,7 +212,7 @@ impl Store {
     pub async fn bulk(&self, id: Uuid) -> Result<Option<v1::BulkOperation>, Error> {
         let row = sqlx::query_as!(
             Row,
-            r#"select id, seq, action, override as overriding, attempts, filter, note, state,
+            r#"select id, seq, action, override as overriding, attempts, written, note, state,
                       matched_n as matched, moved_n as moved, created_at, ended_at
                  from stepwell.bulk_operation where id = $1"#,
             id
@@ -232,7 +233,7 @@ impl Store {
     ) -> Result<(Vec<v1::BulkOperation>, Option<i64>), Error> {
         let rows = sqlx::query_as!(
             Row,
-            r#"select id, seq, action, override as overriding, attempts, filter, note, state,
+            r#"select id, seq, action, override as overriding, attempts, written, note, state,
                       matched_n as matched, moved_n as moved, created_at, ended_at
                  from stepwell.bulk_operation
                 where seq < $1 and ($2::smallint[] = '{}' or state = any($2))

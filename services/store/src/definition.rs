@@ -1,6 +1,8 @@
 //! Definitions: written once, never changed, so what was read once is kept. A definition comes
 //! here validated and with its defaults filled in; what makes one valid is decided elsewhere.
 
+mod list;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
@@ -10,6 +12,8 @@ use std::{
 use prost::Message;
 use sqlx::{Connection, PgConnection, Postgres, Transaction, types::chrono};
 use stepwell_proto::{refusal::Refusal, v1};
+
+pub use list::DefinitionPlace;
 
 use crate::{Error, Judge, Store, Topic, event_type::register_types, patient::silent};
 

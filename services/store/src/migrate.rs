@@ -16,6 +16,7 @@ const VERBS: &[(&str, &str)] = &[
     ("15_gate", include_str!("../../../migrations/verbs/15_gate.sql")),
     ("17_queue", include_str!("../../../migrations/verbs/17_queue.sql")),
     ("20_create_tasks", include_str!("../../../migrations/verbs/20_create_tasks.sql")),
+    ("21_create_identified", include_str!("../../../migrations/verbs/21_create_identified.sql")),
     ("40_claim", include_str!("../../../migrations/verbs/40_claim.sql")),
     ("45_end", include_str!("../../../migrations/verbs/45_end.sql")),
     ("50_settle", include_str!("../../../migrations/verbs/50_settle.sql")),

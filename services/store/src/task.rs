@@ -8,6 +8,7 @@ mod steps;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use sqlx::types::{
@@ -19,7 +20,7 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
-pub use list::Counted;
+pub use list::{Counted, Order, TaskPlace};
 pub use moves::{Cancelled, Paused, Retried};
 pub use remove::KeepTasks;
 
@@ -48,12 +49,25 @@ pub struct NewTask {
     pub priority: Option<i16>,
     /// What it shares its concurrency key with; none: its definition has none.
     pub concurrency: Option<i64>,
+    /// Which other requests are the same, beside those with its id; none: none are.
+    pub identity: Option<Identity>,
     /// What it belongs to in its creator's eyes.
     pub correlation_id: String,
     /// Where in a trace it goes on; none: nobody said.
     pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
     pub key: Option<i64>,
+}
+
+/// What makes requests for tasks the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of SHA-256 of what is compared.
+    pub key: Uuid,
+    /// How long after the creation of a task requests are the same; none: as long as it is kept.
+    pub window: Option<Duration>,
+    /// The caller's own key: requests with it must be the same in all. None: what was compared is enough.
+    pub caller_key: Option<String>,
 }
 
 impl NewTask {
@@ -92,6 +106,8 @@ pub enum Created {
     Existing(Box<v1::Task>),
     /// Another request used the id before.
     Reused,
+    /// Another request used the caller's key before.
+    KeyReused,
 }
 
 /// Keys for tasks, drawn from the database in blocks.
@@ -139,7 +155,7 @@ impl Writer {
     ) -> Result<Option<Vec<Created>>, Error> {
         let keys = self.draw_keys(store, tasks).await?;
         let call = self.call_create(tasks, &keys);
-        let Made { keys: new, at, queues } =
+        let Made { keys: new, at, queues, there } =
             span::verb("db.create_tasks", tasks.len(), |made| made.keys.len(), call).await?;
         if queues > 0 {
             store.bell().ring(Topic::Definition);
@@ -154,8 +170,9 @@ impl Writer {
                 store.bell().ring(Topic::Key);
             }
         }
-        let existing = tasks.iter().zip(&keys).filter(|(_, key)| !new.contains(*key));
-        let existing: Vec<Uuid> = existing.map(|(task, _)| task.uid).collect();
+        let place = |i: usize| there.get(i).copied().flatten().unwrap_or(tasks[i].uid);
+        let existing = (0..tasks.len()).filter(|i| !new.contains(&keys[*i]));
+        let existing: Vec<Uuid> = existing.map(place).collect();
         let rows: HashMap<Uuid, TaskRow> = if existing.is_empty() {
             HashMap::new()
         } else {
@@ -163,8 +180,8 @@ impl Writer {
             rows.into_iter().map(|row| (row.uid, row)).collect()
         };
         let mut answers = Vec::with_capacity(tasks.len());
-        for (task, key) in tasks.iter().zip(&keys) {
-            answers.push(match (at.filter(|_| new.contains(key)), rows.get(&task.uid)) {
+        for (i, (task, key)) in tasks.iter().zip(&keys).enumerate() {
+            answers.push(match (at.filter(|_| new.contains(key)), rows.get(&place(i))) {
                 (Some(at), _) => Created::New(timestamp(at)),
                 (None, Some(row)) => existing_task(store, task, *key, row).await?,
                 (None, None) => return Ok(None),
@@ -216,6 +233,34 @@ impl Writer {
             .collect();
         let priorities: Vec<Option<i16>> = tasks.iter().map(|t| t.priority).collect();
         let correlations: Vec<&str> = tasks.iter().map(|t| t.correlation_id.as_str()).collect();
+        if tasks.iter().any(|task| task.identity.is_some()) {
+            let row = sqlx::query!(
+                r#"select n_key as keys, n_at as at, queues_n as "queues!", t_there as "there!: Vec<Option<Uuid>>"
+                     from stepwell.create_identified_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                                                           $14, $15, $16, $17)"#,
+                &identities(tasks) as &[Option<Uuid>],
+                &windows(tasks) as &[Option<i64>],
+                keys,
+                &uids,
+                &definitions,
+                &hashes as &[&[u8]],
+                &contexts as &[&str],
+                &initiators as &[&str],
+                &systems as &[&str],
+                &reasons as &[&str],
+                &tags as &[Option<String>],
+                &traces as &[Option<&[u8]>],
+                &skipped as &[Option<String>],
+                &keys_shared as &[Option<i64>],
+                &rooms as &[Option<i32>],
+                &priorities as &[Option<i16>],
+                &correlations as &[&str],
+            )
+            .fetch_one(&mut self.connection)
+            .await?;
+            let keys = row.keys.unwrap_or_default().into_iter().collect();
+            return Ok(Made { keys, at: row.at, queues: row.queues, there: row.there });
+        }
         let row = sqlx::query!(
             r#"select n_key as keys, n_at as at, queues_n as "queues!"
                  from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"#,
@@ -238,7 +283,7 @@ impl Writer {
         .fetch_one(&mut self.connection)
         .await?;
         let keys = row.keys.unwrap_or_default().into_iter().collect();
-        Ok(Made { keys, at: row.at, queues: row.queues })
+        Ok(Made { keys, at: row.at, queues: row.queues, there: Vec::new() })
     }
 }
 
@@ -250,9 +295,21 @@ struct Made {
     at: Option<DateTime<Utc>>,
     /// How many queues were made for them.
     queues: i32,
+    /// By task: the id of the one that is there in its place, not by its id. Empty: there is none.
+    there: Vec<Option<Uuid>>,
 }
 
-/// What an id that is taken means for the request.
+fn identities(tasks: &[NewTask]) -> Vec<Option<Uuid>> {
+    tasks.iter().map(|task| task.identity.as_ref().map(|identity| identity.key)).collect()
+}
+
+fn windows(tasks: &[NewTask]) -> Vec<Option<i64>> {
+    let window = |task: &NewTask| task.identity.as_ref()?.window;
+    let millis = |window: Duration| i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
+    tasks.iter().map(|task| window(task).map(millis)).collect()
+}
+
+/// What a task that is there means for the request.
 async fn existing_task(
     store: &Store,
     task: &NewTask,
@@ -263,8 +320,10 @@ async fn existing_task(
         // An earlier try of this very request was carried out, only its answer was lost.
         return Ok(Created::New(timestamp(row.created_at)));
     }
-    if row.hash != task.hash {
-        return Ok(Created::Reused);
+    let is_by_id = row.uid == task.uid;
+    let asks_for_all = task.identity.as_ref().is_none_or(|of| of.caller_key.is_some());
+    if row.hash != task.hash && (is_by_id || asks_for_all) {
+        return Ok(if is_by_id { Created::Reused } else { Created::KeyReused });
     }
     let definition = store.definition(row.definition).await?;
     Ok(Created::Existing(Box::new(row.clone().into_task(&definition)?)))

@@ -4,6 +4,7 @@
 
 mod binaries;
 mod counters;
+mod fill;
 mod folder;
 mod guard;
 mod postgres;
@@ -13,6 +14,7 @@ mod tests;
 mod undo;
 
 pub use counters::{Counters, Counting, ServerSetup, StatementCount};
+pub use fill::fill;
 pub use guard::{Exit, Guard, Process};
 pub use nix::sys::signal::Signal;
 pub use postgres::{Postgres, PostgresOptions, default_data_dir};

@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::DateTime;
 use stepwell_proto::{
-    page::{self, place, token},
+    page::{self, place, timed_place, timed_token, token},
     refusal::Refusal,
     v1::{
         BulkOperation, BulkPreview, BulkRetry, BulkState, CancelBulkOperationRequest,
@@ -19,7 +20,7 @@ use stepwell_proto::{
 };
 use stepwell_serve::{Shutdown, Ticker};
 use stepwell_store::{
-    BULK_CHUNK_MAX, BULK_RUNNING_MAX, BulkKind, Error, Filter, NewBulk, Note, Started, Store,
+    BULK_CHUNK_MAX, BULK_RUNNING_MAX, BulkKind, Error, NewBulk, Note, Started, Store, TaskPlace,
     more_attempts,
 };
 use tokio::sync::Semaphore;
@@ -34,6 +35,8 @@ use crate::{
 
 const TASKS_PAGE_MAX: i32 = 1_000;
 const OPERATIONS_PAGE_MAX: i32 = 100;
+/// Most states that are asked for.
+const STATES_MAX: usize = 100;
 /// So many previews are counted at once: others need the connections too.
 pub(crate) const PREVIEWS_MAX: usize = 2;
 /// A preview counts so many tasks at most, and for so long.
@@ -50,12 +53,22 @@ pub(crate) async fn list_tasks(
     store: &Store,
     request: ListTasksRequest,
 ) -> Result<ListTasksResponse, Refusal> {
-    let filter = filter::read(request.filter.unwrap_or_default()).map_err(Refusal::fields)?;
+    let filter = filter::read(&request.filter)?.unwrap_or_default();
+    let (order, word) =
+        filter::order(&request.order_by).map_err(|what| Refusal::field("order_by", what))?;
     let size = page_size(request.page_size, TASKS_PAGE_MAX)?;
-    let list = filter::list_of("tasks", &filter.to_text());
-    let before = place(&request.page_token, list)?;
-    let (tasks, next) = store.list_tasks(&filter, before, size).await?;
-    Ok(ListTasksResponse { tasks, next_page_token: token(list, next) })
+    let list = filter::list_of("tasks", &format!("{word} {}", request.filter));
+    let after = match timed_place(&request.page_token, list)? {
+        None => None,
+        Some((key, at)) => {
+            let strange = || page::strange("not one that was received");
+            let at = at.map(|at| DateTime::from_timestamp_micros(at).ok_or_else(strange));
+            Some(TaskPlace { key, at: at.transpose()? })
+        }
+    };
+    let (tasks, next) = store.list_tasks(&filter, order, after, size).await?;
+    let next = next.map(|place| (place.key, place.at.map(|at| at.timestamp_micros())));
+    Ok(ListTasksResponse { tasks, next_page_token: timed_token(list, next) })
 }
 
 /// Starts an operation, or says what it would go through.
@@ -66,7 +79,7 @@ pub(crate) async fn start(
     request: StartBulkOperationRequest,
 ) -> Result<StartBulkOperationResponse, Refusal> {
     let dry_run = request.dry_run;
-    let bulk = read(request).map_err(|faults| Refusal::fields(rule::bounded(faults)))?;
+    let bulk = read(request)?;
     if dry_run {
         let _room = previews.try_acquire().map_err(|_| {
             Refusal::new(ErrorReason::Overloaded, "as many previews are counted as may")
@@ -104,8 +117,20 @@ pub(crate) async fn start(
 }
 
 /// What is to be started, or what is wrong with it.
-fn read(request: StartBulkOperationRequest) -> Result<NewBulk, Vec<Fault>> {
-    let mut faults = Vec::new();
+fn read(request: StartBulkOperationRequest) -> Result<NewBulk, Refusal> {
+    let mut faults: Vec<Fault> = Vec::new();
+    let filter = filter::read(&request.filter)?;
+    match &filter {
+        Some(filter) if filter.is_derived() => {
+            let what = "may not ask for execution_status and health; a state is what decides";
+            faults.push(("filter".into(), what.into()));
+        }
+        Some(_) => {}
+        None => {
+            let what = "has to say which tasks; `create_time:*` for all of them";
+            faults.push(("filter".into(), what.into()));
+        }
+    }
     let id = match request.operation_id.as_str() {
         "" if request.dry_run => Uuid::nil(),
         text => uid(text).unwrap_or_else(|what| {
@@ -130,16 +155,11 @@ fn read(request: StartBulkOperationRequest) -> Result<NewBulk, Vec<Fault>> {
         faults.extend(refusal.violations);
         Note::default()
     });
-    let filter = filter::read(request.filter.unwrap_or_default()).unwrap_or_else(|found| {
-        faults.extend(found);
-        Filter::default()
-    });
-    if faults.is_empty() && filter == Filter::default() {
-        faults.push(("filter".into(), "has to say which tasks; all states for all of them".into()));
-    }
-    match action.filter(|_| faults.is_empty()) {
-        Some(action) => Ok(NewBulk { id, action, filter, note }),
-        None => Err(faults),
+    match (action, filter) {
+        (Some(action), Some(filter)) if faults.is_empty() => {
+            Ok(NewBulk { id, action, filter, note })
+        }
+        _ => Err(Refusal::fields(rule::bounded(faults))),
     }
 }
 
@@ -154,8 +174,8 @@ pub(crate) async fn list(
     store: &Store,
     request: ListBulkOperationsRequest,
 ) -> Result<ListBulkOperationsResponse, Refusal> {
-    if request.states.len() > filter::VALUES_MAX {
-        let what = format!("at most {} are allowed", filter::VALUES_MAX);
+    if request.states.len() > STATES_MAX {
+        let what = format!("at most {STATES_MAX} are allowed");
         return Err(Refusal::field("states", what));
     }
     let mut states = Vec::new();

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 /// The value in canonical form.
 pub fn text(value: &Value) -> String {
@@ -62,6 +63,13 @@ impl Hash {
         self.0.update((part.len() as u64).to_be_bytes());
         self.0.update(part);
         self
+    }
+
+    /// The first half of the hash, where it stands for what it is of.
+    pub fn uuid(self) -> Uuid {
+        let hash = self.done();
+        let (first, _) = hash.split_first_chunk().expect("it has 32 bytes");
+        Uuid::from_bytes(*first)
     }
 
     /// The hash of the parts.

@@ -294,6 +294,7 @@ mod tests {
             skipped: Vec::new(),
             priority: None,
             concurrency: None,
+            identity: None,
             correlation_id: String::new(),
             trace: None,
             key: None,

@@ -10,8 +10,12 @@ use prost::Message;
 use stepwell_proto::{
     json,
     refusal::{Refusal, describe},
-    v1::{Concurrency, Definition, ErrorReason, EventTypeSpec, RetryPolicy, StepTemplate},
+    v1::{
+        Concurrency, Definition, ErrorReason, EventTypeSpec, Identity, IdentityStrategy,
+        RetryPolicy, StepTemplate,
+    },
 };
+use stepwell_yaml::{Places, START, TextFault};
 
 use crate::{
     canonical, graph,
@@ -19,6 +23,7 @@ use crate::{
         self, DURATION_MAX, Fault, LONG_MAX, NAMESPACE_DEFAULT, check_event_type, name_fault,
         quoted, schema, suggestion,
     },
+    written::{Choices, Declared},
     yaml,
 };
 
@@ -45,6 +50,7 @@ const BACKOFF_DEFAULT: Duration = Duration::from_secs(1);
 const BACKOFF_MAX_DEFAULT: Duration = Duration::from_secs(300);
 const MULTIPLIER_DEFAULT: f64 = 2.0;
 const JITTER_DEFAULT: f64 = 0.1;
+const WINDOW_DEFAULT: Duration = Duration::from_secs(60);
 /// Looking for what was meant is dear: only so many faults of a request get it.
 pub const SUGGESTIONS_MAX: usize = 10;
 
@@ -53,11 +59,54 @@ pub fn from_message(definition: Definition) -> Result<Definition, Refusal> {
     normalise(definition).map_err(refused)
 }
 
-/// Reads a definition as text. Faults carry line and column, and come in the order of the text.
+/// Reads a definition as text that leaves nothing open. Faults carry line and column, and come in the order of the
+/// text.
 pub fn from_yaml(text: &str) -> Result<Definition, Refusal> {
-    let yaml::Loaded { definition, mut faults, places } = yaml::load(text);
+    Ok(read(text, None)?.definition)
+}
+
+/// A definition that was read from text.
+#[derive(Debug)]
+pub struct Written {
+    /// What is to be registered: defaults filled in, and its hash.
+    pub definition: Definition,
+    /// The subscriptions that it declares, as text for `ApplySubscriptions`; none: it declares none.
+    pub subscriptions: Option<String>,
+    places: Places,
+}
+
+impl Written {
+    /// The refusal of what is registered, with the places of its fields in the text.
+    #[must_use]
+    pub fn placed(&self, mut refusal: Refusal) -> Refusal {
+        for (path, _) in &mut refusal.violations {
+            if let Some(at) = self.places.around(path) {
+                *path = format!("{path} at {at}");
+            }
+        }
+        refusal
+    }
+}
+
+/// Reads a definition as text in which something is open, with what was chosen. Nothing is asked of a service.
+///
+/// Errors: INVALID_DEFINITION, with all faults.
+pub fn written(text: &str, choices: &Choices) -> Result<Written, Refusal> {
+    read(text, Some(choices))
+}
+
+/// What can be chosen of a text; nothing if it cannot be read.
+pub fn declared(text: &str) -> Declared {
+    yaml::load(text, Some(&Choices::default())).declared
+}
+
+fn read(text: &str, choices: Option<&Choices>) -> Result<Written, Refusal> {
+    let yaml::Loaded { definition, mut faults, places, subscriptions, .. } =
+        yaml::load(text, choices);
     match normalise(definition) {
-        Ok(definition) if faults.is_empty() => return Ok(definition),
+        Ok(definition) if faults.is_empty() => {
+            return Ok(Written { definition, subscriptions, places });
+        }
         Ok(_) => {}
         Err(found) => {
             // What could not be read would be told twice: once as it stands, once as missing.
@@ -67,8 +116,8 @@ pub fn from_yaml(text: &str) -> Result<Definition, Refusal> {
             let news: Vec<Fault> =
                 found.into_iter().filter(|(path, _)| faults.is_empty() || !covered(path)).collect();
             faults.extend(news.into_iter().map(|(path, what)| {
-                let at = places.around(&path).unwrap_or(stepwell_yaml::START);
-                stepwell_yaml::TextFault { path, at, what }
+                let at = places.around(&path).unwrap_or(START);
+                TextFault { path, at, what }
             }));
         }
     }
@@ -119,6 +168,20 @@ fn fill(definition: &mut Definition) {
     {
         concurrency.limit = 1;
     }
+    if let Some(identity) = &mut definition.identity {
+        match identity.strategy() {
+            IdentityStrategy::Unspecified => identity.strategy = IdentityStrategy::Random.into(),
+            IdentityStrategy::Hash => {
+                identity.window.get_or_insert_with(|| message(WINDOW_DEFAULT));
+            }
+            IdentityStrategy::Random | IdentityStrategy::Key => {}
+        }
+    }
+    // What says nothing is not said.
+    let says_nothing = |identity: &Identity| {
+        identity.strategy == i32::from(IdentityStrategy::Random) && identity.window.is_none()
+    };
+    definition.identity = definition.identity.take().filter(|identity| !says_nothing(identity));
     for step in &mut definition.steps {
         default(&mut step.handler, &step.name);
         let retry = step.retry.get_or_insert_default();
@@ -156,6 +219,19 @@ fn check_concurrency(concurrency: &Concurrency, faults: &mut Vec<Fault>) {
     }
 }
 
+fn check_identity(identity: &Identity, faults: &mut Vec<Fault>) {
+    if IdentityStrategy::try_from(identity.strategy).is_err() {
+        faults.push(("identity.strategy".into(), "must be `random`, `hash` or `key`".into()));
+    }
+    let window = match identity.strategy() {
+        IdentityStrategy::Random if identity.window.is_some() => Some(
+            "has no meaning where nothing is compared: `strategy: hash` or `key` is wanted".into(),
+        ),
+        _ => duration_fault(identity.window, DURATION_MIN, LONG_MAX),
+    };
+    faults.extend(window.map(|what| ("identity.window".into(), what)));
+}
+
 /// Most steps of a task at once.
 pub(crate) const PARALLEL_MAX: i32 = 10_000;
 
@@ -175,6 +251,9 @@ fn check_head(definition: &Definition, faults: &mut Vec<Fault>) {
     if let Some(concurrency) = &definition.concurrency {
         check_concurrency(concurrency, faults);
     }
+    if let Some(identity) = &definition.identity {
+        check_identity(identity, faults);
+    }
     if !definition.context_schema.is_empty() {
         faults.extend(schema_fault(&definition.context_schema));
     }
@@ -190,7 +269,7 @@ fn too_long(text: &str, max: usize) -> Option<String> {
 }
 
 fn schema_fault(text: &str) -> Option<Fault> {
-    let (rest, what) = schema::text_fault(text, SCHEMA_BYTES_MAX)?;
+    let (rest, what) = schema::context_fault(text, SCHEMA_BYTES_MAX)?;
     Some((format!("context_schema{rest}"), what))
 }
 

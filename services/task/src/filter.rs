@@ -1,58 +1,30 @@
-//! Filters over tasks as callers send them: checked, and as the store reads them. Pure.
+//! Filters and orders of tasks as callers write them, and lists as page tokens name them. Pure, but for the clock.
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::Utc;
 use sha2::{Digest, Sha256};
-use stepwell_proto::v1::{State, TaskFilter};
-use stepwell_store::Filter;
+use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
+use stepwell_store::{Filter, Order};
 
-use crate::rule::{self, Fault};
+/// What a filter means now; none: it says nothing, and any task fits.
+pub(crate) fn read(written: &str) -> Result<Option<Filter>, Refusal> {
+    let expr = stepwell_filter::parse(written).map_err(|fault| {
+        Refusal::new(ErrorReason::FilterInvalid, format!("filter: {fault}"))
+            .with("offset", fault.offset.to_string())
+            .with_violations(vec![("filter".to_owned(), fault.to_string())])
+    })?;
+    Ok(expr.map(|expr| Filter::new(written, &expr, Utc::now())))
+}
 
-/// Most values of a list.
-pub(crate) const VALUES_MAX: usize = 100;
-const TAG_BYTES_MAX: usize = 128;
-const TEXT_BYTES_MAX: usize = 256;
-
-/// The filter, or what is wrong with it.
-pub(crate) fn read(sent: TaskFilter) -> Result<Filter, Vec<Fault>> {
-    let mut faults = Vec::new();
-    for (path, list) in
-        [("namespaces", &sent.namespaces), ("definition_names", &sent.definition_names)]
-    {
-        each(&mut faults, path, list, |name| rule::name_fault(name));
+/// The order and its own name, or what is wanted.
+pub(crate) fn order(text: &str) -> Result<(Order, &'static str), String> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words.as_slice() {
+        [] | ["create_time", "desc"] => Ok((Order::CreateDesc, "create_time desc")),
+        ["create_time"] | ["create_time", "asc"] => Ok((Order::Create, "create_time")),
+        ["end_time", "desc"] => Ok((Order::EndDesc, "end_time desc")),
+        ["end_time"] | ["end_time", "asc"] => Ok((Order::End, "end_time")),
+        _ => Err("must be `create_time` or `end_time`, with or without `desc`".to_owned()),
     }
-    each(&mut faults, "definition_versions", &sent.definition_versions, |text| {
-        rule::version(text).err()
-    });
-    each(&mut faults, "states", &sent.states, |state| match State::try_from(*state) {
-        Ok(State::Unspecified) | Err(_) => Some("must be a state".to_owned()),
-        Ok(_) => None,
-    });
-    for (path, list, max) in [
-        ("tags", &sent.tags, TAG_BYTES_MAX),
-        ("initiators", &sent.initiators, TEXT_BYTES_MAX),
-        ("source_systems", &sent.source_systems, TEXT_BYTES_MAX),
-    ] {
-        each(&mut faults, path, list, |text| text_fault(text, max));
-    }
-    let created_after = time(&mut faults, "created_after", sent.created_after);
-    let created_before = time(&mut faults, "created_before", sent.created_before);
-    if created_after.zip(created_before).is_some_and(|(after, before)| after >= before) {
-        faults.push(("filter.created_before".into(), "must be later than created_after".into()));
-    }
-    if !faults.is_empty() {
-        return Err(rule::bounded(faults));
-    }
-    Ok(Filter {
-        namespaces: sent.namespaces,
-        definition_names: sent.definition_names,
-        definition_versions: sent.definition_versions,
-        states: sent.states,
-        tags: sent.tags,
-        created_after,
-        created_before,
-        initiators: sent.initiators,
-        source_systems: sent.source_systems,
-    })
 }
 
 /// What a list is, as its page tokens name it.
@@ -61,86 +33,36 @@ pub(crate) fn list_of(what: &str, filter: &str) -> u64 {
     u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
 }
 
-fn each<T>(faults: &mut Vec<Fault>, path: &str, list: &[T], fault: impl Fn(&T) -> Option<String>) {
-    if list.len() > VALUES_MAX {
-        faults.push((format!("filter.{path}"), format!("at most {VALUES_MAX} are allowed")));
-    }
-    let found = list.iter().take(VALUES_MAX).enumerate();
-    faults.extend(
-        found.filter_map(|(i, value)| Some((format!("filter.{path}[{i}]"), fault(value)?))),
-    );
-}
-
-fn text_fault(text: &str, max: usize) -> Option<String> {
-    (text.is_empty() || text.len() > max || text.contains('\0'))
-        .then(|| format!("1 to {max} bytes, without NUL"))
-}
-
-fn time(
-    faults: &mut Vec<Fault>,
-    path: &str,
-    sent: Option<prost_types::Timestamp>,
-) -> Option<DateTime<Utc>> {
-    let sent = sent?;
-    let nanos = u32::try_from(sent.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
-    let time = nanos
-        .and_then(|nanos| DateTime::from_timestamp(sent.seconds, nanos / 1000 * 1000))
-        .filter(|time| (1970..=9999).contains(&time.year()));
-    if time.is_none() {
-        faults.push((format!("filter.{path}"), "must be a time from 1970 to 9999".into()));
-    }
-    time
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(seconds: i64, nanos: i32) -> Option<prost_types::Timestamp> {
-        Some(prost_types::Timestamp { seconds, nanos })
+    #[test]
+    fn a_filter_that_cannot_be_read_is_refused_with_its_offset() {
+        let refusal = read("paused = true AND stat = error").unwrap_err();
+        assert_eq!(refusal.reason, ErrorReason::FilterInvalid);
+        assert_eq!(refusal.metadata["offset"], "18");
+        assert!(refusal.message.ends_with("did you mean `state`?"), "{refusal}");
+        assert_eq!(read(" ").unwrap(), None);
     }
 
     #[test]
-    fn every_fault_of_a_filter_over_tasks_is_named() {
-        let many = || vec!["x".to_owned(); 101];
-        let filter = TaskFilter::default;
-        for (sent, path) in [
-            (TaskFilter { namespaces: vec!["a b".into()], ..filter() }, "filter.namespaces[0]"),
-            (TaskFilter { namespaces: many(), ..filter() }, "filter.namespaces"),
-            (TaskFilter { definition_names: many(), ..filter() }, "filter.definition_names"),
-            (
-                TaskFilter { definition_names: vec!["a".into(), String::new()], ..filter() },
-                "filter.definition_names[1]",
-            ),
-            (
-                TaskFilter { definition_versions: vec!["1.0".into()], ..filter() },
-                "filter.definition_versions[0]",
-            ),
-            (TaskFilter { states: vec![0], ..filter() }, "filter.states[0]"),
-            (TaskFilter { states: vec![1, 7], ..filter() }, "filter.states[1]"),
-            (TaskFilter { states: vec![1; 101], ..filter() }, "filter.states"),
-            (TaskFilter { tags: vec!["x".repeat(129)], ..filter() }, "filter.tags[0]"),
-            (TaskFilter { tags: many(), ..filter() }, "filter.tags"),
-            (TaskFilter { initiators: vec!["\0".into()], ..filter() }, "filter.initiators[0]"),
-            (
-                TaskFilter { source_systems: vec!["x".repeat(257)], ..filter() },
-                "filter.source_systems[0]",
-            ),
-            (TaskFilter { created_after: at(-1, 0), ..filter() }, "filter.created_after"),
-            (TaskFilter { created_before: at(0, -1), ..filter() }, "filter.created_before"),
-            (TaskFilter { created_before: at(i64::MAX, 0), ..filter() }, "filter.created_before"),
-            (
-                TaskFilter { created_after: at(5, 0), created_before: at(5, 999), ..filter() },
-                "filter.created_before",
-            ),
+    fn tasks_are_listed_in_the_order_of_what_has_an_index_and_in_no_other() {
+        for (text, order_of) in [
+            ("", Order::CreateDesc),
+            (" create_time  desc ", Order::CreateDesc),
+            ("create_time", Order::Create),
+            ("create_time asc", Order::Create),
+            ("end_time desc", Order::EndDesc),
+            ("end_time", Order::End),
         ] {
-            let faults = read(sent.clone()).unwrap_err();
-            let paths: Vec<&str> = faults.iter().map(|(path, _)| path.as_str()).collect();
-            assert_eq!(paths, [path], "{sent:?}");
+            assert_eq!(order(text).map(|(order, _)| order), Ok(order_of), "{text}");
         }
-        let flood = TaskFilter { tags: vec![String::new(); 100], states: vec![9; 100], ..filter() };
-        assert_eq!(read(flood).unwrap_err().len(), rule::FAULTS_MAX + 1);
-        assert_eq!(read(filter()), Ok(Filter::default()));
+        for text in
+            ["desc", "priority", "create_time DESC", "create_time desc, end_time", "end_time;"]
+        {
+            assert!(order(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 
 use std::collections::VecDeque;
 
+use stepwell_proto::v1::{GraphEdge, GraphLevel};
+use stepwell_store::StoredDefinition;
+
 /// How deep the nodes of a graph without cycles lie.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Depths {
@@ -37,6 +40,48 @@ impl Depths {
         path.reverse();
         path
     }
+}
+
+/// The graph of a definition as people are shown it.
+pub(crate) struct Drawing {
+    /// Of each step, the steps it depends on, ascending.
+    pub(crate) parents: Vec<Vec<i32>>,
+    /// By child and then by parent.
+    pub(crate) edges: Vec<GraphEdge>,
+    /// The steps by level.
+    pub(crate) levels: Vec<GraphLevel>,
+    /// A longest path.
+    pub(crate) longest_path: Vec<i32>,
+}
+
+/// Draws the graph of a definition.
+pub(crate) fn drawn(stored: &StoredDefinition) -> (Depths, Drawing) {
+    let place = |number: &i32| usize::try_from(*number).expect("a place in the list");
+    let parents: Vec<Vec<usize>> =
+        stored.parents.iter().map(|of| of.iter().map(place).collect()).collect();
+    let depths = Depths::of(&parents);
+    let mut drawing = Drawing {
+        parents: stored.parents.clone(),
+        edges: Vec::new(),
+        levels: Vec::new(),
+        longest_path: depths.longest_path(&parents).into_iter().map(number).collect(),
+    };
+    for (i, parents) in drawing.parents.iter_mut().enumerate() {
+        parents.sort_unstable();
+        let edge = |&parent: &i32| GraphEdge { parent, child: number(i) };
+        drawing.edges.extend(parents.iter().map(edge));
+        let level = depths.levels[i];
+        if drawing.levels.len() <= level {
+            drawing.levels.resize_with(level + 1, GraphLevel::default);
+        }
+        drawing.levels[level].steps.push(number(i));
+    }
+    (depths, drawing)
+}
+
+/// A place or a count of steps as the contract has it.
+pub(crate) fn number(of: usize) -> i32 {
+    i32::try_from(of).expect("a definition's steps and edges are bounded")
 }
 
 /// A shortest cycle through some step, in the order parent → child, its first step not repeated at

@@ -3,13 +3,14 @@
 //!
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
-//! be stands in `definition`, `rule`, `graph` and, for text, `yaml`; what is done to many tasks in
+//! be stands in `definition`, `rule`, `graph` and, for text, `written` and `yaml`; which there are, in `definitions`; what is done to many tasks in
 //! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
 
 mod bulk;
 mod canonical;
 mod create;
 mod definition;
+mod definitions;
 mod filter;
 mod graph;
 mod metrics;
@@ -22,6 +23,7 @@ mod trace;
 mod validators;
 mod view;
 mod wait;
+mod written;
 mod yaml;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
@@ -40,6 +42,11 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
     create::Creator, resolve::Resolver, service::Tasks, validators::Validators, wait::Waiters,
+};
+
+pub use crate::{
+    definition::{Written, declared, written},
+    written::{Choices, Declared},
 };
 
 /// Where it listens unless told otherwise.

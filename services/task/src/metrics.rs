@@ -37,7 +37,7 @@ impl Answered {
             answered.0[match answer {
                 Ok((_, Created::New(_))) => 0,
                 Ok((_, Created::Existing(_))) => 1,
-                Ok((_, Created::Reused)) => 2,
+                Ok((_, Created::Reused | Created::KeyReused)) => 2,
                 Err(_) => 3,
             }] += 1;
         }

@@ -1,15 +1,18 @@
 //! A request becomes a task to store, or is refused with all its faults. Pure.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use stepwell_proto::{
     id::check_correlation_id,
     json,
     refusal::{Refusal, describe},
-    v1::{Concurrency, CreateTaskRequest, Definition, ErrorReason, UpdateTaskRequest},
+    v1::{
+        self, Concurrency, CreateTaskRequest, Definition, ErrorReason, IdentityStrategy,
+        UpdateTaskRequest,
+    },
 };
-use stepwell_store::{NewTask, Note, StoredDefinition, Wanted};
+use stepwell_store::{Identity, NewTask, Note, StoredDefinition, Wanted};
 use stepwell_trace::TraceContext;
 use uuid::Uuid;
 
@@ -24,6 +27,8 @@ use crate::{
 const TEXT_BYTES_MAX: usize = 256;
 const TAG_BYTES_MAX: usize = 128;
 const TAGS_MAX: usize = 32;
+const KEY_BYTES_MAX: usize = 256;
+const WINDOW_MIN: Duration = Duration::from_millis(1);
 const UNKNOWN: &str = "unknown";
 
 /// A request that is right in itself; whether it fits its definition is still to be seen.
@@ -45,6 +50,12 @@ pub(crate) struct Draft {
     /// Where in a trace the task goes on.
     trace: Option<TraceContext>,
     hash: [u8; 32],
+    /// The caller's own key; empty: none.
+    idempotency_key: String,
+    idempotency_window: Option<Duration>,
+    /// How far back to look for a request that says the same; zero: not at all. None: as the definition says.
+    dedup_window: Option<Duration>,
+    context_bytes_max: usize,
 }
 
 impl Draft {
@@ -56,6 +67,7 @@ impl Draft {
     ) -> Result<Self, Vec<Fault>> {
         let mut faults = Faults { prefix, found: Vec::new() };
         let uid = faults.uid(&request.task_id);
+        let (idempotency_window, dedup_window) = faults.identity(&request);
         let namespace = or(request.namespace, NAMESPACE_DEFAULT);
         faults.name("namespace", &namespace);
         faults.name("definition_name", &request.definition_name);
@@ -115,6 +127,10 @@ impl Draft {
             correlation_id: request.correlation_id,
             trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
+            idempotency_key: request.idempotency_key,
+            idempotency_window,
+            dedup_window,
+            context_bytes_max,
         })
     }
 
@@ -136,29 +152,32 @@ impl Draft {
         let Some(definition) = definition else {
             return Err(not_found(&self.wanted, &self.version_text));
         };
-        let violations = validators
-            .of(&definition)
-            .map_or_else(Vec::new, |validator| schema::violations(&validator, &self.value));
-        if !violations.is_empty() {
-            let at = |(pointer, what)| (format!("{prefix}context{pointer}"), what);
-            let violations: Vec<Fault> = violations.into_iter().map(at).collect();
-            let found = &definition.definition;
-            return Err(Refusal::new(
-                ErrorReason::ContextSchemaViolation,
-                format!("the context does not fit the definition: {}", describe(&violations)),
-            )
-            .with("namespace", &found.namespace)
-            .with("definition", &found.name)
-            .with("version", &found.version)
-            .with_violations(violations));
+        let identity = self.identity(&definition.definition, prefix)?;
+        let (mut context, mut value) = (self.context, self.value);
+        if let Some(schema) = validators.of(&definition) {
+            let filled =
+                schema.defaults.as_ref().map(|of| of.fill(&context, self.context_bytes_max));
+            let violations = match filled.unwrap_or(Ok(None)) {
+                Err(what) => vec![(String::new(), what)],
+                Ok(filled) => {
+                    if let Some(filled) = filled {
+                        value = serde_json::from_str(&filled).unwrap_or(Value::Null);
+                        context = filled;
+                    }
+                    schema::violations(&schema.validator, &value)
+                }
+            };
+            if !violations.is_empty() {
+                return Err(unfit(violations, &definition.definition, prefix));
+            }
         }
         let skipped = skipped(&self.bypass_steps, &definition, prefix)?;
-        let concurrency = concurrency(&self.value, &definition.definition, prefix)?;
+        let concurrency = concurrency(&value, &definition.definition, prefix)?;
         Ok(NewTask {
             uid: self.uid,
             definition,
             hash: self.hash,
-            context: self.context,
+            context,
             initiator: self.initiator,
             source_system: self.source_system,
             reason: self.reason,
@@ -166,11 +185,74 @@ impl Draft {
             skipped,
             priority: self.priority,
             concurrency,
+            identity,
             correlation_id: self.correlation_id,
             trace: self.trace,
             key: None,
         })
     }
+}
+
+impl Draft {
+    /// Which other requests are the same, beside those with its id: what it says itself counts more than what its
+    /// definition says.
+    fn identity(&self, definition: &Definition, prefix: &str) -> Result<Option<Identity>, Refusal> {
+        let said = definition.identity.as_ref();
+        let strategy = said.map(v1::Identity::strategy).unwrap_or_default();
+        let window = said.and_then(|said| said.window.as_ref());
+        let window = window.and_then(stepwell_proto::time::duration);
+        if !self.idempotency_key.is_empty() {
+            let of_key = window.filter(|_| strategy == IdentityStrategy::Key);
+            return Ok(Some(Identity {
+                key: self.place("key").part(&self.idempotency_key).uuid(),
+                window: self.idempotency_window.or(of_key),
+                caller_key: Some(self.idempotency_key.clone()),
+            }));
+        }
+        if strategy == IdentityStrategy::Key {
+            let what = "is missing: the definition tells requests apart by it";
+            return Err(Refusal::field(format!("{prefix}idempotency_key"), what));
+        }
+        let window = self.dedup_window.or(window.filter(|_| strategy == IdentityStrategy::Hash));
+        Ok(window.filter(|window| !window.is_zero()).map(|window| Identity {
+            key: self.content(),
+            window: Some(window),
+            caller_key: None,
+        }))
+    }
+
+    fn place(&self, kind: &str) -> Hash {
+        Hash::default().part(kind).part(&self.wanted.namespace).part(&self.wanted.name)
+    }
+
+    /// Of what a request says: as it was sent, so that a repeat is the same whatever there is by now.
+    fn content(&self) -> Uuid {
+        let mut names: Vec<&String> = self.bypass_steps.iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        let hash = self
+            .place("content")
+            .part(&self.version_text)
+            .part(&self.initiator)
+            .part(&self.source_system)
+            .part(canonical::text(&self.value))
+            .part(&self.reason);
+        names.into_iter().fold(hash, Hash::part).uuid()
+    }
+}
+
+/// The refusal of a context.
+fn unfit(violations: Vec<Fault>, found: &Definition, prefix: &str) -> Refusal {
+    let at = |(pointer, what)| (format!("{prefix}context{pointer}"), what);
+    let violations: Vec<Fault> = violations.into_iter().map(at).collect();
+    Refusal::new(
+        ErrorReason::ContextSchemaViolation,
+        format!("the context does not fit the definition: {}", describe(&violations)),
+    )
+    .with("namespace", &found.namespace)
+    .with("definition", &found.name)
+    .with("version", &found.version)
+    .with_violations(violations)
 }
 
 /// What the task shares its concurrency key with, if its definition has one.
@@ -292,6 +374,38 @@ impl Faults<'_> {
             self.add("priority", what);
             None
         })
+    }
+
+    /// The windows of a key and of what a request says.
+    fn identity(&mut self, request: &CreateTaskRequest) -> (Option<Duration>, Option<Duration>) {
+        let key = &request.idempotency_key;
+        self.text("idempotency_key", key, KEY_BYTES_MAX);
+        let mut window = |path: &str, window: Option<&prost_types::Duration>, least: Duration| {
+            let window = window?;
+            let read = stepwell_proto::time::duration(window);
+            let read = read.filter(|window| (least..=rule::LONG_MAX).contains(window));
+            if read.is_none() {
+                let least = if least.is_zero() { "0" } else { "1ms" };
+                self.add(path, format!("must be from {least} to {}", rule::most(rule::LONG_MAX)));
+            }
+            read
+        };
+        let of_key = window("idempotency_window", request.idempotency_window.as_ref(), WINDOW_MIN);
+        let of_content = window("dedup_window", request.dedup_window.as_ref(), Duration::ZERO);
+        let is_sub_milli = |window: Duration| !window.is_zero() && window < WINDOW_MIN;
+        if of_content.is_some_and(is_sub_milli) {
+            self.add("dedup_window", "must be 0 or from 1ms");
+        }
+        if key.is_empty() && request.idempotency_window.is_some() {
+            self.add("idempotency_window", "is of an `idempotency_key`, and there is none");
+        }
+        if !key.is_empty() && of_content.is_some_and(|window| !window.is_zero()) {
+            self.add(
+                "dedup_window",
+                "the `idempotency_key` tells already what is the same; leave one out",
+            );
+        }
+        (of_key, of_content)
     }
 
     fn uid(&mut self, text: &str) -> Uuid {

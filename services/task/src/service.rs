@@ -10,22 +10,24 @@ use stepwell_proto::{
         BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, CancelBulkOperationRequest,
         CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
         CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
-        GetDefinitionRequest, GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse,
-        GetTaskGraphRequest, GetTaskGraphResponse, GetTaskRequest, GetTaskResponse,
-        GetTaskSummaryRequest, GetTaskSummaryResponse, ListBulkOperationsRequest,
-        ListBulkOperationsResponse, ListPausesRequest, ListPausesResponse,
-        ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest, ListTasksResponse,
-        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
-        RegisterDefinitionRequest, RegisterDefinitionResponse, ResolveTaskRequest,
-        ResolveTaskResponse, ResumeDefinitionsRequest, ResumeDefinitionsResponse,
-        ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest, RetryTaskResponse,
-        StartBulkOperationRequest, StartBulkOperationResponse, State, Task, UpdateTaskRequest,
-        UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse, batch_create_tasks_result::Outcome,
-        register_definition_request::Source, task_service_server,
+        GetDefinitionGraphRequest, GetDefinitionGraphResponse, GetDefinitionRequest,
+        GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest,
+        GetTaskGraphResponse, GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest,
+        GetTaskSummaryResponse, ListBulkOperationsRequest, ListBulkOperationsResponse,
+        ListDefinitionsRequest, ListDefinitionsResponse, ListNamespacesRequest,
+        ListNamespacesResponse, ListPausesRequest, ListPausesResponse, ListStepReadinessRequest,
+        ListStepReadinessResponse, ListTasksRequest, ListTasksResponse, PauseDefinitionsRequest,
+        PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest,
+        RegisterDefinitionResponse, ResolveTaskRequest, ResolveTaskResponse,
+        ResumeDefinitionsRequest, ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse,
+        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
+        State, Task, UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        batch_create_tasks_result::Outcome, register_definition_request::Source,
+        task_service_server,
     },
 };
 use stepwell_serve::Shutdown;
-use stepwell_store::{Created, NewTask, Note, Once, Store, Wanted, more_attempts};
+use stepwell_store::{Created, Note, Once, Store, StoredDefinition, Wanted, more_attempts};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -33,10 +35,10 @@ use uuid::Uuid;
 use crate::{
     bulk,
     create::{Answer, Creator},
-    definition, metrics, pause,
+    definition, definitions, metrics, pause,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
-    rule::{self, NAMESPACE_DEFAULT},
+    rule,
     trace::Call,
     validators::Validators,
     view,
@@ -45,6 +47,8 @@ use crate::{
 
 const BATCH_MAX: usize = 1_000;
 const BATCH_BYTES_MAX: usize = 3 << 20;
+/// Most bytes of the contexts of a batch with their defaults.
+const FILLED_BYTES_MAX: usize = 16 << 20;
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -85,27 +89,19 @@ impl Tasks {
         &self,
         request: GetDefinitionRequest,
     ) -> Result<GetDefinitionResponse, Refusal> {
-        let namespace = match request.namespace.as_str() {
-            "" => NAMESPACE_DEFAULT.to_owned(),
-            _ => request.namespace,
-        };
-        let mut faults = Vec::new();
-        for (path, name) in [("namespace", &namespace), ("name", &request.name)] {
-            faults.extend(rule::name_fault(name).map(|what| (path.to_owned(), what)));
-        }
-        let version = match request.version.as_str() {
-            "" => None,
-            text => {
-                rule::version(text).map_err(|what| faults.push(("version".to_owned(), what))).ok()
-            }
-        };
-        if !faults.is_empty() {
-            return Err(Refusal::fields(faults));
-        }
-        let found = self.store.find_definition(&namespace, &request.name, version).await?;
-        let wanted = Wanted { namespace, name: request.name, version };
-        let found = found.ok_or_else(|| not_found(&wanted, &request.version))?;
+        let wanted = definitions::wanted(&request.namespace, &request.name, &request.version)?;
+        let found = self.stored(&wanted, &request.version).await?;
         Ok(GetDefinitionResponse { definition: Some(found.definition.clone()) })
+    }
+
+    async fn stored(
+        &self,
+        wanted: &Wanted,
+        version: &str,
+    ) -> Result<Arc<StoredDefinition>, Refusal> {
+        let Wanted { namespace, name, version: number } = wanted;
+        let found = self.store.find_definition(namespace, name, *number).await?;
+        found.ok_or_else(|| not_found(wanted, version))
     }
 
     async fn create(
@@ -168,14 +164,21 @@ impl Tasks {
         let wanted: HashSet<Wanted> =
             drafts.iter().map(|(draft, _)| draft.wanted.clone()).collect();
         let found = self.resolver.find(wanted.into_iter().collect()).await?;
-        let planned: Result<Vec<NewTask>, Refusal> = drafts
-            .into_iter()
-            .map(|(draft, prefix)| {
-                let definition = found.get(&draft.wanted).cloned();
-                draft.plan(definition, &self.validators, &prefix)
-            })
-            .collect();
-        self.creator.create(planned?).await
+        let (mut planned, mut bytes) = (Vec::with_capacity(drafts.len()), 0);
+        for (draft, prefix) in drafts {
+            let definition = found.get(&draft.wanted).cloned();
+            let task = draft.plan(definition, &self.validators, &prefix)?;
+            bytes += task.context.len();
+            if bytes > FILLED_BYTES_MAX {
+                let what = format!(
+                    "the contexts have more than {FILLED_BYTES_MAX} bytes with their defaults; no \
+                     more are allowed"
+                );
+                return Err(Refusal::field("requests", what));
+            }
+            planned.push(task);
+        }
+        self.creator.create(planned).await
     }
 
     async fn wait(&self, request: WaitTaskRequest) -> Result<WaitTaskResponse, Refusal> {
@@ -324,6 +327,12 @@ fn created(answer: Answer) -> Result<(Task, bool), Refusal> {
             format!("the id {} was used before for another request", new.uid),
         )
         .with("task_id", new.uid.to_string())),
+        Created::KeyReused => {
+            let key = new.identity.and_then(|identity| identity.caller_key).unwrap_or_default();
+            let quoted = rule::quoted(&key);
+            let message = format!("the key {quoted} was used before for another request");
+            Err(Refusal::new(ErrorReason::RequestIdReused, message).with("idempotency_key", key))
+        }
     }
 }
 
@@ -356,6 +365,30 @@ impl task_service_server::TaskService for Tasks {
         request: Request<GetDefinitionRequest>,
     ) -> Result<Response<GetDefinitionResponse>, Status> {
         Ok(Response::new(self.definition(request.into_inner()).await?))
+    }
+
+    async fn list_definitions(
+        &self,
+        request: Request<ListDefinitionsRequest>,
+    ) -> Result<Response<ListDefinitionsResponse>, Status> {
+        Ok(Response::new(definitions::list(&self.store, request.get_ref()).await?))
+    }
+
+    async fn list_namespaces(
+        &self,
+        request: Request<ListNamespacesRequest>,
+    ) -> Result<Response<ListNamespacesResponse>, Status> {
+        Ok(Response::new(definitions::namespaces(&self.store, request.get_ref()).await?))
+    }
+
+    async fn get_definition_graph(
+        &self,
+        request: Request<GetDefinitionGraphRequest>,
+    ) -> Result<Response<GetDefinitionGraphResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = definitions::wanted(&request.namespace, &request.name, &request.version)?;
+        let found = self.stored(&wanted, &request.version).await?;
+        Ok(Response::new(GetDefinitionGraphResponse { graph: Some(definitions::graph(&found)) }))
     }
 
     async fn create_task(

@@ -1,4 +1,4 @@
-//! The compiled context schemas of definitions.
+//! The compiled context schemas of definitions, and their defaults.
 
 use std::{
     collections::HashMap,
@@ -8,18 +8,26 @@ use std::{
 use jsonschema::Validator;
 use stepwell_store::StoredDefinition;
 
-use crate::rule::schema::compile;
+use crate::rule::{Defaults, schema::compile};
 
 /// Most compiled schemas that are kept.
 const KEPT_MAX: usize = 1_000;
 
+/// A context schema.
+pub struct Schema {
+    /// Says whether a context fits.
+    pub validator: Validator,
+    /// What it says otherwise of what is missing; none: nothing.
+    pub defaults: Option<Defaults>,
+}
+
 /// Compiled schemas by definition, up to a bound; past it some are forgotten and compiled again.
 #[derive(Default)]
-pub struct Validators(Mutex<HashMap<i32, Arc<Validator>>>);
+pub struct Validators(Mutex<HashMap<i32, Arc<Schema>>>);
 
 impl Validators {
-    /// The definition's validator; none: it takes any object.
-    pub fn of(&self, stored: &StoredDefinition) -> Option<Arc<Validator>> {
+    /// The definition's schema; none: it takes any object.
+    pub fn of(&self, stored: &StoredDefinition) -> Option<Arc<Schema>> {
         if stored.definition.context_schema.is_empty() {
             return None;
         }
@@ -27,10 +35,10 @@ impl Validators {
         kept.or_else(|| self.compile(stored))
     }
 
-    fn compile(&self, stored: &StoredDefinition) -> Option<Arc<Validator>> {
-        let schema = serde_json::from_str(&stored.definition.context_schema).ok()?;
-        let validator = match compile(&schema) {
-            Ok(validator) => Arc::new(validator),
+    fn compile(&self, stored: &StoredDefinition) -> Option<Arc<Schema>> {
+        let text = &stored.definition.context_schema;
+        let schema = match compile(&serde_json::from_str(text).ok()?) {
+            Ok(validator) => Arc::new(Schema { validator, defaults: Defaults::of(text) }),
             Err((pointer, what)) => {
                 // It was compiled when it was registered, by an earlier build perhaps.
                 tracing::error!(definition = stored.id, pointer, what, "schema does not compile");
@@ -43,7 +51,7 @@ impl Validators {
         {
             kept.remove(&id);
         }
-        kept.insert(stored.id, Arc::clone(&validator));
-        Some(validator)
+        kept.insert(stored.id, Arc::clone(&schema));
+        Some(schema)
     }
 }

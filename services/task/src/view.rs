@@ -8,10 +8,9 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, BatchGetTaskContextsResult,
-        BlockedStep, GraphEdge, GraphLevel, GraphStep, ListStepReadinessRequest,
-        ListStepReadinessResponse, Obstacle, ObstacleKind, ProcessingStrategy, Standing, State,
-        StepReadiness, StepRef, TaskContext, TaskGraph, TaskSummary,
-        batch_get_task_contexts_result::Outcome,
+        BlockedStep, GraphStep, ListStepReadinessRequest, ListStepReadinessResponse, Obstacle,
+        ObstacleKind, ProcessingStrategy, Standing, State, StepReadiness, StepRef, TaskContext,
+        TaskGraph, TaskSummary, batch_get_task_contexts_result::Outcome,
     },
 };
 use stepwell_store::{StandingStep, Store, Summed, TaskSteps, timestamp};
@@ -20,7 +19,7 @@ use uuid::Uuid;
 use crate::{
     bulk::page_size,
     filter::list_of,
-    graph::Depths,
+    graph::{drawn, number},
     service::{task_id, task_not_found},
 };
 
@@ -133,45 +132,29 @@ pub(crate) async fn graph(store: &Store, uid: Uuid) -> Result<TaskGraph, Refusal
 }
 
 fn graph_of(task: &TaskSteps) -> TaskGraph {
-    let place = |number: &i32| usize::try_from(*number).expect("a place in the list");
-    let parents: Vec<Vec<usize>> =
-        task.definition.parents.iter().map(|of| of.iter().map(place).collect()).collect();
-    let depths = Depths::of(&parents);
-    let mut levels: Vec<GraphLevel> = Vec::new();
-    let mut edges = Vec::new();
-    let mut steps = Vec::with_capacity(task.steps.len());
-    for (i, step) in task.steps.iter().enumerate() {
-        let mut parents = task.definition.parents[i].clone();
-        parents.sort_unstable();
-        edges.extend(parents.iter().map(|&parent| GraphEdge { parent, child: number(i) }));
-        let level = depths.levels[i];
-        if levels.len() <= level {
-            levels.resize_with(level + 1, GraphLevel::default);
-        }
-        levels[level].steps.push(number(i));
-        let children = task.definition.children[i].clone();
-        steps.push(GraphStep {
-            number: number(i),
-            name: name(task, number(i)),
-            state: step.state.into(),
-            standing: step.standing.into(),
-            parent_count: number(parents.len()),
-            child_count: number(children.len()),
-            is_root: parents.is_empty(),
-            is_leaf: children.is_empty(),
-            level: number(level),
-            distance: number(depths.distances[i]),
-            parents,
-            children,
-        });
-    }
+    let (depths, drawing) = drawn(&task.definition);
+    let standing = task.steps.iter().zip(drawing.parents).zip(&task.definition.children);
+    let steps = standing.enumerate().map(|(i, ((step, parents), children))| GraphStep {
+        number: number(i),
+        name: name(task, number(i)),
+        state: step.state.into(),
+        standing: step.standing.into(),
+        parent_count: number(parents.len()),
+        child_count: number(children.len()),
+        is_root: parents.is_empty(),
+        is_leaf: children.is_empty(),
+        level: number(depths.levels[i]),
+        distance: number(depths.distances[i]),
+        parents,
+        children: children.clone(),
+    });
     TaskGraph {
         task_id: task.uid.to_string(),
         state: task.state.into(),
-        steps,
-        edges,
-        levels,
-        longest_path: depths.longest_path(&parents).into_iter().map(number).collect(),
+        steps: steps.collect(),
+        edges: drawing.edges,
+        levels: drawing.levels,
+        longest_path: drawing.longest_path,
     }
 }
 
@@ -227,11 +210,6 @@ fn step_ref(task: &TaskSteps, number: i32) -> StepRef {
 
 fn name(task: &TaskSteps, number: i32) -> String {
     task.definition.step(number).map(|step| step.name.clone()).unwrap_or_default()
-}
-
-/// A place or a count of steps as the contract has it.
-fn number(of: usize) -> i32 {
-    i32::try_from(of).expect("a task's steps and edges are bounded")
 }
 
 /// The first of these, so many and so many bytes at most, but one in any case.

@@ -1,19 +1,22 @@
 //! A definition as people write it → the message, with the place of every field. Decides what
-//! only the text knows: unknown keys, wrong types, durations, defaults. Everything else is left to
-//! `definition.rs`, which is given the places to point at.
+//! only the text knows: unknown keys, wrong types, durations, defaults; before that, in `written.rs`, variables and
+//! environments. Everything else is left to `definition.rs`, which is given the places to point at.
 
-use stepwell_proto::v1::{Concurrency, Definition, EventTypeSpec, RetryPolicy, StepTemplate};
-use stepwell_yaml::{Fields, Node, Places, Reader, START, TextFault};
+use stepwell_proto::v1::{
+    Concurrency, Definition, EventTypeSpec, Identity, IdentityStrategy, RetryPolicy, StepTemplate,
+};
+use stepwell_yaml::{Fields, Node, Places, Reader, START, TextFault, Value};
 
 use crate::{
     definition::{PARALLEL_MAX, ROOM_MAX, check_retry},
-    rule::{DURATION_MAX, LONG_MAX, PRIORITY_MAX},
+    rule::{DURATION_MAX, LONG_MAX, PRIORITY_MAX, suggestion},
+    written::{Choices, Declared, Settled, settle, text_of},
 };
 
 /// Most bytes of a definition's text: 1 MiB.
 pub const BYTES_MAX: usize = 1 << 20;
 
-const DEFINITION: [&str; 12] = [
+const DEFINITION: [&str; 15] = [
     "namespace",
     "name",
     "version",
@@ -23,14 +26,25 @@ const DEFINITION: [&str; 12] = [
     "priority",
     "deadline",
     "concurrency",
+    "identity",
     "defaults",
     "steps",
     // Event-service reads them.
     "subscriptions",
+    // Taken out before; known all the same.
+    "variables",
+    "environments",
+];
+const IDENTITY: [&str; 2] = ["strategy", "window"];
+const STRATEGIES: [(&str, IdentityStrategy); 3] = [
+    ("random", IdentityStrategy::Random),
+    ("hash", IdentityStrategy::Hash),
+    ("key", IdentityStrategy::Key),
 ];
 const CONCURRENCY: [&str; 2] = ["key", "limit"];
 const DEFAULTS: [&str; 2] = ["retry", "timeout"];
-const STEP: [&str; 13] = [
+/// The keys of a step; its name is the first.
+pub(crate) const STEP: [&str; 13] = [
     "name",
     "handler",
     "description",
@@ -58,31 +72,51 @@ pub struct Loaded {
     pub faults: Vec<TextFault>,
     /// Where the fields stand.
     pub places: Places,
+    /// What could be chosen.
+    pub declared: Declared,
+    /// The subscriptions that it declares, with what else event-service needs to know: text of the same lines. None:
+    /// it declares none.
+    pub subscriptions: Option<String>,
 }
 
-/// Reads a definition.
-pub fn load(text: &str) -> Loaded {
+/// Reads a definition, with what was chosen; without choices the text may leave nothing open.
+pub fn load(text: &str, choices: Option<&Choices>) -> Loaded {
     let mut reader = Reader::default();
+    let mut loaded = Loaded {
+        definition: Definition::default(),
+        faults: Vec::new(),
+        places: Places::default(),
+        declared: Declared::default(),
+        subscriptions: None,
+    };
     if text.len() > BYTES_MAX {
         let what = format!("has {} bytes; at most {BYTES_MAX} are allowed", text.len());
         reader.fault("", START, what);
-        return done(reader, Definition::default());
-    }
-    match stepwell_yaml::parse(text) {
-        Ok(root) => {
-            let definition = definition(&mut reader, &root);
-            done(reader, definition)
+    } else {
+        match stepwell_yaml::parse(text) {
+            Ok(root) => {
+                let Settled { root, declared, is_changed } = settle(&mut reader, root, choices);
+                loaded.definition = definition(&mut reader, &root);
+                loaded.subscriptions = subscriptions(text, &root, is_changed);
+                loaded.declared = declared;
+            }
+            Err((at, what)) => reader.fault("", at, what),
         }
-        Err((at, what)) => {
-            reader.fault("", at, what);
-            done(reader, Definition::default())
-        }
     }
+    (loaded.faults, loaded.places) = reader.done();
+    loaded
 }
 
-fn done(reader: Reader, definition: Definition) -> Loaded {
-    let (faults, places) = reader.done();
-    Loaded { definition, faults, places }
+/// What event-service reads of a definition: the text itself, as long as it says what is meant.
+fn subscriptions(text: &str, root: &Node, is_changed: bool) -> Option<String> {
+    let Value::Map(entries) = &root.value else { return None };
+    let read = |name: &str| matches!(name, "namespace" | "name" | "subscriptions");
+    entries.iter().find(|(key, _)| key.text == "subscriptions")?;
+    if !is_changed {
+        return Some(text.to_owned());
+    }
+    let read: Vec<_> = entries.iter().filter(|(key, _)| read(&key.text)).collect();
+    Some(text_of(&read))
 }
 
 fn definition(reader: &mut Reader, root: &Node) -> Definition {
@@ -106,7 +140,26 @@ fn definition(reader: &mut Reader, root: &Node) -> Definition {
         deadline: reader.duration(&fields, "deadline", LONG_MAX),
         concurrency: concurrency(reader, &fields),
         priority: reader.whole(&fields, "priority", 1..=PRIORITY_MAX).unwrap_or_default(),
+        identity: identity(reader, &fields),
     }
+}
+
+fn identity(reader: &mut Reader, fields: &Fields<'_>) -> Option<Identity> {
+    let (path, node) = fields.get("identity")?;
+    let fields = reader.fields(&path, node, &IDENTITY);
+    let name = reader.text(&fields, "strategy");
+    let strategy = STRATEGIES.iter().find(|(known, _)| *known == name).map(|(_, is)| *is);
+    if let Some((path, node)) = fields.get("strategy")
+        && strategy.is_none()
+        && !name.is_empty()
+    {
+        let meant = suggestion(&name, STRATEGIES.iter().map(|(known, _)| *known));
+        reader.fault(&path, node.at, format!("must be `random`, `hash` or `key`{meant}"));
+    }
+    Some(Identity {
+        strategy: strategy.unwrap_or_default().into(),
+        window: reader.duration(&fields, "window", LONG_MAX),
+    })
 }
 
 fn concurrency(reader: &mut Reader, fields: &Fields<'_>) -> Option<Concurrency> {

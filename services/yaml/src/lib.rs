@@ -10,7 +10,7 @@ use std::{collections::HashMap, fmt};
 use stepwell_rule as rule;
 
 pub use node::{Broken, Key, Node, Place, START, ScalarKind, Value, parse, scalar_kind};
-pub use read::{Fields, Reader};
+pub use read::{Fields, Reader, child};
 
 /// A fault of the text.
 #[derive(Clone, Debug, PartialEq)]

@@ -36,7 +36,7 @@ impl<'n> Fields<'n> {
 const PATH_BYTES_MAX: usize = 200;
 
 /// The path of a field of what is at `path`.
-pub(crate) fn child(path: &str, key: &str) -> String {
+pub fn child(path: &str, key: &str) -> String {
     if path.is_empty() {
         return key.to_owned();
     }
@@ -116,6 +116,16 @@ impl Reader {
             }
         }
         fields
+    }
+
+    /// The entries of a mapping whose keys are free, each key once.
+    pub fn entries<'n>(&mut self, path: &str, node: &'n Node) -> Vec<&'n (Key, Node)> {
+        self.place(path, node.at);
+        let Value::Map(entries) = &node.value else {
+            self.wrong::<()>(path, node, "a mapping");
+            return Vec::new();
+        };
+        self.unique(path, entries)
     }
 
     /// The entries of a mapping without those whose key was there before.

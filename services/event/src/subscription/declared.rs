@@ -11,7 +11,9 @@ use stepwell_proto::{
         delivery::Kind,
     },
 };
-use stepwell_rule::{DURATION_MAX, Fault, NAMESPACE_DEFAULT, bounded, quoted, suggestion};
+use stepwell_rule::{
+    DURATION_MAX, Fault, NAMESPACE_DEFAULT, bounded, is_event_name, quoted, suggestion,
+};
 use stepwell_store::{Applied, NewSubscription, Outcome, PARTITIONS_MAX, SUBSCRIPTIONS_MAX, Store};
 use stepwell_yaml::{Fields, Node, Reader, START, Value, told};
 
@@ -116,6 +118,42 @@ fn refused(of: &Declared, reason: ErrorReason, what: &str) -> Refusal {
     Refusal::new(reason, format!("{}: {what}", of.stands))
         .with("name", &of.new.name)
         .with_violations(vec![fault])
+}
+
+/// Checks a text without a service: what is registered there, and to which hosts it sends, is not known here. So every
+/// name that could be of a custom event is taken for one.
+pub(crate) fn check(
+    ways: &Ways,
+    text: &SubscriptionText,
+    mut known: Vec<String>,
+) -> Result<(), Refusal> {
+    if let Ok(root) = stepwell_yaml::parse(&text.yaml) {
+        let names = events(&root).into_iter().map(|name| name.replace('*', "any"));
+        known.extend(names.filter(|name| is_event_name(name)));
+    }
+    read(ways, &known, std::slice::from_ref(text)).map(drop).map_err(|mut refusal| {
+        for (path, _) in &mut refusal.violations {
+            *path = path.strip_prefix("texts[0]: ").unwrap_or(path).to_owned();
+        }
+        refusal
+    })
+}
+
+/// The names of events that stand in a text.
+fn events(root: &Node) -> Vec<String> {
+    let of = |node: &Node, name: &str| -> Vec<Node> {
+        let Value::Map(entries) = &node.value else { return Vec::new() };
+        let found = entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| &node.value);
+        let Some(Value::List(items)) = found else { return Vec::new() };
+        items.clone()
+    };
+    let subscriptions = of(root, "subscriptions");
+    let names = subscriptions.iter().flat_map(|subscription| of(subscription, "events"));
+    let text = |node: Node| match node.value {
+        Value::Scalar { text, .. } => Some(text),
+        _ => None,
+    };
+    names.filter_map(text).collect()
 }
 
 /// Reads all texts; all their faults. `known`: the custom events that there are.

@@ -14,7 +14,7 @@ mod request;
 mod service;
 
 pub(crate) use self::{
-    declared::apply,
+    declared::{apply, check},
     keeper::Keeper,
     read::Reading,
     request::{Faults, start},

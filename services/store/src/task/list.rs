@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::types::Uuid;
+use sqlx::types::{
+    Uuid,
+    chrono::{DateTime, Utc},
+};
 use stepwell_proto::v1;
 
 use super::TaskRow;
@@ -10,6 +13,8 @@ use crate::{Error, Filter, Store};
 
 /// Most tasks that one page looks at.
 const LOOKED_AT_MAX: i32 = 10_000;
+/// Most steps of tasks of which one page looks at how they stand.
+const STEPS_MAX: i32 = 100_000;
 /// Most tasks that one statement of a count looks at.
 const COUNTED_AT_ONCE: i32 = 20_000;
 /// A count begins with these.
@@ -26,37 +31,75 @@ pub struct Counted {
     pub first: Vec<Uuid>,
 }
 
+/// In which order tasks are listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Newest first.
+    #[default]
+    CreateDesc,
+    /// Oldest first.
+    Create,
+    /// Those that have ended, the last one first.
+    EndDesc,
+    /// Those that have ended, the first one first.
+    End,
+}
+
+impl Order {
+    fn number(self) -> i32 {
+        match self {
+            Self::CreateDesc => 1,
+            Self::Create => 2,
+            Self::EndDesc => 3,
+            Self::End => 4,
+        }
+    }
+}
+
+/// After which task of a list a page begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskPlace {
+    /// Its key.
+    pub key: i64,
+    /// Its time, if the list is in the order of times.
+    pub at: Option<DateTime<Utc>>,
+}
+
 impl Store {
-    /// The newest tasks that fit, `limit` at most, of those below a key, without steps and contexts.
-    /// Answers also the key below which the next page begins; none: this is the last one. A page looks
+    /// The first tasks that fit, `limit` at most, of those after a place, without steps and contexts.
+    /// Answers also the place where the next page begins; none: this is the last one. A page looks
     /// at 10,000 tasks at most, so a short one need not be the last.
     pub async fn list_tasks(
         &self,
         filter: &Filter,
-        before: Option<i64>,
+        order: Order,
+        after: Option<TaskPlace>,
         limit: i32,
-    ) -> Result<(Vec<v1::Task>, Option<i64>), Error> {
+    ) -> Result<(Vec<v1::Task>, Option<TaskPlace>), Error> {
         let rows = sqlx::query!(
-            r#"select m.m_next as next, t.id as "id?", t.uid as "uid?", t.definition as "definition?",
+            r#"select m.m_next as next, m.m_at as at, t.id as "id?", t.uid as "uid?", t.definition as "definition?",
                       t.state as "state?", t.started_at as "started_at?", t.finished_at as "finished_at?",
                       t.paused as "paused?", t.deadline as "deadline?",
                       t.held and t.finished_at is null as "held?", d.initiator as "initiator?",
                       d.source_system as "source_system?", d.reason as "reason?", d.tags as "tags?",
                       d.created_at as "created_at?", d.priority as "priority?",
                       d.correlation_id as "correlation_id?"
-                 from stepwell.match_tasks($1::text::json, $2, $3, $4, null) m
-                 left join lateral unnest(m.m_task) i on true
-                 left join lateral (select * from stepwell.task where id = i offset 0) t on true
-                 left join lateral (select * from stepwell.task_detail where task = i offset 0) d on true
-                order by i desc"#,
+                 from stepwell.match_tasks($1::text::json, $2, $3, $4, $5, $6, $7, null) m
+                 left join lateral unnest(m.m_task) with ordinality i(id, place) on true
+                 left join lateral (select * from stepwell.task where id = i.id offset 0) t on true
+                 left join lateral (select * from stepwell.task_detail where task = i.id offset 0) d on true
+                order by i.place"#,
             filter.to_text(),
-            before.unwrap_or(i64::MAX),
+            order.number(),
+            after.and_then(|place| place.at),
+            after.map(|place| place.key),
             LOOKED_AT_MAX,
             limit,
+            STEPS_MAX,
         )
         .fetch_all(self.reads())
         .await?;
-        let next = rows.first().and_then(|row| row.next);
+        let next = rows.first().and_then(|row| Some(TaskPlace { key: row.next?, at: row.at }));
         let rows = rows.into_iter().filter_map(|row| {
             Some(TaskRow {
                 id: row.id?,
@@ -106,7 +149,7 @@ impl Store {
                           array(select t.uid from unnest(m.m_task[:$5]) i,
                                        lateral (select uid from stepwell.task where id = i offset 0) t
                                  order by i desc) as "first!"
-                     from stepwell.match_tasks($1::text::json, $2, $3, $4, null) m"#,
+                     from stepwell.match_tasks($1::text::json, 0, null, $2, $3, $4, 0, null) m"#,
                 filter,
                 before,
                 COUNTED_AT_ONCE,

@@ -99,6 +99,48 @@ fn each_kind_of_fault_says_where_and_what_was_probably_meant() {
             "concurrency.limit at 2:30",
             "from 1 to 10000",
         ),
+        (
+            "name: d\nidentity: {strategy: hahs}\nsteps: [{name: a}]".into(),
+            "identity.strategy at 2:22",
+            "did you mean `hash`?",
+        ),
+        (
+            "name: d\nidentity: {strategy: hash, windw: 1m}\nsteps: [{name: a}]".into(),
+            "identity.windw at 2:28",
+            "did you mean `window`?",
+        ),
+        (
+            "name: d\nidentity: {strategy: hash, window: 0s}\nsteps: [{name: a}]".into(),
+            "identity.window at 2:36",
+            "from 1ms to 8760h",
+        ),
+        (
+            "name: d\nidentity: {window: 1m}\nsteps: [{name: a}]".into(),
+            "identity.window at 2:20",
+            "`strategy: hash` or `key` is wanted",
+        ),
+        (
+            "name: d\nidentity: hash\nsteps: [{name: a}]".into(),
+            "identity at 2:11",
+            "must be a mapping, but is text",
+        ),
+        (
+            "name: d\nversion: 1.2.3-rc.1\nsteps: [{name: a}]".into(),
+            "version at 2:10",
+            "did you mean `1.2.3`?",
+        ),
+        (
+            "name: d\ncontext_schema: {$schema: 'http://json-schema.org/draft-04/schema#'}\nsteps: [{name: a}]"
+                .into(),
+            "context_schema.$schema at 2:27",
+            "draft/2020-12/schema` or `http://json-schema.org/draft-07/schema`",
+        ),
+        (
+            "name: d\ncontext_schema:\n  properties:\n    n: {type: integer, default: x}\nsteps: [{name: a}]"
+                .into(),
+            "context_schema.properties.n.default at 4:33",
+            "does not fit its own schema",
+        ),
         (step("skippable: 1"), "steps[0].skippable at 4:16", "true or false"),
         (step("depends_on: one"), "steps[0].depends_on at 4:17", "must be a list, but is text"),
         (step("depends_on: [one]"), "steps[0].depends_on[0] at 4:18", "is the step itself"),

@@ -6,6 +6,7 @@ mod create;
 mod define;
 mod faults;
 mod follow;
+mod identity;
 
 use std::time::Duration;
 
