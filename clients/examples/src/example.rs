@@ -19,8 +19,8 @@ pub struct Example {
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
-    /// Its definitions, as they are registered.
-    pub definitions: &'static [&'static str],
+    /// Its definitions, as they are registered, each with its namespace.
+    pub definitions: &'static [(&'static str, &'static str)],
     /// Namespace and name of the definition whose tasks the inputs are.
     pub of: (&'static str, &'static str),
     /// Its inputs: a JSON array of [`Input`].
@@ -236,8 +236,7 @@ mod tests {
             ..v1::Step::default()
         };
         let mut paid = step("pay", v1::State::Error, 2);
-        paid.last_error =
-            Some(v1::StepError { error_code: "NO".into(), ..v1::StepError::default() });
+        paid.last_error = Some(v1::Failure { error_code: "NO".into(), ..v1::Failure::default() });
         let mut looked = step("look", v1::State::Complete, 1);
         looked.result = r#"{"sum": 7.50, "all": [{"a": 1, "b": 2}]}"#.into();
         let steps = vec![looked, paid, step("ask", v1::State::ResolvedManually, 0)];

@@ -2,12 +2,16 @@
 
 pub mod analytics;
 mod caller;
+pub mod cart;
 pub mod checkout;
 pub mod example;
 mod ledger;
+pub mod refund;
+pub mod registration;
 pub mod subscribers;
 
 use crate::example::Example;
 
 /// The examples beside the checkout.
-pub const EXAMPLES: [&Example; 1] = [&analytics::EXAMPLE];
+pub const EXAMPLES: [&Example; 4] =
+    [&analytics::EXAMPLE, &registration::EXAMPLE, &cart::EXAMPLE, &refund::EXAMPLE];

@@ -13,7 +13,7 @@ use crate::example::Example;
 pub const EXAMPLE: Example = Example {
     name: "analytics",
     about: "fan-out and fan-in over a warehouse, custom events",
-    definitions: &[include_str!("../../analytics/definition.yaml")],
+    definitions: &[(NAMESPACE, include_str!("../../analytics/definition.yaml"))],
     of: (NAMESPACE, "customer_analytics"),
     inputs: include_str!("../../analytics/inputs.json"),
     servers: servers::routes,
