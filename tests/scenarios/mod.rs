@@ -20,6 +20,7 @@ mod executors;
 mod feed;
 mod hostile;
 mod idle;
+mod init;
 mod json;
 mod limits;
 mod logs;

@@ -3,6 +3,7 @@
 
 mod analytics;
 mod cart;
+mod readmes;
 mod refund;
 mod registration;
 
