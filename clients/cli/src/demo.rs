@@ -95,7 +95,7 @@ impl Demo {
                 "all {} orders ended as their input says they must",
                 tasks.len()
             ))?;
-            output::note("other examples, each run by `stepwell example NAME`:");
+            output::note("other examples, whose parts `stepwell example` runs:");
             for other in example::others() {
                 output::note(format!("  {other}"));
             }
