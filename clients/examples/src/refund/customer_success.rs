@@ -12,6 +12,8 @@ use super::{NAME, call, payment_id, payments, refused};
 use crate::caller::Caller;
 
 pub(super) const NAMESPACE: &str = "customer_success";
+/// The versions of the definition that these handlers are for.
+const VERSIONS: &str = ">=1.3, <2";
 /// The step that waits for a person.
 const APPROVAL: &str = "get_manager_approval";
 
@@ -20,14 +22,14 @@ pub(super) fn executor(client: &Client, caller: Caller) -> Executor {
     let (customers, tickets) = (caller.clone(), caller);
     Executor::new(client, "customer-success")
         .namespace(NAMESPACE)
-        .handler_for("validate_refund_request", "=1.3.0", validate_refund_request)
-        .handler_for("check_refund_policy", "=1.3.0", move |step| {
+        .handler_for("validate_refund_request", VERSIONS, validate_refund_request)
+        .handler_for("check_refund_policy", VERSIONS, move |step| {
             check_refund_policy(policy.clone(), customers.clone(), step)
         })
-        .handler_for("execute_refund_workflow", "=1.3.0", move |step| {
+        .handler_for("execute_refund_workflow", VERSIONS, move |step| {
             execute_refund_workflow(delegates.clone(), step)
         })
-        .handler_for("update_ticket_status", "=1.3.0", move |step| {
+        .handler_for("update_ticket_status", VERSIONS, move |step| {
             update_ticket_status(tickets.clone(), step)
         })
 }
