@@ -260,7 +260,8 @@ mod tests {
     #[test]
     fn a_task_that_ended_as_it_must_has_no_differences_and_any_other_has_its_own() {
         assert_eq!(expectation(|_| {}).differences(&task()), Vec::<String>::new());
-        let changes: [(fn(&mut Value), &str); 9] = [
+        type Change = (fn(&mut Value), &'static str);
+        let changes: [Change; 9] = [
             (|e| e["state"] = json!("complete"), "the state is error"),
             (|e| e["failed"]["pay"] = json!("YES"), "pay failed with NO"),
             (|e| e["failed"] = json!({}), "pay is error, must be complete"),
