@@ -18,9 +18,6 @@ create index task_definition on task (definition, id);
 create index task_failed on task (id) where finished_at is not null and failed_n > 0;
 create index task_ended on task (finished_at, id) where finished_at is not null;
 
--- What the holder of the annotation's key said of the task; both are text.
-alter table task_detail add column if not exists annotations jsonb not null default '{}';
-
 -- What an operation is on, as it was written. Those of the earlier form cannot be read any more: they are stopped.
 alter table bulk_operation add column written text not null default '';
 update bulk_operation set state = 3, ended_at = clock_timestamp() where ended_at is null;

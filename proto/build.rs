@@ -53,8 +53,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.extern_path(".stepwell.v1.EventBatch", "crate::batch::EventBatch");
     // The codec treats requests by name.
     config.enable_type_names();
-    // Definitions are hashed as they are encoded, so the order of their maps must not change.
-    config.btree_map([".stepwell.v1.StepTemplate", ".stepwell.v1.Hello", ".stepwell.v1.Executor"]);
+    // Definitions and requests are hashed as they are encoded, so the order of their maps must not change.
+    config.btree_map([
+        ".stepwell.v1.StepTemplate",
+        ".stepwell.v1.Hello",
+        ".stepwell.v1.Executor",
+        ".stepwell.v1.Task",
+        ".stepwell.v1.TaskAnnotated",
+        ".stepwell.v1.CreateTaskRequest",
+        ".stepwell.v1.AnnotateTaskRequest",
+    ]);
     tonic_prost_build::configure()
         .generate_default_stubs(true)
         .codec_path("crate::codec::BoundedCodec")

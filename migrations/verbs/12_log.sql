@@ -30,6 +30,7 @@ begin
     v_name := format('event_%s', lpad(v_next::text, 19, '0'));
     execute format('create table %I (like event including defaults including constraints)', v_name);
     execute format('alter table %I add primary key (position)', v_name);
+    execute format('create index on %I (task, (position + 0))', v_name);
     execute format('alter table event attach partition %I for values from (%s) to (%s)',
                    v_name, v_next, v_next + p_size);
     v_next := v_next + p_size;
@@ -37,6 +38,18 @@ begin
   end loop;
   return v_made;
 end $$;
+
+-- The oldest partition without its part of the index `event_task`: it was made before there was one. Null: there is none.
+-- Answers it, and the name its part is to have.
+create or replace function stepwell.unindexed_event(out r_table text, out r_index text)
+  language sql stable set search_path = stepwell as $$
+  select format('stepwell.%I', c.relname), format('%I', c.relname || '_task')
+    from event_partitions() p join pg_class c on c.oid = p.r_id
+   where not p.r_going
+     and not exists (select from pg_index i join pg_inherits h on h.inhrelid = i.indexrelid
+                      where i.indrelid = p.r_id and h.inhparent = 'event_task'::regclass)
+   order by p.r_from limit 1
+$$;
 
 -- The place before the first event that is kept: whoever has come so far has missed nothing, whoever has not may
 -- have. Places lie between two commits: of one that a dropped partition had a part of, nothing is kept.

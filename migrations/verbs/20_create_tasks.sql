@@ -2,7 +2,7 @@
 -- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
 -- Steps whose numbers stand in t_skipped (an array as text) are resolved at once. A task with a concurrency key
 -- is held until the key is given to it, see grant_keys; t_room of those with its key may run at once. A task
--- without a priority has its definition's.
+-- without a priority has its definition's. Annotations are a JSON object of texts for each task; null: there are none.
 --
 -- Locks   new queues, the uids (sorted), then the append.
 -- Answers the keys of the tasks it made, and when; the caller's other keys go unused. And how many queues it
@@ -11,7 +11,7 @@ create or replace function stepwell.create_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
     t_skipped text[], t_concurrency bigint[], t_room int[], t_priority smallint[], t_correlation text[],
-    p_at timestamptz default null,
+    p_at timestamptz default null, t_annotations text[] default null,
     out n_key bigint[], out n_at timestamptz, out queues_n int)
   language plpgsql volatile set search_path = stepwell as $$
 declare
@@ -73,12 +73,14 @@ begin
   v_batch := append(v_ev, v_wait, p_at);
   n_at    := coalesce(p_at, clock_timestamp());
   insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position,
-                           priority, correlation_id)
+                           priority, correlation_id, annotations)
   select id, hash, context, initiator, source_system, reason,
          case when tags is null then '{}' else array(select json_array_elements_text(tags::json)) end,
-         n_at, v_batch, coalesce(t.priority, (select priority from definition where id = t.definition)), t.correlation
-    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags, t_priority, t_definition, t_correlation)
-           t(id, hash, context, initiator, source_system, reason, tags, priority, definition, correlation)
+         n_at, v_batch, coalesce(t.priority, (select priority from definition where id = t.definition)), t.correlation,
+         coalesce(t.annotations::jsonb, '{}')
+    from unnest(t_id, t_hash, t_context, t_initiator, t_source_system, t_reason, t_tags, t_priority, t_definition, t_correlation,
+                t_annotations)
+           t(id, hash, context, initiator, source_system, reason, tags, priority, definition, correlation, annotations)
    where id = any(n_key);
   if array_remove(t_tags, null) <> '{}' then
     insert into task_tag

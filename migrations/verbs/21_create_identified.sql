@@ -10,7 +10,7 @@ create or replace function stepwell.create_identified_tasks(
     t_id bigint[], t_uid uuid[], t_definition int[], t_hash bytea[], t_context text[],
     t_initiator text[], t_source_system text[], t_reason text[], t_tags text[], t_trace bytea[],
     t_skipped text[], t_concurrency bigint[], t_room int[], t_priority smallint[], t_correlation text[],
-    p_at timestamptz default null,
+    p_at timestamptz default null, t_annotations text[] default null,
     out n_key bigint[], out n_at timestamptz, out queues_n int, out t_there uuid[])
   language plpgsql volatile set search_path = stepwell as $$
 declare
@@ -51,7 +51,8 @@ begin
       array(select t_tags[i] from unnest(v_go) i), array(select t_trace[i] from unnest(v_go) i),
       array(select t_skipped[i] from unnest(v_go) i), array(select t_concurrency[i] from unnest(v_go) i),
       array(select t_room[i] from unnest(v_go) i), array(select t_priority[i] from unnest(v_go) i),
-      array(select t_correlation[i] from unnest(v_go) i), p_at) c
+      array(select t_correlation[i] from unnest(v_go) i), p_at,
+      case when t_annotations is not null then array(select t_annotations[i] from unnest(v_go) i) end) c
     into n_key, n_at, queues_n;
 
   -- Each key is of the task that was made for it; one whose task was not made is nobody's.

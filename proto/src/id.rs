@@ -239,6 +239,51 @@ impl EventsToken {
     }
 }
 
+/// Where a page of exported tasks begins, as it travels in `next_page_token`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportToken {
+    /// What is exported: a token of one list is none of another.
+    pub list: u64,
+    /// Tasks up to this key have had their turn, but for this one if it is begun.
+    pub task: i64,
+    /// The task is begun:
+    pub begun: bool,
+    /// its next step has this number,
+    pub step: i32,
+    /// and its next event is behind this position.
+    pub position: i64,
+}
+
+impl ExportToken {
+    const VERSION: u8 = 3;
+
+    /// As it goes over the wire.
+    pub fn encode(self) -> String {
+        let mut bytes = [Self::VERSION; 30];
+        bytes[1..9].copy_from_slice(&self.list.to_be_bytes());
+        bytes[9..17].copy_from_slice(&self.task.to_be_bytes());
+        bytes[17..25].copy_from_slice(&self.position.to_be_bytes());
+        bytes[25..29].copy_from_slice(&self.step.to_be_bytes());
+        bytes[29] = u8::from(self.begun);
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads what came over the wire.
+    pub fn decode(text: &str) -> Option<Self> {
+        let mut bytes = [0; 30];
+        if BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) != Ok(30) {
+            return None;
+        }
+        let at = |from: usize| bytes[from..from + 8].try_into().expect("eight bytes");
+        let list = u64::from_be_bytes(at(1));
+        let [task, position] = [9, 17].map(|from| i64::from_be_bytes(at(from)));
+        let step = i32::from_be_bytes(bytes[25..29].try_into().expect("four bytes"));
+        let is_one = task >= 0 && position >= 0 && (0..=16_384).contains(&step) && bytes[29] < 2;
+        let token = Self { list, task, begun: bytes[29] == 1, step, position };
+        (bytes[0] == Self::VERSION && is_one).then_some(token)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +303,9 @@ mod tests {
         let token = EventsToken { list: 7, after: 1, until: 2, skip: u32::MAX, end: i64::MAX };
         assert_eq!(EventsToken::decode(&token.encode()), Some(token));
         assert_eq!(EventsToken::decode(&EventsToken { after: 3, ..token }.encode()), None);
+        let token = ExportToken { list: 9, task: 4, begun: true, step: 10_000, position: i64::MAX };
+        assert_eq!(ExportToken::decode(&token.encode()), Some(token));
+        assert_eq!(ExportToken::decode(&ExportToken { step: -1, ..token }.encode()), None);
     }
 
     #[test]

@@ -111,7 +111,7 @@ async fn every_event_of_the_catalog_is_seen_and_fits_its_schema() {
         caller.complete(&held).await;
     }
 
-    // One is paused, changed, resumed, fails for good, is tried again, and settled by a person.
+    // One is paused, changed, annotated, resumed, fails for good, is tried again, and settled by a person.
     let task_id = world.create("once", &json!({})).await.task_id;
     let step_id = stepwell_proto::id::step_id(&task_id, 0);
     let pause = v1::PauseTaskRequest {
@@ -128,6 +128,14 @@ async fn every_event_of_the_catalog_is_seen_and_fits_its_schema() {
         ..v1::UpdateTaskRequest::default()
     };
     client.update_task(update).await.unwrap();
+    let annotate = v1::AnnotateTaskRequest {
+        task_id: task_id.clone(),
+        set: [("ticket".to_owned(), "S-17".to_owned())].into(),
+        remove: vec!["suspect".into()],
+        annotated_by: by.into(),
+        ..v1::AnnotateTaskRequest::default()
+    };
+    client.annotate_task(annotate).await.unwrap();
     let update = v1::UpdateStepRequest {
         step_id,
         config: Some(r#"{"gateway": "backup"}"#.into()),

@@ -120,7 +120,7 @@ async fn what_is_registered_is_listed_and_its_graph_shown() {
     let definition = |args: &[&str]| stepwell(&world, &[&["definition"][..], args].concat(), "");
     let (_, out, _) = definition(&["list"]);
     assert!(out.contains("1.10.0") && !out.contains("1.9.0"), "{out}");
-    let (_, out, _) = definition(&["list", "--all-versions", "-o", "json"]);
+    let (_, out, _) = definition(&["list", "--all-versions", "-o", "jsonl"]);
     let versions: Vec<serde_json::Value> =
         out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(

@@ -171,7 +171,7 @@ async fn half_send(target: Target) {
 /// Asks for large answers and takes none of them.
 async fn take_no_answers(target: Target) {
     let task_id = target.large_task.clone();
-    let request = framed(&GetTaskRequest { task_id, include_results: true });
+    let request = framed(&GetTaskRequest { task_id, include_results: true, ..Default::default() });
     loop {
         let Some(mut sender) = connect(&target.task, 5, false).await else { continue };
         let mut held = Vec::new();

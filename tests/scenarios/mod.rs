@@ -1,5 +1,6 @@
 //! Stories over real processes, a real Postgres and real sockets.
 
+mod annotations;
 mod bad_input;
 mod bench;
 mod bulk;
@@ -18,9 +19,11 @@ mod durable;
 mod events;
 mod executors;
 mod feed;
+mod history;
 mod hostile;
 mod idle;
 mod init;
+mod insight;
 mod json;
 mod limits;
 mod logs;

@@ -194,7 +194,8 @@ async fn a_task_that_ended_long_ago_is_not_found_its_id_is_free_and_its_events_a
     world.suite.process(Kind::Task, 0).unwrap().kill(Signal::SIGTERM).await.unwrap();
     world.suite.restart(Kind::Task, 0).await.unwrap();
     let deadline = tokio::time::Instant::now() + SOON;
-    let get = v1::GetTaskRequest { task_id: old.clone(), include_results: true };
+    let get =
+        v1::GetTaskRequest { task_id: old.clone(), include_results: true, ..Default::default() };
     let refused = loop {
         match world.client.get_task(get.clone()).await {
             Err(error) if error.reason() == Some(ErrorReason::TaskNotFound) => break error,

@@ -351,7 +351,7 @@ fn sent(world: &World) -> usize {
             false => statements.last_mut().into_iter().for_each(|text| text.push_str(line)),
         }
     }
-    let about = ["stepwell.task", "stepwell.step", "stepwell.definition"];
+    let about = ["stepwell.task", "stepwell.step", "stepwell.definition", "from_state"];
     let statements = statements.iter().map(String::as_str).filter(asks);
     statements.filter(|text| about.iter().any(|table| text.contains(table))).count()
 }
@@ -409,6 +409,38 @@ async fn a_view_takes_as_many_statements_for_ten_thousand_steps_as_for_four_and_
         assert_eq!(client.list_tasks(request).await.unwrap().tasks.len(), 1);
         counts.entry("list").or_default().push(sent(&world) - before);
     }
+    for task_id in &tasks[..2] {
+        let cancel = v1::CancelTaskRequest { task_id: task_id.clone(), ..Default::default() };
+        client.cancel_task(cancel).await.unwrap();
+        let before = sent(&world);
+        let get = v1::GetTaskRequest { task_id: task_id.clone(), ..Default::default() };
+        client.get_task(get.clone()).await.unwrap();
+        counts.entry("task").or_default().push(sent(&world) - before);
+        let before = sent(&world);
+        let get = v1::GetTaskRequest { include_graph: true, ..get };
+        let got = client.get_task(get).await.unwrap();
+        assert!(got.graph.is_some_and(|graph| graph.steps.len() == got.task.unwrap().steps.len()));
+        counts.entry("task and graph").or_default().push(sent(&world) - before);
+        let scope = Some(v1::TransitionScope { task_id: task_id.clone(), ..Default::default() });
+        for (newest_first, what) in [(false, "first transitions"), (true, "last transitions")] {
+            let before = sent(&world);
+            let request = v1::ListTransitionsRequest {
+                scope: scope.clone(),
+                newest_first,
+                ..Default::default()
+            };
+            let page = client.list_transitions(request).await.unwrap();
+            assert!(page.transitions.len() == 6 || page.transitions.len() == 100);
+            counts.entry(what).or_default().push(sent(&world) - before);
+        }
+        let before = sent(&world);
+        let request = v1::GetTransitionStatisticsRequest { scope };
+        let of = client.get_transition_statistics(request).await.unwrap();
+        assert!(of.total == 6 || of.total == 10_002, "{of:?}");
+        counts.entry("figures").or_default().push(sent(&world) - before);
+    }
+    // What was before the last of many is asked for by one statement more.
+    assert_eq!(counts.remove("last transitions"), Some(vec![2, 3]));
     for n in [2, 10] {
         let before = sent(&world);
         let request = v1::BatchGetTaskContextsRequest { task_ids: tasks[..n].to_vec() };
@@ -419,15 +451,18 @@ async fn a_view_takes_as_many_statements_for_ten_thousand_steps_as_for_four_and_
     let wanted = [
         ("batch", 2),
         ("context", 1),
+        ("figures", 2),
+        ("first transitions", 2),
         ("graph", 1),
         ("list", 1),
         ("page", 1),
         ("summary", 1),
         ("task", 2),
+        ("task and graph", 3),
     ];
     assert_eq!(counts, wanted.map(|(view, n)| (view, vec![n, n])).into(), "once they are known");
 
-    let all = readiness(client, &tasks[1], 1000).await;
+    let all = readiness(client, &tasks[2], 1000).await;
     assert_eq!((all.len(), all.iter().filter(|step| step.ready).count()), (10_000, 1));
     let request = v1::BatchGetTaskContextsRequest { task_ids: tasks.clone() };
     let refused = client.batch_get_task_contexts(request).await.unwrap_err();

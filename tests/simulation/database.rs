@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::{
     dag::{PRIORITIES, Plan, QUEUES, queue_number},
     model::{
-        Asked, Changed, Due, Id, Leased, Moved, Ms, New, OfStep, OfTask, Once, Retired, Settle,
-        Settled, Sweep,
+        Asked, Changed, Due, FACTS_MAX, Id, Leased, Moved, Ms, New, OfStep, OfTask, Once, Retired,
+        Settle, Settled, Sweep,
     },
 };
 
@@ -98,7 +98,9 @@ const ROWS: &str = "
                         (extract(epoch from finished_at - b.at) * 1000)::bigint,
                         ruled, paused, held, case when ruled then running_n end,
                         (extract(epoch from deadline - b.at) * 1000)::bigint,
-                        (select priority from stepwell.task_detail where task = id))::text, e'\\n' order by id)
+                        (select priority from stepwell.task_detail where task = id),
+                        (select string_agg(k, '+' order by k) from stepwell.task_detail, jsonb_object_keys(annotations) k
+                          where task = id))::text, e'\\n' order by id)
        from stepwell.task where id between $2 and $2 + 999),
     (select string_agg(((key >> 14) - b.task, key & 16383, state, waiting_on, attempt, max_attempts,
                         (extract(epoch from not_before - b.at) * 1000)::bigint,
@@ -737,6 +739,29 @@ impl Database {
             self.know_queues().await?;
         }
         answer
+    }
+
+    /// Answers the state it was in, and whether there was room. The text of a fact is its name.
+    pub async fn annotate(
+        &mut self,
+        task: usize,
+        fact: u8,
+        kept: bool,
+    ) -> Answer<(Option<State>, bool)> {
+        self.called.insert("annotate_task");
+        let row = sqlx::query(
+            "select array[t_was] t_was, t_done
+               from stepwell.annotate_task($1, case when $3 then json_build_object($2, $2) else '{}' end::text,
+                                           case when $3 then '{}' else array[$2] end, $4, '{}', $5)",
+        )
+        .bind(self.uid(task))
+        .bind(fact.to_string())
+        .bind(kept)
+        .bind(int(FACTS_MAX))
+        .bind(self.time())
+        .fetch_one(self.writer.connection())
+        .await;
+        answer(row, |row| Ok((states(&row, "t_was")?[0], row.try_get("t_done")?)))
     }
 
     /// A step may make so many attempts.

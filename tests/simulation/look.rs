@@ -31,7 +31,11 @@ pub fn expected(model: &Model) -> Rows {
                 of.held,
                 model.is_ruled(task).then(|| model.in_state(task, State::InProgress)),
                 of.deadline,
-                of.priority
+                of.priority,
+                (!of.facts.is_empty()).then(|| {
+                    let facts: Vec<_> = of.facts.iter().map(u8::to_string).collect();
+                    facts.join("+")
+                })
             ])
         })),
         steps: lines(model.steps().into_iter().map(|id| step(model, id))),
@@ -106,7 +110,7 @@ pub fn differences(model: &Model, mut found: Rows) -> Result<(), String> {
     let parts = [
         (
             "task, state, live, failed, cancelled, started, finished, ruled, paused, held, running, \
-             deadline, priority",
+             deadline, priority, facts",
             expected.tasks,
             found.tasks,
         ),

@@ -56,6 +56,7 @@ const INTERNAL: &[&str] = &[
     "seen_request",
     "update_task_once",
     "update_step_once",
+    "annotate_task_once",
     "add_queues",
     "queue_at",
 ];

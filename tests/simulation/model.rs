@@ -11,13 +11,15 @@ use std::{
 
 use stepwell_proto::{
     catalog::{self, EventMessage, EventType},
-    v1::{Entity, State, StepUpdated, TaskPaused, TaskResumed, TaskUpdated},
+    v1::{Entity, State, StepUpdated, TaskAnnotated, TaskPaused, TaskResumed, TaskUpdated},
 };
 
 use super::dag::{Name, Plan, QUEUES, queue_number};
 
 /// Milliseconds since the case began.
 pub type Ms = i64;
+/// Most facts of a task, here: few, so that there is no room for one now and then.
+pub const FACTS_MAX: usize = 2;
 
 /// The node is retired: nothing is done (SW001).
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Task {
     /// It waits for its concurrency key.
     pub held: bool,
     pub deadline: Option<Ms>,
+    /// What is kept with it.
+    pub facts: BTreeSet<u8>,
     pub steps: Vec<Step>,
 }
 
@@ -808,6 +812,7 @@ impl Model {
                 paused,
                 held,
                 deadline,
+                facts: BTreeSet::new(),
                 steps,
             });
             self.open_again(*task);
@@ -1338,6 +1343,25 @@ impl Model {
         }
         self.push(task, None, TaskUpdated::NUMBER, Some(state), state, None);
         (Some(state), queues, self.append())
+    }
+
+    /// Answers the state it was in, and whether there was room.
+    pub fn annotate(&mut self, task: usize, fact: u8, kept: bool) -> (Option<State>, bool) {
+        let Some(of) = &mut self.tasks[task] else { return (None, false) };
+        let state = of.state;
+        let mut facts = of.facts.clone();
+        if kept {
+            facts.insert(fact)
+        } else {
+            facts.remove(&fact)
+        };
+        let done = facts.len() <= FACTS_MAX;
+        if done {
+            of.facts = facts;
+            self.push(task, None, TaskAnnotated::NUMBER, Some(state), state, None);
+            self.append();
+        }
+        (Some(state), done)
     }
 
     /// A step that is not done waits beside its queue, at another priority.

@@ -23,6 +23,7 @@ const VERBS: &[(&str, &str)] = &[
     ("move_steps", include_str!("../../migrations/verbs/82_move_steps.sql")),
     ("move_tasks", include_str!("../../migrations/verbs/84_move_tasks.sql")),
     ("update", include_str!("../../migrations/verbs/85_update.sql")),
+    ("annotate", include_str!("../../migrations/verbs/88_annotate.sql")),
     ("request", include_str!("../../migrations/verbs/87_request.sql")),
     (VIEWS, include_str!("../../migrations/verbs/90_views.sql")),
 ];
@@ -901,6 +902,21 @@ const NOTICED: &[Mutation] = &[
         "update",
         "and attempt <= coalesce(p_max_attempts, attempt)\n     and s_task in (1, 2, 4)",
         "and attempt <= coalesce(p_max_attempts, attempt)",
+    ),
+    Mutation("a fact is not kept", "annotate", "|| p_set::jsonb", ""),
+    Mutation("a fact is never forgotten", "annotate", "(annotations - p_remove)", "annotations"),
+    Mutation("facts forget all others", "annotate", "(annotations - p_remove) || p_set", "p_set"),
+    Mutation(
+        "a task has one fact more than it may",
+        "annotate",
+        "from jsonb_object_keys(v_all)) <= p_most",
+        "from jsonb_object_keys(v_all)) <= p_most + 1",
+    ),
+    Mutation(
+        "what there is no room for is kept all the same",
+        "annotate",
+        "if not t_done then return; end if;",
+        "",
     ),
 ];
 

@@ -63,6 +63,8 @@ pub enum Operation {
     Pause { tasks: Vec<Pick>, paused: bool },
     /// What is said of a task is changed, and perhaps its priority.
     Priority { task: Pick, priority: Option<u8> },
+    /// A fact, one of few, is kept with a task, or forgotten.
+    Annotate { task: Pick, fact: u8, kept: bool },
     /// A step may make so many attempts.
     Attempts { step: Aim, most: u8 },
     /// What a plan is a version of is paused, or goes on; or all of its namespace.
@@ -217,6 +219,8 @@ fn people() -> impl Strategy<Value = Operation> {
         5 => (picks(), any::<bool>()).prop_map(|(tasks, paused)| Operation::Pause { tasks, paused }),
         4 => (any::<Pick>(), prop::option::weighted(0.9, priorities()))
             .prop_map(|(task, priority)| Operation::Priority { task, priority }),
+        3 => (any::<Pick>(), 0..4u8, prop::bool::weighted(0.7))
+            .prop_map(|(task, fact, kept)| Operation::Annotate { task, fact, kept }),
         2 => (aims(), 0..6u8).prop_map(|(step, most)| Operation::Attempts { step, most }),
         3 => (any::<Pick>(), prop::bool::weighted(0.3), prop::bool::weighted(0.45))
             .prop_map(|(plan, all, paused)| Operation::PausePlan { plan, all, paused }),

@@ -610,6 +610,23 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a task keeps as many facts as it may, and another one only once one of them is forgotten",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 3}], "backwards": false}],
+            "tasks": [0],
+            "operations": [
+                {"Create": [[0, []]]},
+                {"Annotate": {"task": 0, "fact": 0, "kept": true}},
+                {"Annotate": {"task": 0, "fact": 1, "kept": true}},
+                {"Annotate": {"task": 0, "fact": 2, "kept": true}},
+                {"Annotate": {"task": 0, "fact": 1, "kept": true}},
+                {"Annotate": {"task": 0, "fact": 0, "kept": false}},
+                {"Annotate": {"task": 0, "fact": 2, "kept": true}}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

@@ -200,6 +200,12 @@ impl Run<'_> {
                 self.agree(answer, |model| Ok(model.change(task, *priority)))?;
                 self.look().await
             }
+            Operation::Annotate { task, fact, kept } => {
+                let task = of(*task, self.model.tasks.len());
+                let answer = self.database.annotate(task, *fact, *kept).await;
+                self.agree(answer, |model| Ok(model.annotate(task, *fact, *kept)))?;
+                self.look().await
+            }
             Operation::Attempts { step, most } => {
                 let Some(id) =
                     self.aimed(*step, &[State::Pending, State::InProgress, State::Error])

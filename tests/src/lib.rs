@@ -251,6 +251,7 @@ pub fn new_task(definition: &Arc<StoredDefinition>) -> NewTask {
         concurrency: None,
         identity: None,
         correlation_id: "test".into(),
+        annotations: Default::default(),
         trace: None,
         hash: [0; 32],
         key: None,

@@ -192,7 +192,11 @@ impl World {
 
     /// A task with its steps and their results.
     pub async fn task(&self, task_id: &str) -> v1::Task {
-        let request = v1::GetTaskRequest { task_id: task_id.to_owned(), include_results: true };
+        let request = v1::GetTaskRequest {
+            task_id: task_id.to_owned(),
+            include_results: true,
+            ..Default::default()
+        };
         self.client.get_task(request).await.unwrap().task.unwrap()
     }
 

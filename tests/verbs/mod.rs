@@ -2,11 +2,15 @@
 //! two meet. A race is arranged: a third session holds the lock that both need until both stand in
 //! line, so the outcome does not hang on luck.
 
+mod annotate;
+mod archive;
 mod bulk;
 mod edges;
 mod executors;
 mod find;
+mod history;
 mod identity;
+mod insight;
 mod life;
 mod limits;
 mod moves;

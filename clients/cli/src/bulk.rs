@@ -170,7 +170,7 @@ const STATES: [State; 6] = [
     State::ResolvedManually,
 ];
 
-fn state(text: &str) -> Result<State, String> {
+pub(crate) fn state(text: &str) -> Result<State, String> {
     let words: Vec<&str> = STATES.iter().map(|state| state.word()).collect();
     let found = STATES.into_iter().find(|state| state.word() == text);
     found.ok_or_else(|| format!("must be one of {}", words.join(", ")))
@@ -183,6 +183,10 @@ fn filter(text: &str) -> Result<String, String> {
         Ok(None) => Err("it says nothing".to_owned()),
         Err(fault) => Err(fault.to_string()),
     }
+}
+
+pub(crate) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
+    text.parse().map_err(|_| "must be a time such as 2026-11-28T09:30:00Z".to_owned())
 }
 
 impl Filter {

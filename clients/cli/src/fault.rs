@@ -167,6 +167,10 @@ fn hint(refusal: &Refusal) -> Option<String> {
         ErrorReason::FilterInvalid => {
             "a filter such as 'state = error AND create_time > \"-1h\"'".into()
         }
+        ErrorReason::DiagramTooLarge => format!("stepwell task graph {task}"),
+        ErrorReason::WindowExpired => "a shorter --window".into(),
+        ErrorReason::TaskNotRemovable => format!("stepwell task describe {task}"),
+        ErrorReason::AnnotationLimit => format!("stepwell task annotate {task} NAME-"),
         ErrorReason::Overloaded => "the same again in a while".into(),
         ErrorReason::DatabaseUnavailable => "stepwell doctor, or the same again in a while".into(),
         ErrorReason::ShuttingDown => "the same again: another copy of the service takes it".into(),

@@ -82,7 +82,7 @@ impl Watch {
 }
 
 async fn read(client: &Client, task_id: &str) -> Result<Task, Fault> {
-    let request = GetTaskRequest { task_id: task_id.to_owned(), include_results: false };
+    let request = GetTaskRequest { task_id: task_id.to_owned(), ..GetTaskRequest::default() };
     Ok(client.get_task(request).await?.task.unwrap_or_default())
 }
 

@@ -1,5 +1,7 @@
 //! The `stepwell` command: the services, a suite for development, a demo, and a client.
 
+mod annotation;
+mod archive;
 mod bench;
 mod bulk;
 mod completion;
@@ -9,17 +11,23 @@ mod custom;
 mod dag;
 mod definition;
 mod demo;
+mod diagram;
 mod doctor;
 mod event;
 mod example;
 mod executor;
 mod fault;
 mod follow;
+mod history;
 mod init;
 mod output;
+mod overview;
+mod performance;
 mod progress;
 mod server;
+mod span;
 mod step;
+mod steps;
 mod subscription;
 mod task;
 mod view;
@@ -70,6 +78,10 @@ enum Command {
     /// Show the handlers that executors offer or definitions use.
     #[command(subcommand)]
     Handler(executor::HandlerCommand),
+    /// Show the whole: how many tasks there are and how sound, what is ready, and who could take it.
+    Overview(overview::Command),
+    /// Show how it went lately: throughput, error rates, durations, the slowest.
+    Performance(performance::Command),
     /// Follow what happens.
     #[command(subcommand)]
     Event(event::Command),
@@ -126,6 +138,8 @@ fn main() -> ExitCode {
         Command::Step(command) => run(command.run()),
         Command::Executor(command) => run(command.run()),
         Command::Handler(command) => run(command.run()),
+        Command::Overview(command) => run(command.run()),
+        Command::Performance(command) => run(command.run()),
         Command::Event(command) => run(command.run()),
         Command::Subscription(command) => run(command.run()),
         Command::Migrate(migrate) => run(migrate.run()),

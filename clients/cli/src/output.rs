@@ -425,6 +425,14 @@ pub(crate) fn state_cell(state: String) -> Cell {
     }
 }
 
+/// A text, so many characters of it at most.
+pub(crate) fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// Labels as `name=value`, one after the other.
 pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
     let shown = labels.iter().map(|(label, value)| format!("{label}={value}"));

@@ -12,7 +12,7 @@ use stepwell_proto::v1::{
 use crate::{
     connect::Show,
     fault::Fault,
-    output,
+    output, steps,
     task::{self, Ask, Note},
 };
 
@@ -21,6 +21,8 @@ pub(crate) enum Command {
     /// Show a step with its result.
     #[command(visible_alias = "get")]
     Describe(Get),
+    /// List the steps of a task that fit.
+    List(steps::List),
     /// Say why a step does not run.
     Why(Get),
     /// Try a step in error again.
@@ -94,6 +96,7 @@ impl Command {
                 let answer = show.client()?.get_step(GetStepRequest { step_id }).await?;
                 show.step(answer.step, false)
             }
+            Self::List(list) => list.run().await,
             Self::Why(Get { step_id, show }) => {
                 let request = GetStepReadinessRequest { step_id };
                 let answer = show.client()?.get_step_readiness(request.clone()).await?;

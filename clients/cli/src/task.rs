@@ -15,11 +15,14 @@ use stepwell_proto::{
 };
 
 use crate::{
+    annotation,
+    archive::Archive,
     bulk, completion,
     connect::{Namespace, Show},
     dag,
+    diagram::Diagram,
     fault::Fault,
-    follow,
+    follow, history,
     output::{self, Column, Listed, Thing, column, state, wide},
     view,
     watch::Watch,
@@ -46,6 +49,10 @@ pub(crate) enum Command {
     Summary(view::Get),
     /// Show what of a task depends on what, level by level, with states.
     Graph(view::Get),
+    /// Show what became of a task and its steps: who moved what, when and why.
+    History(history::History),
+    /// Draw a task: as Mermaid, for Graphviz, or as JSON.
+    Diagram(Diagram),
     /// Wait for the end of a task. Exit codes: 0 complete or resolved, 10 error, 11 cancelled,
     /// 12 not ended in time.
     Wait(Wait),
@@ -61,11 +68,15 @@ pub(crate) enum Command {
     Resume(Resolve),
     /// Change what is said of a task: why it is, its labels, its priority.
     Update(Update),
+    /// Keep facts with a task, or forget them, also after its end.
+    Annotate(annotation::Annotate),
     /// List the tasks that fit a filter, newest first.
     List(bulk::List),
     /// Cancel, retry or resolve all tasks that fit a filter.
     #[command(subcommand)]
     Bulk(bulk::Command),
+    /// Put tasks that ended long ago into a file, and remove them if that is wanted.
+    Archive(Archive),
 }
 
 /// A task that is to be.
@@ -102,6 +113,9 @@ pub(crate) struct New {
     /// A label; may be given several times.
     #[arg(long)]
     tag: Vec<String>,
+    /// A fact to keep with it; may be given several times.
+    #[arg(long, value_name = "NAME=TEXT", value_parser = annotation::fact)]
+    annotation: Vec<(String, String)>,
     /// What it belongs to, as its events say; made up unless given.
     #[arg(long, default_value = "")]
     correlation_id: String,
@@ -246,6 +260,8 @@ impl Command {
             Self::Describe(describe) => describe.run().await,
             Self::Summary(get) => get.summary().await,
             Self::Graph(get) => get.graph().await,
+            Self::History(history) => history.run().await,
+            Self::Diagram(diagram) => diagram.run().await,
             Self::Wait(wait) => {
                 wait_for(&wait.show, &wait.task_id, Duration::from_secs(wait.timeout)).await
             }
@@ -255,8 +271,10 @@ impl Command {
             Self::Pause(pause) => pause.pause().await,
             Self::Resume(resume) => resume.resume().await,
             Self::Update(update) => update.run().await,
+            Self::Annotate(annotate) => annotate.run().await,
             Self::List(list) => list.run().await,
             Self::Bulk(command) => command.run().await,
+            Self::Archive(archive) => archive.run().await,
         }
     }
 }
@@ -287,6 +305,7 @@ impl New {
             bypass_steps: self.bypass,
             priority: self.priority.unwrap_or_default(),
             correlation_id: self.correlation_id,
+            annotations: self.annotation.into_iter().collect(),
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
             idempotency_key: self.key,
@@ -319,7 +338,7 @@ impl Describe {
         let filter = EventFilter { task_ids: vec![self.task_id.clone()], ..EventFilter::default() };
         let look = async || {
             let (task_id, include_results) = (self.task_id.clone(), self.results);
-            let request = GetTaskRequest { task_id, include_results };
+            let request = GetTaskRequest { task_id, include_results, ..Default::default() };
             let task = client.get_task(request).await?.task.unwrap_or_default();
             self.show.task(&task)?;
             if self.graph && self.show.output.is_for_people() {
@@ -465,6 +484,9 @@ impl Show {
     pub(crate) fn task(&self, task: &Task) -> Result<(), Fault> {
         self.output.one(task, || {
             let mut text = headline(task);
+            for (name, fact) in &task.annotations {
+                text += &format!("\n  {name} = {}", output::plain(fact));
+            }
             if !task.steps.is_empty() {
                 text = format!("{text}\n{}", self.output.rows(&task.steps));
             }

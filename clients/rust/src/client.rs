@@ -298,6 +298,40 @@ impl Client {
         .await
     }
 
+    /// Keeps facts with a task, by name, in place of those of the same name; with who asks and why, and to forget
+    /// facts, see [`Client::annotate_task`].
+    ///
+    /// ```no_run
+    /// # async fn f(client: stepwell_client::Client) -> Result<(), stepwell_client::Error> {
+    /// client.annotate("0198c0de-4a11-7c52-9e0f-3b1de5a7f001", [("order", "17")]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn annotate<N: Into<String>, T: Into<String>>(
+        &self,
+        task_id: impl Into<String>,
+        facts: impl IntoIterator<Item = (N, T)>,
+    ) -> Result<v1::Task, Error> {
+        let facts = facts.into_iter().map(|(name, text)| (name.into(), text.into()));
+        let request = v1::AnnotateTaskRequest {
+            task_id: task_id.into(),
+            set: facts.collect(),
+            ..Default::default()
+        };
+        self.annotate_task(request).await?.task.ok_or(Error::Answer("it has no task"))
+    }
+
+    /// Keeps facts with a task, or forgets them. Without a `request_id` it gets one here.
+    pub async fn annotate_task(
+        &self,
+        mut request: v1::AnnotateTaskRequest,
+    ) -> Result<v1::AnnotateTaskResponse, Error> {
+        fill_id(&mut request.request_id);
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.annotate_task(request).await
+        })
+        .await
+    }
+
     /// A page of the tasks that fit a filter, newest first.
     pub async fn list_tasks(
         &self,
@@ -412,6 +446,83 @@ impl Client {
         .await
     }
 
+    /// What became of a task and its steps, a page of it.
+    pub async fn list_transitions(
+        &self,
+        request: v1::ListTransitionsRequest,
+    ) -> Result<v1::ListTransitionsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.list_transitions(request).await
+        })
+        .await
+    }
+
+    /// A task as a diagram, with the states of its steps.
+    pub async fn get_task_diagram(
+        &self,
+        request: v1::GetTaskDiagramRequest,
+    ) -> Result<v1::GetTaskDiagramResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_task_diagram(request).await
+        })
+        .await
+    }
+
+    /// What became of a task and its steps, in figures.
+    pub async fn get_transition_statistics(
+        &self,
+        request: v1::GetTransitionStatisticsRequest,
+    ) -> Result<v1::GetTransitionStatisticsResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_transition_statistics(request).await
+        })
+        .await
+    }
+
+    /// The whole at one moment: tasks, what is ready, and who could take it.
+    pub async fn get_overview(
+        &self,
+        request: v1::GetOverviewRequest,
+    ) -> Result<v1::GetOverviewResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_overview(request).await
+        })
+        .await
+    }
+
+    /// How it went lately.
+    pub async fn get_performance(
+        &self,
+        request: v1::GetPerformanceRequest,
+    ) -> Result<v1::GetPerformanceResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.get_performance(request).await
+        })
+        .await
+    }
+
+    /// A page of tasks that ended long ago, with all that is theirs.
+    pub async fn export_tasks(
+        &self,
+        request: v1::ExportTasksRequest,
+    ) -> Result<v1::ExportTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.export_tasks(request).await
+        })
+        .await
+    }
+
+    /// Removes tasks that have ended, with their steps and results.
+    pub async fn remove_tasks(
+        &self,
+        request: v1::RemoveTasksRequest,
+    ) -> Result<v1::RemoveTasksResponse, Error> {
+        self.tasks(&self.limits, &request, |mut service, request| async move {
+            service.remove_tasks(request).await
+        })
+        .await
+    }
+
     /// Of the steps of a task whether they may be started and what is in their way, a page of them.
     pub async fn list_step_readiness(
         &self,
@@ -430,6 +541,18 @@ impl Client {
     ) -> Result<v1::GetStepResponse, Error> {
         self.steps(&request, |mut service, request| async move { service.get_step(request).await })
             .await
+    }
+
+    /// Steps of a task, a page of them.
+    pub async fn list_steps(
+        &self,
+        request: v1::ListStepsRequest,
+    ) -> Result<v1::ListStepsResponse, Error> {
+        self.steps(
+            &request,
+            |mut service, request| async move { service.list_steps(request).await },
+        )
+        .await
     }
 
     /// Why a step does not run.

@@ -113,6 +113,12 @@ impl TaskBuilder {
         self
     }
 
+    /// A fact to keep with it, under a name; see [`Client::annotate`].
+    pub fn annotation(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
+        self.request.annotations.insert(name.into(), text.into());
+        self
+    }
+
     /// Creates it, durably.
     pub async fn create(self) -> Result<v1::Task, Error> {
         if let Some(fault) = self.fault {

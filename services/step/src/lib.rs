@@ -23,6 +23,7 @@ mod claim;
 mod contexts;
 mod dispatch;
 mod executors;
+mod list;
 mod metrics;
 mod node;
 mod offer;

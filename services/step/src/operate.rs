@@ -6,15 +6,16 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         CancelStepRequest, CancelStepResponse, ErrorReason, GetStepReadinessRequest,
-        GetStepReadinessResponse, GetStepRequest, GetStepResponse, ResolveStepRequest,
-        ResolveStepResponse, RetryStepRequest, RetryStepResponse, SkipStepRequest,
-        SkipStepResponse, State, Step, UpdateStepRequest, UpdateStepResponse,
+        GetStepReadinessResponse, GetStepRequest, GetStepResponse, ListStepsRequest,
+        ListStepsResponse, ResolveStepRequest, ResolveStepResponse, RetryStepRequest,
+        RetryStepResponse, SkipStepRequest, SkipStepResponse, State, Step, UpdateStepRequest,
+        UpdateStepResponse,
     },
 };
 use stepwell_store::{Move, Moved, Note, Offering, Once, Store, Update, more_attempts};
 use uuid::Uuid;
 
-use crate::readiness::obstacles;
+use crate::{list, readiness::obstacles};
 
 /// So many executors are looked at to say why a step does not run.
 const EXECUTORS_MAX: i32 = 1000;
@@ -34,6 +35,13 @@ impl Operations {
     pub(crate) async fn get(&self, request: &GetStepRequest) -> Result<GetStepResponse, Refusal> {
         let id = Id::read(&request.step_id)?;
         Ok(GetStepResponse { step: Some(self.step(id).await?) })
+    }
+
+    pub(crate) async fn list(
+        &self,
+        request: ListStepsRequest,
+    ) -> Result<ListStepsResponse, Refusal> {
+        list::list(&self.store, request).await
     }
 
     pub(crate) async fn readiness(

@@ -23,10 +23,11 @@ use stepwell_proto::{
         ExtendLeasesResponse, Failure, GetStepReadinessRequest, GetStepReadinessResponse,
         GetStepRequest, GetStepResponse, Hello, ListExecutorsRequest, ListExecutorsResponse,
         ListHandlersRequest, ListHandlersResponse, ListStepResultsRequest, ListStepResultsResponse,
-        Outcome, Publication, Publish, PublishAck, ReportOutcomesRequest, ReportOutcomesResponse,
-        ResolveStepRequest, ResolveStepResponse, RetryStepRequest, RetryStepResponse,
-        SkipStepRequest, SkipStepResponse, StepResult, UpdateStepRequest, UpdateStepResponse,
-        Welcome, WorkRequest, WorkResponse, outcome::Kind, step_service_server,
+        ListStepsRequest, ListStepsResponse, Outcome, Publication, Publish, PublishAck,
+        ReportOutcomesRequest, ReportOutcomesResponse, ResolveStepRequest, ResolveStepResponse,
+        RetryStepRequest, RetryStepResponse, SkipStepRequest, SkipStepResponse, StepResult,
+        UpdateStepRequest, UpdateStepResponse, Welcome, WorkRequest, WorkResponse, outcome::Kind,
+        step_service_server,
     },
 };
 use stepwell_rule::{Refused, Types};
@@ -623,6 +624,13 @@ impl step_service_server::StepService for Steps {
         request: Request<GetStepRequest>,
     ) -> Result<Response<GetStepResponse>, Status> {
         Ok(Response::new(self.0.operations.get(request.get_ref()).await?))
+    }
+
+    async fn list_steps(
+        &self,
+        request: Request<ListStepsRequest>,
+    ) -> Result<Response<ListStepsResponse>, Status> {
+        Ok(Response::new(self.0.operations.list(request.into_inner()).await?))
     }
 
     async fn get_step_readiness(

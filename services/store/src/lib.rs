@@ -19,8 +19,10 @@ mod migrate;
 mod node;
 mod note;
 mod once;
+mod overview;
 mod patient;
 mod pause;
+mod performance;
 mod publish;
 mod retention;
 mod span;
@@ -28,6 +30,7 @@ mod step;
 mod subscription;
 mod survey;
 mod task;
+mod transition;
 mod view;
 
 use std::{sync::Arc, time::Duration};
@@ -57,13 +60,16 @@ pub use migrate::{SchemaState, migrate};
 pub use node::*;
 pub use note::{Note, more_attempts, request_id_fault};
 pub use once::Once;
+pub use overview::*;
 pub use pause::Covered;
+pub use performance::*;
 pub use publish::{Published, PublishedAbout, custom_text};
 pub use retention::Keep;
 pub use step::*;
 pub use subscription::*;
 pub use survey::*;
 pub use task::*;
+pub use transition::{TransitionPage, Transitions};
 pub use view::*;
 
 /// How much longer than the database may take for a statement we wait for its answer.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use sqlx::{Connection, PgConnection, migrate::Migrator};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, migrate::Migrator};
 
 use crate::{Error, Store};
 
@@ -28,11 +28,13 @@ const VERBS: &[(&str, &str)] = &[
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
     ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
+    ("88_annotate", include_str!("../../../migrations/verbs/88_annotate.sql")),
     ("88_publish", include_str!("../../../migrations/verbs/88_publish.sql")),
     ("88_unserved", include_str!("../../../migrations/verbs/88_unserved.sql")),
     ("89_remove", include_str!("../../../migrations/verbs/89_remove.sql")),
     ("89_subscription", include_str!("../../../migrations/verbs/89_subscription.sql")),
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
+    ("91_insight", include_str!("../../../migrations/verbs/91_insight.sql")),
 ];
 
 /// A name of our own: the database may hold other programs' migrations.
@@ -88,7 +90,39 @@ pub async fn migrate(database_url: &str) -> Result<i64, Error> {
     sqlx::query!("select stepwell.extend_event(), stepwell.extend_request()")
         .fetch_one(&mut connection)
         .await?;
+    index_log(&mut connection).await?;
     Ok(needed())
+}
+
+/// Makes what partitions of the log lack of its index, one after the other, beside those who append and read. One that
+/// was cut off is made anew. It is for one process at a time, which others leave it to: until it is done, the history
+/// of a task takes longer to read.
+async fn index_log(connection: &mut PgConnection) -> Result<(), Error> {
+    let mine = sqlx::query_scalar!(r#"select pg_try_advisory_lock(58) as "mine!""#)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !mine {
+        return Ok(());
+    }
+    while let Some((table, index)) = unindexed(connection).await? {
+        tracing::info!(table, "indexing a partition of the log");
+        for statement in [
+            format!("drop index concurrently if exists stepwell.{index}"),
+            format!("create index concurrently {index} on {table} (task, (position + 0))"),
+            format!("alter index stepwell.event_task attach partition stepwell.{index}"),
+        ] {
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The next partition, and what its part of the index is to be called.
+async fn unindexed(connection: &mut PgConnection) -> Result<Option<(String, String)>, Error> {
+    let row = sqlx::query!("select r_table, r_index from stepwell.unindexed_event()")
+        .fetch_one(connection)
+        .await?;
+    Ok(row.r_table.zip(row.r_index))
 }
 
 impl Store {

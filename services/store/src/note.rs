@@ -1,5 +1,7 @@
 //! Who asked for a move and why: JSON text in the move's events.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use stepwell_proto::refusal::Refusal;
 
@@ -44,9 +46,18 @@ pub struct Note {
     /// There is a result, and it is not short.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub result_omitted: bool,
+    /// Facts that the task keeps from now on; without their texts if these are not short.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Their texts are not short.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub annotations_omitted: bool,
+    /// Names of facts that the task keeps no longer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<String>,
 }
 
-/// A result or a config up to this size travels in events.
+/// A result, a config or facts up to this size travel in events.
 const TRAVELS_BYTES_MAX: usize = 8 << 10;
 const REASON_BYTES_MAX: usize = 1024;
 const BY_BYTES_MAX: usize = 256;
@@ -99,6 +110,23 @@ impl Note {
     /// The same of a step that gets a config.
     pub(crate) fn with_config(mut self, config: Option<&str>) -> Self {
         (self.config, self.config_omitted) = travels(config);
+        self
+    }
+
+    /// The same of a task that keeps facts, and forgets those of other names.
+    pub(crate) fn with_annotations(
+        mut self,
+        set: &BTreeMap<String, String>,
+        removed: &[String],
+    ) -> Self {
+        let bytes: usize = set.iter().map(|(name, text)| name.len() + text.len()).sum();
+        self.annotations_omitted = bytes > TRAVELS_BYTES_MAX;
+        let text = |text: &String| match self.annotations_omitted {
+            false => text.clone(),
+            true => String::new(),
+        };
+        self.annotations = set.iter().map(|(name, of)| (name.clone(), text(of))).collect();
+        self.removed = removed.to_vec();
         self
     }
 

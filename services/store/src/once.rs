@@ -17,7 +17,7 @@ impl Once {
     /// Of a request with this id and this content; none: it has no id, and each repeat is a request of its
     /// own.
     pub fn of(id: &str, request: &impl Message) -> Option<Self> {
-        // None of these requests has a map, so equal ones have equal bytes.
+        // Maps of these requests are in the order of their keys, so equal ones have equal bytes.
         let hash = || Sha256::digest(request.encode_to_vec()).into();
         (!id.is_empty()).then(|| Self { id: id.to_owned(), hash: hash() })
     }

@@ -10,7 +10,7 @@ const QUEUES_MAX: i32 = 500;
 /// Ready steps of one queue are counted up to here.
 pub const READY_COUNTED_MAX: i64 = 10_000;
 /// Rows looked at for the oldest step of a queue that is ready indeed: cancelled ones leave theirs.
-const STALE_MAX: i64 = 100;
+pub(crate) const STALE_MAX: i64 = 100;
 /// Rows of the log counted by one statement.
 const ROWS_MAX: i64 = 50_000;
 

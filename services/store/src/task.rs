@@ -1,12 +1,14 @@
 //! Tasks: creating and cancelling them by their verbs, and reading them.
 
+mod annotate;
+mod export;
 mod list;
 mod moves;
 mod remove;
 mod steps;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,9 +22,12 @@ use stepwell_trace::TraceContext;
 
 use crate::{Error, Store, StoredDefinition, Topic, Writer, definition::timestamp, span};
 
+pub use annotate::{ANNOTATIONS_MAX, Annotated};
+pub use export::{ExportPlace, Exported, RemovedTask, ToRemove};
 pub use list::{Counted, Order, TaskPlace};
 pub use moves::{Cancelled, Paused, Retried};
 pub use remove::KeepTasks;
+pub use steps::StepFilter;
 
 /// A task to create: validated, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -53,6 +58,8 @@ pub struct NewTask {
     pub identity: Option<Identity>,
     /// What it belongs to in its creator's eyes.
     pub correlation_id: String,
+    /// Facts that are kept with it, by name.
+    pub annotations: BTreeMap<String, String>,
     /// Where in a trace it goes on; none: nobody said.
     pub trace: Option<TraceContext>,
     /// Its key, once it was tried: the same task is tried again with the same key.
@@ -92,6 +99,7 @@ impl NewTask {
             end_time: done.then_some(create_time),
             create_time: Some(create_time),
             correlation_id: self.correlation_id,
+            annotations: self.annotations,
             ..v1::Task::default()
         }
     }
@@ -233,11 +241,14 @@ impl Writer {
             .collect();
         let priorities: Vec<Option<i16>> = tasks.iter().map(|t| t.priority).collect();
         let correlations: Vec<&str> = tasks.iter().map(|t| t.correlation_id.as_str()).collect();
+        let some = tasks.iter().any(|t| !t.annotations.is_empty());
+        let annotations: Option<Vec<_>> =
+            some.then(|| tasks.iter().map(annotations_text).collect());
         if tasks.iter().any(|task| task.identity.is_some()) {
             let row = sqlx::query!(
                 r#"select n_key as keys, n_at as at, queues_n as "queues!", t_there as "there!: Vec<Option<Uuid>>"
                      from stepwell.create_identified_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                                                           $14, $15, $16, $17)"#,
+                                                           $14, $15, $16, $17, t_annotations => $18)"#,
                 &identities(tasks) as &[Option<Uuid>],
                 &windows(tasks) as &[Option<i64>],
                 keys,
@@ -255,6 +266,7 @@ impl Writer {
                 &rooms as &[Option<i32>],
                 &priorities as &[Option<i16>],
                 &correlations as &[&str],
+                annotations.as_deref() as Option<&[Option<String>]>,
             )
             .fetch_one(&mut self.connection)
             .await?;
@@ -263,7 +275,8 @@ impl Writer {
         }
         let row = sqlx::query!(
             r#"select n_key as keys, n_at as at, queues_n as "queues!"
-                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"#,
+                 from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+                                            t_annotations => $16)"#,
             keys,
             &uids,
             &definitions,
@@ -279,6 +292,7 @@ impl Writer {
             &rooms as &[Option<i32>],
             &priorities as &[Option<i16>],
             &correlations as &[&str],
+            annotations.as_deref() as Option<&[Option<String>]>,
         )
         .fetch_one(&mut self.connection)
         .await?;
@@ -334,6 +348,11 @@ fn tags_text(task: &NewTask) -> Option<String> {
     some.then(|| serde_json::to_string(&task.tags).expect("strings have a JSON form"))
 }
 
+fn annotations_text(task: &NewTask) -> Option<String> {
+    let some = !task.annotations.is_empty();
+    some.then(|| serde_json::to_string(&task.annotations).expect("strings have a JSON form"))
+}
+
 /// As Postgres writes an array.
 fn skipped_text(task: &NewTask) -> Option<String> {
     let numbers: Vec<String> = task.skipped.iter().map(i32::to_string).collect();
@@ -361,6 +380,8 @@ pub(crate) struct TaskRow {
     pub(crate) held: bool,
     pub(crate) priority: i16,
     pub(crate) correlation_id: String,
+    /// A JSON object; none: it has none.
+    pub(crate) annotations: Option<String>,
 }
 
 impl TaskRow {
@@ -386,6 +407,7 @@ impl TaskRow {
             held: self.held,
             priority: self.priority.into(),
             correlation_id: self.correlation_id,
+            annotations: annotate::read(self.annotations.as_deref())?,
         })
     }
 }
@@ -410,7 +432,8 @@ pub(crate) async fn read_tasks(
                   d.reason as "reason!", d.tags as "tags!", d.created_at as "created_at!",
                   t.paused as "paused!", t.deadline as "deadline?",
                   t.held and t.finished_at is null as "held!", d.priority as "priority!",
-                  d.correlation_id as "correlation_id!"
+                  d.correlation_id as "correlation_id!",
+                  case when d.annotations <> '{}' then d.annotations::text end as annotations
              from unnest($1::uuid[]) i(uid),
                   lateral (select * from stepwell.task where uid = i.uid offset 0) t,
                   lateral (select * from stepwell.task_detail where task = t.id offset 0) d"#,

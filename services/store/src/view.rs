@@ -60,6 +60,24 @@ pub struct StandingStep {
     pub not_before: Option<DateTime<Utc>>,
 }
 
+/// The steps of a task, and what is worth showing of each.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Its steps.
+    pub task: TaskSteps,
+    /// By number, the last error of each step that is in error, if it was asked for.
+    pub errors: Vec<Option<DrawnError>>,
+}
+
+/// The last error of a step, cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrawnError {
+    /// Its class, at most 200 characters.
+    pub class: String,
+    /// What it says, at most 200 characters.
+    pub message: String,
+}
+
 impl TaskSteps {
     fn new(
         uid: Uuid,
@@ -162,7 +180,7 @@ impl ContextRow {
 }
 
 /// A row of `step_readiness`.
-struct StepRow {
+pub(crate) struct StepRow {
     definition: i32,
     task_state: i16,
     paused: bool,
@@ -193,7 +211,7 @@ fn action(status: ExecutionStatus) -> RecommendedAction {
 }
 
 /// A word of the views as a value of the contract.
-fn named<T>(word: &str, of: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+pub(crate) fn named<T>(word: &str, of: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
     read(&format!("{of}_{}", word.to_uppercase()))
         .ok_or_else(|| Error::Inconsistent(format!("{of} has no {word}")))
 }
@@ -262,16 +280,15 @@ impl Store {
 
     /// The steps of a task; none: there is no such task.
     pub async fn task_steps(&self, uid: Uuid) -> Result<Option<TaskSteps>, Error> {
-        let rows = sqlx::query_as!(
-            StepRow,
-            r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
-                      s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
-                      s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before
-                 from stepwell.step_readiness(array[$1::uuid]) s order by s.no"#,
-            uid,
-        )
-        .fetch_all(self.reads())
-        .await?;
+        let rows = standing_rows(self.reads(), uid).await?;
+        self.standing(uid, rows).await
+    }
+
+    pub(crate) async fn standing(
+        &self,
+        uid: Uuid,
+        rows: Vec<StepRow>,
+    ) -> Result<Option<TaskSteps>, Error> {
         let Some(first) = rows.first() else { return Ok(None) };
         let (task_state, paused, held) = (first.task_state, first.paused, first.held);
         let definition = self.definition(first.definition).await?;
@@ -289,6 +306,49 @@ impl Store {
         TaskSteps::new(uid, task_state, definition, paused, held, steps).map(Some)
     }
 
+    /// The steps of a task, and the last errors of those in error if they are asked for; none: there is no
+    /// such task.
+    pub async fn task_drawn(&self, uid: Uuid, with_errors: bool) -> Result<Option<Drawn>, Error> {
+        let rows = sqlx::query!(
+            r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
+                      s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
+                      s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before,
+                      f.class as "class?", f.message as "message?"
+                 from stepwell.step_readiness(array[$1::uuid]) s
+                 left join lateral (
+                      select left(e.error ->> 'error_class', 200) as class,
+                             left(e.error ->> 'message', 200) as message
+                        from (select last_error::json error from stepwell.step
+                               where key = ((select id from stepwell.task where uid = $1) << 14) + s.no
+                                 and state = 4 offset 0) e) f on $2 and s.state = 4
+                order by s.no"#,
+            uid,
+            with_errors,
+        )
+        .fetch_all(self.reads())
+        .await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let (task_state, paused, held) = (first.task_state, first.paused, first.held);
+        let definition = self.definition(first.definition).await?;
+        let (mut steps, mut errors) = (Vec::new(), Vec::new());
+        for row in rows {
+            steps.push(StandingStep {
+                state: state(row.state)?,
+                standing: standing(row.standing.as_deref())?,
+                waiting_on: row.waiting_on,
+                attempt: row.attempt,
+                max_attempts: row.max_attempts,
+                not_before: row.not_before,
+            });
+            errors.push((row.class.is_some() || row.message.is_some()).then(|| DrawnError {
+                class: row.class.unwrap_or_default(),
+                message: row.message.unwrap_or_default(),
+            }));
+        }
+        let task = TaskSteps::new(uid, task_state, definition, paused, held, steps)?;
+        Ok(Some(Drawn { task, errors }))
+    }
+
     /// How many steps tasks have together, those that exist.
     pub async fn steps_of(&self, uids: &[Uuid]) -> Result<i64, Error> {
         let steps = sqlx::query_scalar!(
@@ -302,4 +362,22 @@ impl Store {
         .await?;
         Ok(steps)
     }
+}
+
+/// The steps of a task as they stand, by their numbers.
+pub(crate) async fn standing_rows(
+    connection: impl sqlx::PgExecutor<'_>,
+    uid: Uuid,
+) -> Result<Vec<StepRow>, Error> {
+    let rows = sqlx::query_as!(
+        StepRow,
+        r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
+                  s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
+                  s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before
+             from stepwell.step_readiness(array[$1::uuid]) s order by s.no"#,
+        uid,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
 }

@@ -43,7 +43,9 @@ struct Load {
 
 impl Load {
     fn of(task: &NewTask) -> Self {
-        let text = task.context.len() + task.tags.iter().map(String::len).sum::<usize>();
+        let tags = task.tags.iter().map(String::len).sum::<usize>();
+        let facts = task.annotations.iter().map(|(name, text)| name.len() + text.len());
+        let text = task.context.len() + tags + facts.sum::<usize>();
         Self { tasks: 1, bytes: text + 1024, steps: task.definition.queues.len() }
     }
 
@@ -296,6 +298,7 @@ mod tests {
             concurrency: None,
             identity: None,
             correlation_id: String::new(),
+            annotations: Default::default(),
             trace: None,
             key: None,
         }

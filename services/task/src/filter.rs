@@ -1,6 +1,6 @@
 //! Filters and orders of tasks as callers write them, and lists as page tokens name them. Pure, but for the clock.
 
-use chrono::Utc;
+use chrono::{DateTime, Datelike, Utc};
 use sha2::{Digest, Sha256};
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
 use stepwell_store::{Filter, Order};
@@ -31,6 +31,13 @@ pub(crate) fn order(text: &str) -> Result<(Order, &'static str), String> {
 pub(crate) fn list_of(what: &str, filter: &str) -> u64 {
     let hash = Sha256::new().chain_update(what).chain_update([0]).chain_update(filter).finalize();
     u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
+}
+
+/// A time to the microsecond; none: it is not from 1970 to 9999.
+pub(crate) fn time_of(sent: prost_types::Timestamp) -> Option<DateTime<Utc>> {
+    let nanos = u32::try_from(sent.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    DateTime::from_timestamp(sent.seconds, nanos / 1000 * 1000)
+        .filter(|time| (1970..=9999).contains(&time.year()))
 }
 
 #[cfg(test)]

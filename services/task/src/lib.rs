@@ -3,18 +3,26 @@
 //!
 //! A task's way: `service` → `resolve` (which definition is meant) → `plan` (request and definition
 //! become rows, pure) → `create` (one call of the verb for all that wait). What a definition must
-//! be stands in `definition`, `rule`, `graph` and, for text, `written` and `yaml`; which there are, in `definitions`; what is done to many tasks in
-//! `filter` and `bulk`, to whole definitions in `pause`; how tasks stand in `view`.
+//! be stands in `definition`, `rule`, `graph` and, for text, `written` and `yaml`; which there are, in
+//! `definitions`; what is done to many tasks in `filter` and `bulk`, to whole definitions in `pause`; how tasks
+//! stand in `view`, how they are drawn in `diagram`, what became of them in `history`. What people look at beside
+//! that stands in `overview`, `performance` and, for tasks that ended long ago, `archive`.
 
+mod annotate;
+mod archive;
 mod bulk;
 mod canonical;
 mod create;
 mod definition;
 mod definitions;
+mod diagram;
 mod filter;
 mod graph;
+mod history;
 mod metrics;
+mod overview;
 mod pause;
+mod performance;
 mod plan;
 mod remove;
 mod resolve;
@@ -41,7 +49,8 @@ use tokio::{
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
-    create::Creator, resolve::Resolver, service::Tasks, validators::Validators, wait::Waiters,
+    create::Creator, overview::Overviews, resolve::Resolver, service::Tasks,
+    validators::Validators, wait::Waiters,
 };
 
 pub use crate::{
@@ -161,6 +170,8 @@ pub async fn run(
         waiters,
         shutdown: service.shutdown().clone(),
         previews: Semaphore::new(bulk::PREVIEWS_MAX),
+        overviews: Overviews::default(),
+        measured: Semaphore::new(performance::MEASURED_MAX),
         bulk,
         context_bytes_max: usize::try_from(options.payload_bytes_max).unwrap_or(usize::MAX),
     };

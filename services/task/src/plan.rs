@@ -1,6 +1,10 @@
 //! A request becomes a task to store, or is refused with all its faults. Pure.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::Value;
 use stepwell_proto::{
@@ -17,6 +21,7 @@ use stepwell_trace::TraceContext;
 use uuid::Uuid;
 
 use crate::{
+    annotate,
     canonical::{self, Hash},
     definition::{STEPS_MAX, SUGGESTIONS_MAX},
     rule::{self, Fault, NAMESPACE_DEFAULT, schema},
@@ -47,6 +52,7 @@ pub(crate) struct Draft {
     priority: Option<i16>,
     /// What the task belongs to, if its request says so.
     correlation_id: String,
+    annotations: BTreeMap<String, String>,
     /// Where in a trace the task goes on.
     trace: Option<TraceContext>,
     hash: [u8; 32],
@@ -87,6 +93,9 @@ impl Draft {
         {
             faults.add("correlation_id", what);
         }
+        annotate::facts("annotations", &request.annotations, &mut |path, what| {
+            faults.add(&path, what);
+        });
         if request.bypass_steps.len() > STEPS_MAX {
             faults.add("bypass_steps", format!("at most {STEPS_MAX} are allowed"));
         }
@@ -112,6 +121,9 @@ impl Draft {
         if let Some(priority) = priority {
             hash = hash.part("priority").part(priority.to_string());
         }
+        for (name, text) in &request.annotations {
+            hash = hash.part("annotation").part(name).part(text);
+        }
         Ok(Self {
             uid,
             wanted: Wanted { namespace, name: request.definition_name, version },
@@ -125,6 +137,7 @@ impl Draft {
             bypass_steps: request.bypass_steps,
             priority,
             correlation_id: request.correlation_id,
+            annotations: request.annotations,
             trace: TraceContext::parse(&request.traceparent),
             hash: hash.done(),
             idempotency_key: request.idempotency_key,
@@ -187,6 +200,7 @@ impl Draft {
             concurrency,
             identity,
             correlation_id: self.correlation_id,
+            annotations: self.annotations,
             trace: self.trace,
             key: None,
         })

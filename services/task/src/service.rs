@@ -6,22 +6,27 @@ use stepwell_proto::{
     catalog,
     refusal::Refusal,
     v1::{
-        BatchCreateTasksRequest, BatchCreateTasksResponse, BatchCreateTasksResult,
-        BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, CancelBulkOperationRequest,
-        CancelBulkOperationResponse, CancelTaskRequest, CancelTaskResponse, CreateTaskRequest,
-        CreateTaskResponse, Entity, ErrorReason, GetBulkOperationRequest, GetBulkOperationResponse,
-        GetDefinitionGraphRequest, GetDefinitionGraphResponse, GetDefinitionRequest,
-        GetDefinitionResponse, GetTaskContextRequest, GetTaskContextResponse, GetTaskGraphRequest,
+        AnnotateTaskRequest, AnnotateTaskResponse, BatchCreateTasksRequest,
+        BatchCreateTasksResponse, BatchCreateTasksResult, BatchGetTaskContextsRequest,
+        BatchGetTaskContextsResponse, CancelBulkOperationRequest, CancelBulkOperationResponse,
+        CancelTaskRequest, CancelTaskResponse, CreateTaskRequest, CreateTaskResponse, Entity,
+        ErrorReason, ExportTasksRequest, ExportTasksResponse, GetBulkOperationRequest,
+        GetBulkOperationResponse, GetDefinitionGraphRequest, GetDefinitionGraphResponse,
+        GetDefinitionRequest, GetDefinitionResponse, GetOverviewRequest, GetOverviewResponse,
+        GetPerformanceRequest, GetPerformanceResponse, GetTaskContextRequest,
+        GetTaskContextResponse, GetTaskDiagramRequest, GetTaskDiagramResponse, GetTaskGraphRequest,
         GetTaskGraphResponse, GetTaskRequest, GetTaskResponse, GetTaskSummaryRequest,
-        GetTaskSummaryResponse, ListBulkOperationsRequest, ListBulkOperationsResponse,
-        ListDefinitionsRequest, ListDefinitionsResponse, ListNamespacesRequest,
-        ListNamespacesResponse, ListPausesRequest, ListPausesResponse, ListStepReadinessRequest,
-        ListStepReadinessResponse, ListTasksRequest, ListTasksResponse, PauseDefinitionsRequest,
-        PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse, RegisterDefinitionRequest,
-        RegisterDefinitionResponse, ResolveTaskRequest, ResolveTaskResponse,
-        ResumeDefinitionsRequest, ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse,
-        RetryTaskRequest, RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse,
-        State, Task, UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
+        GetTaskSummaryResponse, GetTransitionStatisticsRequest, GetTransitionStatisticsResponse,
+        ListBulkOperationsRequest, ListBulkOperationsResponse, ListDefinitionsRequest,
+        ListDefinitionsResponse, ListNamespacesRequest, ListNamespacesResponse, ListPausesRequest,
+        ListPausesResponse, ListStepReadinessRequest, ListStepReadinessResponse, ListTasksRequest,
+        ListTasksResponse, ListTransitionsRequest, ListTransitionsResponse,
+        PauseDefinitionsRequest, PauseDefinitionsResponse, PauseTaskRequest, PauseTaskResponse,
+        RegisterDefinitionRequest, RegisterDefinitionResponse, RemoveTasksRequest,
+        RemoveTasksResponse, ResolveTaskRequest, ResolveTaskResponse, ResumeDefinitionsRequest,
+        ResumeDefinitionsResponse, ResumeTaskRequest, ResumeTaskResponse, RetryTaskRequest,
+        RetryTaskResponse, StartBulkOperationRequest, StartBulkOperationResponse, State, Task,
+        UpdateTaskRequest, UpdateTaskResponse, WaitTaskRequest, WaitTaskResponse,
         batch_create_tasks_result::Outcome, register_definition_request::Source,
         task_service_server,
     },
@@ -33,9 +38,11 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    bulk,
+    annotate, archive, bulk,
     create::{Answer, Creator},
-    definition, definitions, metrics, pause,
+    definition, definitions, diagram, history, metrics,
+    overview::Overviews,
+    pause, performance,
     plan::{Draft, not_found, uid, words},
     resolve::Resolver,
     rule,
@@ -62,6 +69,9 @@ pub(crate) struct Tasks {
     pub(crate) shutdown: Shutdown,
     /// Room for previews.
     pub(crate) previews: Semaphore,
+    pub(crate) overviews: Overviews,
+    /// Room for what measures windows.
+    pub(crate) measured: Semaphore,
     pub(crate) bulk: Arc<metrics::Bulk>,
     pub(crate) context_bytes_max: usize,
 }
@@ -413,9 +423,13 @@ impl task_service_server::TaskService for Tasks {
     ) -> Result<Response<GetTaskResponse>, Status> {
         let request = request.into_inner();
         let uid = task_id(&request.task_id)?;
+        if request.include_graph {
+            let answer = view::with_graph(&self.store, uid, request.include_results).await?;
+            return Ok(Response::new(answer));
+        }
         let task = self.store.task_with_steps(uid, request.include_results).await?;
-        let task = task.ok_or_else(|| task_not_found(uid))?;
-        Ok(Response::new(GetTaskResponse { task: Some(task) }))
+        let task = Some(task.ok_or_else(|| task_not_found(uid))?);
+        Ok(Response::new(GetTaskResponse { task, ..GetTaskResponse::default() }))
     }
 
     async fn wait_task(
@@ -475,6 +489,14 @@ impl task_service_server::TaskService for Tasks {
         request: Request<UpdateTaskRequest>,
     ) -> Result<Response<UpdateTaskResponse>, Status> {
         Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn annotate_task(
+        &self,
+        request: Request<AnnotateTaskRequest>,
+    ) -> Result<Response<AnnotateTaskResponse>, Status> {
+        let uid = annotate::annotate(&self.store, request.into_inner()).await?;
+        Ok(Response::new(AnnotateTaskResponse { task: Some(self.task(uid).await?) }))
     }
 
     async fn pause_definitions(
@@ -549,11 +571,63 @@ impl task_service_server::TaskService for Tasks {
         Ok(Response::new(GetTaskGraphResponse { graph }))
     }
 
+    async fn get_task_diagram(
+        &self,
+        request: Request<GetTaskDiagramRequest>,
+    ) -> Result<Response<GetTaskDiagramResponse>, Status> {
+        Ok(Response::new(diagram::get(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_overview(
+        &self,
+        request: Request<GetOverviewRequest>,
+    ) -> Result<Response<GetOverviewResponse>, Status> {
+        let overview = Some(self.overviews.get(&self.store, request.into_inner()).await?);
+        Ok(Response::new(GetOverviewResponse { overview }))
+    }
+
+    async fn get_performance(
+        &self,
+        request: Request<GetPerformanceRequest>,
+    ) -> Result<Response<GetPerformanceResponse>, Status> {
+        let request = request.into_inner();
+        let performance = Some(performance::get(&self.store, &self.measured, request).await?);
+        Ok(Response::new(GetPerformanceResponse { performance }))
+    }
+
+    async fn export_tasks(
+        &self,
+        request: Request<ExportTasksRequest>,
+    ) -> Result<Response<ExportTasksResponse>, Status> {
+        Ok(Response::new(archive::export(&self.store, request.into_inner()).await?))
+    }
+
+    async fn remove_tasks(
+        &self,
+        request: Request<RemoveTasksRequest>,
+    ) -> Result<Response<RemoveTasksResponse>, Status> {
+        Ok(Response::new(archive::remove(&self.store, request.into_inner()).await?))
+    }
+
     async fn list_step_readiness(
         &self,
         request: Request<ListStepReadinessRequest>,
     ) -> Result<Response<ListStepReadinessResponse>, Status> {
         Ok(Response::new(view::readiness(&self.store, request.into_inner()).await?))
+    }
+
+    async fn list_transitions(
+        &self,
+        request: Request<ListTransitionsRequest>,
+    ) -> Result<Response<ListTransitionsResponse>, Status> {
+        Ok(Response::new(history::list(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_transition_statistics(
+        &self,
+        request: Request<GetTransitionStatisticsRequest>,
+    ) -> Result<Response<GetTransitionStatisticsResponse>, Status> {
+        Ok(Response::new(history::statistics(&self.store, request.into_inner()).await?))
     }
 
     async fn start_bulk_operation(

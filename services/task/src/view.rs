@@ -8,11 +8,13 @@ use stepwell_proto::{
     refusal::Refusal,
     v1::{
         BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, BatchGetTaskContextsResult,
-        BlockedStep, GraphStep, ListStepReadinessRequest, ListStepReadinessResponse, Obstacle,
-        ObstacleKind, ProcessingStrategy, Standing, State, StepReadiness, StepRef, TaskContext,
-        TaskGraph, TaskSummary, batch_get_task_contexts_result::Outcome,
+        BlockedStep, GetTaskResponse, GraphStep, ListStepReadinessRequest,
+        ListStepReadinessResponse, Obstacle, ObstacleKind, ProcessingStrategy, Standing, State,
+        StepReadiness, StepRef, Task, TaskContext, TaskGraph, TaskSummary,
+        batch_get_task_contexts_result::Outcome,
     },
 };
+use stepwell_serve::MESSAGE_BYTES_MAX;
 use stepwell_store::{StandingStep, Store, Summed, TaskSteps, timestamp};
 use uuid::Uuid;
 
@@ -131,6 +133,24 @@ pub(crate) async fn graph(store: &Store, uid: Uuid) -> Result<TaskGraph, Refusal
     Ok(graph_of(&task))
 }
 
+/// A task with its steps, and what of them depends on what.
+pub(crate) async fn with_graph(
+    store: &Store,
+    uid: Uuid,
+    include_results: bool,
+) -> Result<GetTaskResponse, Refusal> {
+    let found = store.task_with_standings(uid, include_results).await?;
+    let (task, steps) = found.ok_or_else(|| task_not_found(uid))?;
+    Ok(beside(task, graph_of(&steps)))
+}
+
+/// The graph beside the task, if both fit into an answer.
+fn beside(task: Task, graph: TaskGraph) -> GetTaskResponse {
+    let fits = task.encoded_len() + graph.encoded_len() <= MESSAGE_BYTES_MAX - (64 << 10);
+    let graph = Some(graph).filter(|_| fits);
+    GetTaskResponse { task: Some(task), graph, graph_omitted: !fits }
+}
+
 fn graph_of(task: &TaskSteps) -> TaskGraph {
     let (depths, drawing) = drawn(&task.definition);
     let standing = task.steps.iter().zip(drawing.parents).zip(&task.definition.children);
@@ -228,7 +248,6 @@ mod tests {
     use std::sync::Arc;
 
     use stepwell_proto::v1::{Definition, StepTemplate};
-    use stepwell_serve::MESSAGE_BYTES_MAX;
     use stepwell_store::StoredDefinition;
 
     use super::*;
@@ -282,6 +301,17 @@ mod tests {
         );
         let bytes = graph.encoded_len();
         assert!(bytes < MESSAGE_BYTES_MAX - (64 << 10), "{bytes} bytes");
+    }
+
+    #[test]
+    fn a_graph_that_does_not_fit_beside_its_task_is_left_out_and_said_to_be() {
+        let graph = graph_of(&largest(Standing::Blocked));
+        let task = |bytes| Task { context: "x".repeat(bytes), ..Task::default() };
+        let small = beside(task(1), TaskGraph::default());
+        assert!(small.graph.is_some() && !small.graph_omitted);
+        let large = beside(task(3 << 20), graph);
+        assert!(large.graph.is_none() && large.graph_omitted);
+        assert_eq!(large.task, Some(task(3 << 20)));
     }
 
     #[test]

@@ -205,7 +205,7 @@ struct Told {
 async fn told(step: StepContext, client: Client) -> Result<Value, HandlerError> {
     let told: Told = step.input()?;
     let task_id = step.task_id().to_owned();
-    client.get_task(v1::GetTaskRequest { task_id, include_results: false }).await?;
+    client.get_task(v1::GetTaskRequest { task_id, ..Default::default() }).await?;
     tracing::info!("told");
     if step.step_name() == told.dies {
         return Err(HandlerError::new("Doomed", told.says).permanent());

@@ -10,7 +10,7 @@ use crate::fault::Fault;
 pub(crate) async fn judge(client: &Client, tasks: &[(String, Line)]) -> Result<Vec<String>, Fault> {
     let mut differences = Vec::new();
     for (i, (task_id, line)) in tasks.iter().enumerate() {
-        let request = GetTaskRequest { task_id: task_id.clone(), include_results: false };
+        let request = GetTaskRequest { task_id: task_id.clone(), ..GetTaskRequest::default() };
         let task = client.get_task(request).await?.task.unwrap_or_default();
         let found = differences_of(&task, line);
         differences.extend(found.into_iter().map(|what| format!("order {}: {what}", i + 1)));

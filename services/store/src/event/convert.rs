@@ -7,9 +7,9 @@ use stepwell_proto::{
     v1::{
         CustomEvent, Event, State, StepCancelled, StepCompleted, StepExecutionRequested,
         StepFailed, StepLeaseReturned, StepResolvedManually, StepRetryRequested, StepUnserved,
-        StepUpdated, TaskCancelled, TaskCompleted, TaskFailed, TaskInitializeRequested, TaskPaused,
-        TaskResolvedManually, TaskResumed, TaskRetryRequested, TaskStartRequested, TaskUpdated,
-        event::Detail,
+        StepUpdated, TaskAnnotated, TaskCancelled, TaskCompleted, TaskFailed,
+        TaskInitializeRequested, TaskPaused, TaskResolvedManually, TaskResumed, TaskRetryRequested,
+        TaskStartRequested, TaskUpdated, event::Detail,
     },
 };
 use stepwell_trace::TraceContext;
@@ -132,6 +132,17 @@ fn detail(row: &EventRow, number: u32, stored: &StoredDefinition) -> Result<Deta
         29 => {
             let Note { by: resumed_by, reason, request_id, .. } = note();
             Detail::TaskResumed(TaskResumed { reason, resumed_by, request_id })
+        }
+        30 => {
+            let note = note();
+            Detail::TaskAnnotated(TaskAnnotated {
+                reason: note.reason,
+                annotated_by: note.by,
+                set: note.annotations,
+                texts_omitted: note.annotations_omitted,
+                removed: note.removed,
+                request_id: note.request_id,
+            })
         }
         40 => Detail::StepExecutionRequested(StepExecutionRequested {
             executor_id: row.session.map(executor_id).unwrap_or_default(),

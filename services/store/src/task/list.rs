@@ -15,6 +15,8 @@ use crate::{Error, Filter, Store};
 const LOOKED_AT_MAX: i32 = 10_000;
 /// Most steps of tasks of which one page looks at how they stand.
 const STEPS_MAX: i32 = 100_000;
+/// Facts of the tasks of a page, about: a page that would have more is shorter, but has one task in any case.
+const ANNOTATIONS_BYTES_MAX: i64 = 1 << 20;
 /// Most tasks that one statement of a count looks at.
 const COUNTED_AT_ONCE: i32 = 20_000;
 /// A count begins with these.
@@ -83,11 +85,15 @@ impl Store {
                       t.held and t.finished_at is null as "held?", d.initiator as "initiator?",
                       d.source_system as "source_system?", d.reason as "reason?", d.tags as "tags?",
                       d.created_at as "created_at?", d.priority as "priority?",
-                      d.correlation_id as "correlation_id?"
+                      d.correlation_id as "correlation_id?", d.annotations as "annotations?",
+                      sum(octet_length(d.annotations)) over (order by i.place) > $8 as "over?"
                  from stepwell.match_tasks($1::text::json, $2, $3, $4, $5, $6, $7, null) m
                  left join lateral unnest(m.m_task) with ordinality i(id, place) on true
                  left join lateral (select * from stepwell.task where id = i.id offset 0) t on true
-                 left join lateral (select * from stepwell.task_detail where task = i.id offset 0) d on true
+                 left join lateral (
+                   select d.task, d.initiator, d.source_system, d.reason, d.tags, d.created_at, d.priority, d.correlation_id,
+                          case when d.annotations <> '{}' then d.annotations::text end annotations
+                     from stepwell.task_detail d where d.task = i.id offset 0) d on true
                 order by i.place"#,
             filter.to_text(),
             order.number(),
@@ -96,11 +102,21 @@ impl Store {
             LOOKED_AT_MAX,
             limit,
             STEPS_MAX,
+            ANNOTATIONS_BYTES_MAX,
         )
         .fetch_all(self.reads())
         .await?;
-        let next = rows.first().and_then(|row| Some(TaskPlace { key: row.next?, at: row.at }));
-        let rows = rows.into_iter().filter_map(|row| {
+        let whole = rows.first().and_then(|row| Some(TaskPlace { key: row.next?, at: row.at }));
+        let fits = rows.iter().take_while(|row| row.over != Some(true)).count().max(1);
+        let last = rows.get(fits - 1).filter(|_| fits < rows.len()).and_then(|row| {
+            let ended = matches!(order, Order::End | Order::EndDesc);
+            Some(TaskPlace {
+                key: row.id?,
+                at: if ended { row.finished_at } else { row.created_at },
+            })
+        });
+        let next = last.or(whole);
+        let rows = rows.into_iter().take(fits).filter_map(|row| {
             Some(TaskRow {
                 id: row.id?,
                 uid: row.uid?,
@@ -120,6 +136,7 @@ impl Store {
                 held: row.held?,
                 priority: row.priority?,
                 correlation_id: row.correlation_id?,
+                annotations: row.annotations,
             })
         });
         let rows: Vec<TaskRow> = rows.collect();

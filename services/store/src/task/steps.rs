@@ -1,7 +1,5 @@
 //! A task with its steps, from one snapshot.
 
-use std::ops::RangeInclusive;
-
 use prost::Message;
 use sqlx::{
     PgExecutor,
@@ -21,6 +19,7 @@ use crate::{
     definition::timestamp,
     event::read_head,
     patient::{Reads, silent},
+    view::{TaskSteps, standing_rows},
 };
 
 /// No step has a higher number.
@@ -36,23 +35,65 @@ const FAILURES_BYTES_MAX: i64 = 512 << 10;
 const ANSWER_BYTES_MAX: usize = (4 << 20) - (64 << 10);
 
 /// A step, with the columns of its task that change.
-struct Row {
-    task_state: i16,
-    started_at: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
-    key: i64,
-    state: i16,
-    waiting_on: i32,
-    attempt: i32,
-    max_attempts: i32,
-    not_before: Option<DateTime<Utc>>,
-    leased_at: Option<DateTime<Utc>>,
-    result: Option<String>,
-    has_result: bool,
-    last_error: Option<String>,
-    error_class: Option<String>,
-    config: Option<String>,
-    has_config: bool,
+pub(super) struct Row {
+    pub(super) task_state: i16,
+    pub(super) started_at: Option<DateTime<Utc>>,
+    pub(super) finished_at: Option<DateTime<Utc>>,
+    pub(super) key: i64,
+    pub(super) state: i16,
+    pub(super) waiting_on: i32,
+    pub(super) attempt: i32,
+    pub(super) max_attempts: i32,
+    pub(super) not_before: Option<DateTime<Utc>>,
+    pub(super) leased_at: Option<DateTime<Utc>>,
+    pub(super) result: Option<String>,
+    pub(super) has_result: bool,
+    pub(super) last_error: Option<String>,
+    pub(super) error_class: Option<String>,
+    pub(super) config: Option<String>,
+    pub(super) has_config: bool,
+}
+
+/// Which steps of a task are meant. An empty list takes any value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepFilter {
+    /// In one of these states.
+    pub states: Vec<State>,
+    /// With one of these names.
+    pub names: Vec<String>,
+    /// That one of these handlers runs.
+    pub handlers: Vec<String>,
+}
+
+impl StepFilter {
+    /// The numbers of the steps that may be meant; none: any.
+    fn numbers(&self, definition: &StoredDefinition) -> Option<Vec<i32>> {
+        let any = self.names.is_empty() && self.handlers.is_empty();
+        let is_in = |list: &[String], name: &String| list.is_empty() || list.contains(name);
+        let steps = (0..).zip(&definition.definition.steps);
+        let fits = steps.filter(|(_, step)| {
+            is_in(&self.names, &step.name) && is_in(&self.handlers, &step.handler)
+        });
+        (!any).then(|| fits.map(|(number, _)| number).collect())
+    }
+}
+
+/// What rows of steps are read.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    numbers: (i32, i32),
+    states: &'a [State],
+    /// Out of these; none: of all.
+    only: Option<&'a [i32]>,
+    most: i32,
+    results: bool,
+}
+
+impl Asked<'_> {
+    /// All of a task.
+    fn all(results: bool) -> Self {
+        Self { numbers: (0, LAST), states: &[], only: None, most: LAST + 1, results }
+    }
 }
 
 impl Store {
@@ -64,7 +105,7 @@ impl Store {
         include_results: bool,
     ) -> Result<Option<v1::Task>, Error> {
         let Some(row) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
-        let rows = step_rows(self.reads(), row.id, 0..=LAST, include_results).await?;
+        let rows = step_rows(self.reads(), row.id, Asked::all(include_results)).await?;
         self.with_steps(row, rows, include_results).await.map(Some)
     }
 
@@ -77,7 +118,7 @@ impl Store {
             let mut moment = pool.begin_with(begin).await?;
             let head = read_head(&mut *moment).await?;
             let Some(row) = read_tasks(&mut *moment, &[uid]).await?.pop() else { return Ok(None) };
-            let rows = step_rows(&mut *moment, row.id, 0..=LAST, false).await?;
+            let rows = step_rows(&mut *moment, row.id, Asked::all(false)).await?;
             moment.commit().await?;
             Ok::<_, Error>(Some((row, rows, head)))
         };
@@ -107,11 +148,73 @@ impl Store {
         Ok(task)
     }
 
+    /// Steps of a task that fit, above a number, `limit` at most. Answers also the number above which the next page
+    /// begins; none: this is the last one. None in all: there is no such task.
+    pub async fn steps(
+        &self,
+        uid: Uuid,
+        filter: &StepFilter,
+        after: Option<i32>,
+        limit: i32,
+        include_results: bool,
+    ) -> Result<Option<(Vec<v1::Step>, Option<i32>)>, Error> {
+        let Some(task) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
+        let definition = self.definition(task.definition).await?;
+        let only = filter.numbers(&definition);
+        let asked = Asked {
+            numbers: (after.map_or(0, |after| after.saturating_add(1)), LAST),
+            states: &filter.states,
+            only: only.as_deref(),
+            most: limit + 1,
+            results: include_results,
+        };
+        let mut rows = step_rows(self.reads(), task.id, asked).await?;
+        let limit = usize::try_from(limit).unwrap_or_default();
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| more).map(|last| number_of(last.key));
+        let id = uid.to_string();
+        let steps = rows.into_iter().map(|row| row.into_step(&id, &definition, include_results));
+        let steps = steps.collect::<Result<_, _>>()?;
+        let mut page = v1::Task { steps, ..v1::Task::default() };
+        fit(&mut page, ANSWER_BYTES_MAX);
+        Ok(Some((page.steps, next)))
+    }
+
+    /// A task with its steps, and how these stand, both of one moment; none: there is no such task.
+    pub async fn task_with_standings(
+        &self,
+        uid: Uuid,
+        include_results: bool,
+    ) -> Result<Option<(v1::Task, TaskSteps)>, Error> {
+        let Reads { pool, patience, .. } = self.reads();
+        let read = async {
+            let begin = "begin isolation level repeatable read read only";
+            let mut moment = pool.begin_with(begin).await?;
+            let Some(row) = read_tasks(&mut *moment, &[uid]).await?.pop() else { return Ok(None) };
+            let rows = step_rows(&mut *moment, row.id, Asked::all(include_results)).await?;
+            let standings = standing_rows(&mut *moment, uid).await?;
+            moment.commit().await?;
+            Ok::<_, Error>(Some((row, rows, standings)))
+        };
+        let read = tokio::time::timeout(patience, read).await;
+        let read = read.unwrap_or_else(|_| Err(Error::Database(silent(patience))))?;
+        let Some((row, rows, standings)) = read else { return Ok(None) };
+        let Some(steps) = self.standing(uid, standings).await? else { return Ok(None) };
+        Ok(Some((self.with_steps(row, rows, include_results).await?, steps)))
+    }
+
     /// One step with its result, if that is not too large; none: there is no such step.
     pub async fn step(&self, uid: Uuid, number: i32) -> Result<Option<v1::Step>, Error> {
         let Some(task) = read_tasks(self.reads(), &[uid]).await?.pop() else { return Ok(None) };
         let definition = self.definition(task.definition).await?;
-        let row = step_rows(self.reads(), task.id, number..=number, true).await?.pop();
+        let row = step_rows(
+            self.reads(),
+            task.id,
+            Asked { numbers: (number, number), ..Asked::all(true) },
+        )
+        .await?
+        .pop();
         row.map(|row| row.into_step(&uid.to_string(), &definition, true)).transpose()
     }
 
@@ -129,9 +232,9 @@ impl Store {
 async fn step_rows(
     connection: impl PgExecutor<'_>,
     task: i64,
-    numbers: RangeInclusive<i32>,
-    include_results: bool,
+    asked: Asked<'_>,
 ) -> Result<Vec<Row>, Error> {
+    let states: Vec<i16> = asked.states.iter().map(|state| *state as i16).collect();
     let rows = sqlx::query_as!(
         Row,
         r#"select t.state as "task_state!", t.started_at, t.finished_at, s.key as "key!",
@@ -152,17 +255,23 @@ async fn step_rows(
                           sum(case when octet_length(result) <= $3 then octet_length(result) end)
                             over (order by key) as results,
                           sum(octet_length(last_error)) over (order by key) as failures
-                     from stepwell.step
-                    where key between ($1::bigint << 14) + $6::int and ($1 << 14) + $7::int) s on true
+                     from (select * from stepwell.step
+                            where key between ($1::bigint << 14) + $6::int and ($1 << 14) + $7::int
+                              and ($8::smallint[] = '{}' or state = any($8))
+                              and ($9::int[] is null or (key & 16383)::int = any($9))
+                            order by key limit $10) x) s on true
             where t.id = $1
             order by s.key"#,
         task,
-        include_results,
+        asked.results,
         RESULT_BYTES_MAX,
         RESULTS_BYTES_MAX,
         FAILURES_BYTES_MAX,
-        numbers.start(),
-        numbers.end(),
+        asked.numbers.0,
+        asked.numbers.1,
+        &states,
+        asked.only,
+        i64::from(asked.most),
     )
     .fetch_all(connection)
     .await?;
@@ -192,7 +301,7 @@ fn fit(task: &mut v1::Task, bytes_max: usize) {
 }
 
 impl Row {
-    fn into_step(
+    pub(super) fn into_step(
         self,
         task_id: &str,
         definition: &StoredDefinition,

@@ -183,10 +183,8 @@ async fn results_come_with_their_steps_unless_they_are_large() {
     assert_eq!((first.attempt, second.waiting_on), (1, 0));
     assert!(first.start_time.is_some());
 
-    let plain = stepwell_proto::v1::GetTaskRequest {
-        task_id: task.task_id.clone(),
-        include_results: false,
-    };
+    let plain =
+        stepwell_proto::v1::GetTaskRequest { task_id: task.task_id.clone(), ..Default::default() };
     let plain = answer(world.client().get_task(plain).await).unwrap().task.unwrap();
     assert!(plain.steps.iter().all(|step| step.result.is_empty() && !step.result_omitted));
 }

@@ -70,7 +70,8 @@ impl World {
 
     /// The task with its steps and their results.
     async fn get(&self, task_id: &str) -> Result<Task, Refusal> {
-        let request = GetTaskRequest { task_id: task_id.into(), include_results: true };
+        let request =
+            GetTaskRequest { task_id: task_id.into(), include_results: true, ..Default::default() };
         Ok(answer(self.client().get_task(request).await)?.task.unwrap())
     }
 

@@ -1,0 +1,218 @@
+//! Facts that are kept with tasks: who may have how many, and what the log says of them.
+
+use std::collections::BTreeMap;
+
+use stepwell_proto::v1::{
+    AnnotateTaskRequest, State, State::Complete, TaskAnnotated, event::Detail,
+};
+use stepwell_store::{ANNOTATIONS_MAX, Annotated, Ending, Error, Filter, Once, Order};
+use stepwell_tests::{Rows, check, new_task};
+use uuid::Uuid;
+
+use super::{
+    operate::{Run, note},
+    races::{hold, race},
+};
+
+fn facts<const N: usize>(facts: [(&str, &str); N]) -> BTreeMap<String, String> {
+    facts.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
+}
+
+async fn annotate(run: &Run, set: &BTreeMap<String, String>, remove: &[&str]) -> Annotated {
+    let remove: Vec<String> = remove.iter().map(|&name| name.to_owned()).collect();
+    run.rows.store.annotate_task(run.uid, set, &remove, &note(), None).await.unwrap()
+}
+
+async fn kept(run: &Run) -> BTreeMap<String, String> {
+    run.rows.store.task(run.uid).await.unwrap().unwrap().annotations
+}
+
+async fn said(run: &Run) -> Vec<TaskAnnotated> {
+    let rows = run.rows.store.read_after(0, 1000).await.unwrap();
+    let events = rows.iter().map(|row| stepwell_store::event(row, &run.definition).unwrap());
+    let details = events.filter_map(|event| match event.detail {
+        Some(Detail::TaskAnnotated(said)) => Some(said),
+        _ => None,
+    });
+    details.collect()
+}
+
+#[tokio::test]
+async fn facts_are_kept_replaced_and_forgotten_in_every_state_and_move_nothing() {
+    let mut run = Run::of("a").await;
+    for (end, state) in [(false, State::Pending), (true, Complete)] {
+        if end {
+            run.run(&[(0, Ending::Complete)]).await;
+        }
+        let before = run.states().await;
+        let done =
+            annotate(&run, &facts([("order", "17"), ("note", "say \"hi\" \\ ü")]), &[]).await;
+        assert_eq!(done, Annotated::Done(state));
+        annotate(&run, &facts([("order", "18")]), &["note", "never"]).await;
+        assert_eq!(kept(&run).await, facts([("order", "18")]));
+        assert_eq!(run.states().await, before);
+        annotate(&run, &facts([]), &["order"]).await;
+        assert_eq!(kept(&run).await, facts([]));
+    }
+    let said = said(&run).await;
+    assert_eq!(said.len(), 6);
+    assert_eq!(said[0].set, facts([("order", "17"), ("note", "say \"hi\" \\ ü")]));
+    assert_eq!(
+        (&said[1].set, &said[1].removed),
+        (&facts([("order", "18")]), &vec!["note".to_owned(), "never".to_owned()])
+    );
+    assert_eq!(
+        (said[5].annotated_by.as_str(), said[5].reason.as_str()),
+        (&*note().by, &*note().reason)
+    );
+    let (some, note) = (facts([("a", "b")]), note());
+    let nobody = run.rows.store.annotate_task(Uuid::nil(), &some, &[], &note, None).await;
+    assert_eq!(nobody.unwrap(), Annotated::Missing);
+    run.check().await;
+}
+
+#[tokio::test]
+async fn a_task_with_as_many_facts_as_it_may_have_takes_no_other_until_one_is_forgotten() {
+    let run = Run::of("a").await;
+    let full: BTreeMap<String, String> =
+        (0..ANNOTATIONS_MAX).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+    assert_eq!(annotate(&run, &full, &[]).await, Annotated::Done(State::Pending));
+    let before = run.log(0).await.len();
+    assert_eq!(annotate(&run, &facts([("more", "v")]), &["never"]).await, Annotated::Full);
+    assert_eq!((kept(&run).await, run.log(before).await.len()), (full, 0));
+    annotate(&run, &facts([("more", "v")]), &["k0"]).await;
+    annotate(&run, &facts([("more", "w")]), &[]).await;
+    let now = kept(&run).await;
+    assert_eq!((now.len(), now["more"].as_str()), (ANNOTATIONS_MAX, "w"));
+    run.check().await;
+}
+
+#[tokio::test]
+async fn a_repeated_request_changes_nothing_whatever_was_changed_meanwhile() {
+    let run = Run::of("a").await;
+    let request =
+        |name: &str| AnnotateTaskRequest { set: facts([(name, "1")]), ..Default::default() };
+    let once = Once::of("r1", &request("a")).unwrap();
+    let asked = async |once: &Once, set: &BTreeMap<String, String>| {
+        run.rows.store.annotate_task(run.uid, set, &[], &note(), Some(once)).await
+    };
+    let first = asked(&once, &facts([("a", "1")])).await.unwrap();
+    annotate(&run, &facts([]), &["a"]).await;
+    assert_eq!(asked(&once, &facts([("a", "1")])).await.unwrap(), first);
+    assert_eq!((kept(&run).await, said(&run).await.len()), (facts([]), 2));
+    let other = Once::of("r1", &request("b")).unwrap();
+    let reused = asked(&other, &facts([("b", "1")])).await.unwrap_err();
+    assert!(matches!(reused, Error::Refused(_)), "{reused}");
+    // One that was refused is not remembered.
+    let many = (0..=ANNOTATIONS_MAX).map(|n| (format!("k{n}"), String::new())).collect();
+    let later = Once::of("r2", &request("c")).unwrap();
+    assert_eq!(asked(&later, &many).await.unwrap(), Annotated::Full);
+    let done = asked(&later, &facts([("c", "1")])).await.unwrap();
+    assert_eq!((done, kept(&run).await), (first, facts([("c", "1")])));
+    run.check().await;
+}
+
+#[tokio::test]
+async fn two_who_annotate_a_task_at_once_are_both_kept_and_only_one_is_if_there_is_room_for_one() {
+    for room in [2, 1] {
+        let run = Run::of("a").await;
+        let before =
+            (0..ANNOTATIONS_MAX - room).map(|n| (format!("k{n}"), String::new())).collect();
+        annotate(&run, &before, &[]).await;
+        let (one, two) = (facts([("one", "1")]), facts([("two", "2")]));
+        let latch = hold(&run.rows, run.key).await;
+        let (first, second) =
+            race(&run.rows, latch, annotate(&run, &one, &[]), annotate(&run, &two, &[])).await;
+        let done = Annotated::Done(State::Pending);
+        assert_eq!((first, second), (done, if room == 2 { done } else { Annotated::Full }));
+        assert_eq!(kept(&run).await.len(), ANNOTATIONS_MAX);
+        run.check().await;
+    }
+}
+
+#[tokio::test]
+async fn texts_beyond_eight_kibibytes_are_left_out_of_the_event_and_kept_with_the_task() {
+    let run = Run::of("a").await;
+    let whole = |n: usize| (0..8).map(|i| (format!("k{i}"), "x".repeat(n))).collect();
+    for (bytes, omitted) in [(1022, false), (1023, true)] {
+        let set: BTreeMap<String, String> = whole(bytes);
+        annotate(&run, &set, &[]).await;
+        let said = said(&run).await.pop().unwrap();
+        assert_eq!((said.texts_omitted, said.set.len()), (omitted, 8));
+        assert_eq!(said.set.values().all(String::is_empty), omitted);
+        assert_eq!(kept(&run).await, set);
+    }
+}
+
+#[tokio::test]
+async fn tasks_are_created_with_facts_beside_others_without_which_stand_in_no_index() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut tasks: Vec<_> = (0..3).map(|_| new_task(&definition)).collect();
+    tasks[1].annotations = facts([("order", "17"), ("kind", "")]);
+    rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
+    for task in &tasks {
+        let read = rows.store.task(task.uid).await.unwrap().unwrap();
+        assert_eq!(read.annotations, task.annotations);
+    }
+    let mut connection = rows.connection().await;
+    let found: Vec<Uuid> = sqlx::query_scalar(
+        "select t.uid from stepwell.task_detail d join stepwell.task t on t.id = d.task
+          where annotations <> '{}' and annotations @> '{\"order\": \"17\"}'",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(found, [tasks[1].uid]);
+    let blocks =
+        "select pg_relation_size('stepwell.task_annotation') / 8192 from (select $1::bigint) x";
+    let before: i64 = rows.one(blocks, 0).await;
+    rows.create_many(&definition, 2_000).await;
+    assert_eq!(rows.one::<i64>(blocks, 0).await, before);
+    sqlx::raw_sql("set enable_seqscan = off; analyze stepwell.task_detail")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(
+        "explain select task from stepwell.task_detail
+          where annotations <> '{}' and annotations @> '{\"order\": \"17\"}'",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert!(plan.iter().any(|line| line.contains("task_annotation")), "{plan:#?}");
+    check(&mut connection).await;
+}
+
+#[tokio::test]
+async fn a_page_of_tasks_with_many_facts_is_shorter_and_each_task_stands_on_one_page() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let most: BTreeMap<String, String> =
+        (0..ANNOTATIONS_MAX).map(|n| (format!("k{n}"), "x".repeat(1024))).collect();
+    let mut tasks: Vec<_> = (0..40).map(|_| new_task(&definition)).collect();
+    tasks.iter_mut().step_by(2).for_each(|task| task.annotations = most.clone());
+    rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
+    let made: Vec<String> = tasks.iter().map(|task| task.uid.to_string()).collect();
+    let backwards: Vec<String> = made.iter().rev().cloned().collect();
+    let mut listed = Vec::new();
+    for (order, wanted) in [(Order::CreateDesc, backwards), (Order::Create, made)] {
+        let (mut after, mut pages) = (None, 0);
+        listed.clear();
+        loop {
+            let (store, all) = (&rows.store, Filter::default());
+            let (page, next) = store.list_tasks(&all, order, after, 1_000).await.unwrap();
+            let bytes: usize = page.iter().map(prost::Message::encoded_len).sum();
+            assert!(!page.is_empty() && bytes < 2 << 20, "{} tasks, {bytes} bytes", page.len());
+            listed.extend(page);
+            (after, pages) = (next, pages + 1);
+            if next.is_none() {
+                break;
+            }
+        }
+        let ids: Vec<String> = listed.iter().map(|task| task.task_id.clone()).collect();
+        assert_eq!((ids, pages), (wanted, 2), "{order:?}");
+    }
+    let full = listed.iter().filter(|task| task.annotations == most).count();
+    assert_eq!(full, 20);
+}
