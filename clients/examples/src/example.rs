@@ -109,7 +109,11 @@ impl Example {
         for (task_id, input) in &tasks {
             answer(client, task_id, &input.people).await?;
             client.wait_task(task_id, ENDS_WITHIN).await?;
-            let request = v1::GetTaskRequest { task_id: task_id.clone(), include_results: true };
+            let request = v1::GetTaskRequest {
+                task_id: task_id.clone(),
+                include_results: true,
+                ..v1::GetTaskRequest::default()
+            };
             let task = client.get_task(request).await?.task.unwrap_or_default();
             let found = input.expect.differences(&task).into_iter();
             differences.extend(found.map(|what| format!("{}: {what}", input.about)));
@@ -136,7 +140,11 @@ async fn answer(
                 _ => false,
             });
         }
-        let request = v1::GetTaskRequest { task_id: task_id.to_owned(), include_results: false };
+        let request = v1::GetTaskRequest {
+            task_id: task_id.to_owned(),
+            include_results: false,
+            ..v1::GetTaskRequest::default()
+        };
         let task = client.get_task(request).await?.task.unwrap_or_default();
         let step = task.steps.into_iter().find(|step| step.name == *name);
         let request = v1::ResolveStepRequest {

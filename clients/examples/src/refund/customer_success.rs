@@ -99,7 +99,11 @@ async fn check_refund_policy(
 
 /// Resolves the approval in the name of the policy. A repeat finds it resolved, and is as good.
 async fn approve(client: &Client, step: &StepContext, up_to: i64) -> Result<(), HandlerError> {
-    let request = v1::GetTaskRequest { task_id: step.task_id().to_owned(), include_results: false };
+    let request = v1::GetTaskRequest {
+        task_id: step.task_id().to_owned(),
+        include_results: false,
+        ..v1::GetTaskRequest::default()
+    };
     let task = client.get_task(request).await?.task.unwrap_or_default();
     let approval = task.steps.into_iter().find(|step| step.name == APPROVAL);
     let missing = || HandlerError::new("MissingStep", format!("there is no step {APPROVAL}"));
