@@ -68,7 +68,7 @@ impl Callers {
     /// machine, which its browser then takes for the page's own.
     fn refuse<B>(&self, request: &Request<B>) -> bool {
         let headers = request.headers();
-        let called = request.uri().authority().map(|authority| authority.as_str());
+        let called = request.uri().authority().map(http::uri::Authority::as_str);
         let called = called.or_else(|| headers.get(HOST)?.to_str().ok()).unwrap_or_default();
         let is_ours = |origin: &HeaderValue| {
             let text = origin.to_str().unwrap_or_default();
