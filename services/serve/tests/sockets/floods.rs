@@ -184,7 +184,7 @@ async fn a_peer_that_is_gone_without_a_word_is_given_up_and_one_that_is_idle_is_
 async fn a_peer_of_http_1_that_dawdles_or_idles_is_cut_off() {
     let running = Running::start().await;
     let begun = Instant::now();
-    let asked = "GET /livez HTTP/1.1\r\nhost: test\r\n";
+    let asked = "GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n";
     for said in [format!("{asked}x-more: "), format!("{asked}\r\n")] {
         let mut stream = TcpStream::connect(&running.address).await.unwrap();
         stream.write_all(said.as_bytes()).await.unwrap();
