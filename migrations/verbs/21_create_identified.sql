@@ -39,8 +39,9 @@ begin
     select case when key is null or there is not null or uid = any(v_taken) then no
                 else min(no) filter (where there is null and uid <> all(v_taken)) over (partition by key) end::int
       from unnest(t_identity, t_uid, v_there) with ordinality t(key, uid, there, no) order by no);
-  v_go    := array(select no::int from unnest(v_there, v_first) with ordinality t(there, first, no)
-                    where there is null and first = no order by no);
+  -- One whose uid was there is not tried: its task may be going away, and its key was not looked at.
+  v_go    := array(select no::int from unnest(v_there, v_first, t_uid) with ordinality t(there, first, uid, no)
+                    where there is null and first = no and uid <> all(v_taken) order by no);
 
   select c.n_key, c.n_at, c.queues_n
     from create_tasks(
@@ -61,6 +62,6 @@ begin
   delete from identity i where key = any(t_identity) and not exists (select from task where id = i.task);
   t_there := array(
     select case when there is not null then (select uid from task where id = there)
-                when first <> no then t_uid[first] end
+                when first <> no and t_id[first] = any(n_key) then t_uid[first] end
       from unnest(v_there, v_first) with ordinality t(there, first, no) order by no);
 end $$;

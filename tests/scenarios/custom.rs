@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use stepwell_client::{Executor, HandlerError, Start, StepContext, Subscription, v1};
 use stepwell_suite::{Kind, Nodes, Signal};
-use stepwell_tests::{World, check, until};
+use stepwell_tests::{Scrape, World, check, until};
 use tokio::sync::Notify;
 use v1::ErrorReason;
 
@@ -348,4 +348,33 @@ async fn types_are_registered_and_shown_on_the_command_line() {
     assert!(code == 0 && out.contains("order.paid") && out.contains("An order was paid"), "{out}");
     let (code, out, _) = stepwell(&world, &["event", "type", "order.paid", "-n", "shop"], "");
     assert!(code == 0 && out.contains("custom, of shop") && out.contains("\"total\": 5"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_publishes_an_event_has_a_counter_of_its_name() {
+    let world = World::start().await;
+    world.define("{name: d, namespace: shop, steps: [{name: a}]}").await;
+    for name in ["cart.filled", "cart.emptied"] {
+        register(&world, spec(name, 1, &json!({}))).await.unwrap();
+    }
+    let yaml = "subscriptions: [{name: carts, events: ['cart.*'], deliver: {metrics: {}}}]";
+    let text = v1::SubscriptionText { source: "test".into(), yaml: yaml.into() };
+    let request = v1::ApplySubscriptionsRequest { texts: vec![text], prune: false };
+    world.client.apply_subscriptions(request).await.unwrap();
+    let task = world.client.task("d").namespace("shop").create().await.unwrap();
+    let events = ["cart.filled", "cart.emptied", "cart.filled"];
+    let request = v1::PublishEventsRequest {
+        task_id: task.task_id.clone(),
+        events: events.map(|name| publication(name, 1, &json!({}))).into(),
+        ..v1::PublishEventsRequest::default()
+    };
+    world.client.publish_events(request).await.unwrap();
+    let counted = Scrape::until(&world.suite.addresses().event[0], |scrape| {
+        scrape.sum("stepwell_subscription_events_total", &[("subscription", "carts")]) == 3.0
+    })
+    .await;
+    for (event, n) in [("cart.filled", 2.0), ("cart.emptied", 1.0)] {
+        let of = [("event", event), ("definition", "d")];
+        assert_eq!(counted.sum("stepwell_subscription_events_total", &of), n, "{event}");
+    }
 }

@@ -137,7 +137,7 @@ async fn what_is_refused_in_json_says_the_code_the_reason_and_the_fields() {
                 .headers(headers("application/x-www-form-urlencoded"))
                 .header("origin", "http://evil.example")
                 .body("{}"),
-            415,
+            403,
             None,
         ),
         (

@@ -22,6 +22,7 @@ mod feed;
 mod history;
 mod hostile;
 mod idle;
+mod init;
 mod insight;
 mod json;
 mod limits;

@@ -833,6 +833,7 @@ impl Model {
     /// the window. Who repeats a request is known by its id.
     pub fn create_known(&mut self, tasks: &[New]) -> Made {
         let (mut places, mut made) = (Vec::new(), Vec::new());
+        let is_known = tasks.iter().any(|new| new.known.is_some());
         let mut first = BTreeMap::new();
         for new in tasks {
             let mut place = None;
@@ -858,7 +859,8 @@ impl Model {
                     }
                 }
             }
-            if place.is_none() {
+            // Who repeats a request is not tried where keys are looked at.
+            if place.is_none() && !(is_known && self.tasks[new.task].is_some()) {
                 made.push(new.clone());
             }
             places.push(place);

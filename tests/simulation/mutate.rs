@@ -964,14 +964,20 @@ const NOTICED: &[Mutation] = &[
     Mutation(
         "two with one key are both made",
         "create_identified",
-        "where there is null and first = no order by no",
-        "where there is null order by no",
+        "where there is null and first = no and uid",
+        "where there is null and uid",
     ),
     Mutation(
         "who repeats a request takes its key from another of the call",
         "create_identified",
         "filter (where there is null and uid <> all(v_taken))",
         "filter (where there is null)",
+    ),
+    Mutation(
+        "who repeats a request is tried all the same",
+        "create_identified",
+        "first = no and uid <> all(v_taken) order by no",
+        "first = no order by no",
     ),
     Mutation(
         "a key stays with the task that was too old",

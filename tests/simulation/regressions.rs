@@ -627,6 +627,40 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a key is of the last task that was made for it, until its window is over, and who repeats a request has none",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0, 0, 0, 0, 0],
+            "operations": [
+                {"Create": [[0, [], null, {"key": 0, "window": 500}], [1, []]]},
+                {"Create": [[1, [], null, {"key": 0, "window": null}]]},
+                {"Create": [[1, [], 5, {"key": 1, "window": null}], [2, [], null, {"key": 1, "window": null}]]},
+                {"Advance": 500},
+                {"Create": [[3, [], null, {"key": 0, "window": 500}]]},
+                {"Create": [[4, [], null, {"key": 0, "window": 500}]]}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that was removed leaves its key to another, and its row to nobody",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, [], null, {"key": 0, "window": null}, [0, 0]]]},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                {"Advance": 999},
+                {"Remove": {"after": null, "age": 1, "error": 1, "scan": 1, "most": 2}},
+                {"Advance": 1},
+                {"Remove": {"after": null, "age": 1, "error": 1, "scan": 1, "most": 2}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Create": [[1, [], null, {"key": 0, "window": null}]]}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

@@ -147,6 +147,40 @@ async fn a_large_task_comes_in_parts_and_whole() {
 }
 
 #[tokio::test]
+async fn of_tasks_that_were_created_together_each_has_all_its_events_wherever_a_page_is_cut() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a; b; c; d; e; f").await;
+    let keys = rows.create_many(&definition, 3).await;
+    let mut writer = rows.writer().await;
+    let leases = rows.claim(&mut writer, definition.queues[0], 18).await;
+    // The first one fails at such length that its events take several pages, and the others end meanwhile.
+    let failure = StoredFailure { message: "x".repeat(900_000), ..StoredFailure::default() };
+    for lease in leases.iter().filter(|lease| lease.step >> 14 == keys[0]) {
+        let fails = report(lease, Ending::Fail { wait_ms: None }, &failure.to_text());
+        rows.settle(&mut writer, &[fails]).await;
+        let other = leases.iter().find(|other| {
+            other.step >> 14 == keys[1] && other.step & 16_383 == lease.step & 16_383
+        });
+        rows.settle(&mut writer, &[complete(other.unwrap(), "1")]).await;
+    }
+    rows.cancel(uid(&rows, keys[2]).await).await;
+
+    let (parts, n) = pages(&rows, &exported()).await;
+    assert!(n >= 4, "{n} pages");
+    let log = rows.store.read_after(0, 1_000_000).await.unwrap();
+    for key in keys {
+        let uid = uid(&rows, key).await;
+        let id = uid.to_string();
+        let events = parts.iter().filter(|part| part.task_id == id).flat_map(|part| &part.events);
+        let told: Vec<i64> = events.map(|event| event.position).collect();
+        let wanted: Vec<i64> =
+            log.iter().filter(|row| row.uid == uid).map(|row| row.position).collect();
+        assert_eq!(told, wanted);
+        assert!(parts.iter().any(|part| part.task_id == id && part.last && part.events_complete));
+    }
+}
+
+#[tokio::test]
 async fn of_events_that_are_no_longer_kept_the_export_says_that_they_are_missing() {
     let rows = Rows::new().await;
     cut_log(&mut rows.connection().await, 4, 6).await;

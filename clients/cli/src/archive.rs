@@ -39,7 +39,7 @@ pub(crate) struct Archive {
     /// Only of this namespace.
     #[arg(long, short, default_value = "")]
     namespace: String,
-    /// Leave out their events: those need a walk through the log.
+    /// Leave out their events.
     #[arg(long)]
     without_events: bool,
     /// Remove what was exported.

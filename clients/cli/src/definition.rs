@@ -264,7 +264,10 @@ fn is_among<'n>(
 struct Faults(Vec<(String, String)>);
 
 impl Faults {
-    fn add(&mut self, source: &str, refusal: Refusal) {
+    fn add(&mut self, source: &str, mut refusal: Refusal) {
+        if refusal.violations.is_empty() {
+            refusal.violations.push((String::new(), refusal.message.clone()));
+        }
         for (path, what) in refusal.violations {
             let fault = (if source == "-" { path } else { format!("{source}: {path}") }, what);
             if !self.0.contains(&fault) {

@@ -14,7 +14,12 @@ use stepwell_proto::v1::BatchCreateTasksRequest;
 use stepwell_suite::{Process, Signal, Suite, SuiteOptions};
 use uuid::Uuid;
 
-use crate::{connect::client_of, example::told_to_stop, fault::Fault, output};
+use crate::{
+    connect::client_of,
+    example::{self, told_to_stop},
+    fault::Fault,
+    output,
+};
 
 const CREATE_AT_ONCE: usize = 50;
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
@@ -90,6 +95,10 @@ impl Demo {
                 "all {} orders ended as their input says they must",
                 tasks.len()
             ))?;
+            output::note("other examples, whose parts `stepwell example` runs:");
+            for other in example::others() {
+                output::note(format!("  {other}"));
+            }
             return Ok(ExitCode::SUCCESS);
         }
         for difference in differences.iter().take(20) {

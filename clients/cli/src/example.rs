@@ -1,4 +1,6 @@
-//! `stepwell example`: the parts of the checkout, as processes of their own.
+//! `stepwell example`: the parts of the examples, as processes of their own.
+
+mod parts;
 
 use std::{
     collections::HashMap,
@@ -11,8 +13,11 @@ use std::{
 
 use clap::{Args, Subcommand};
 use stepwell_client::Observation;
-use stepwell_examples::checkout;
+use stepwell_examples::{analytics, cart, checkout, refund, registration};
+use tokio::net::TcpListener;
 
+use self::parts::Part;
+pub(crate) use self::parts::others;
 use crate::{connect::Connect, fault::Fault, output};
 
 #[derive(Subcommand)]
@@ -20,6 +25,18 @@ pub(crate) enum Command {
     /// The checkout of a shop.
     #[command(subcommand)]
     Checkout(Checkout),
+    /// Customer analytics: fan-out and fan-in over a warehouse, custom events.
+    #[command(subcommand)]
+    Analytics(Part),
+    /// User registration: a diamond of HTTP calls, and what their statuses mean.
+    #[command(subcommand)]
+    Registration(Part),
+    /// The cart of an API: calls without code, environments.
+    #[command(subcommand)]
+    Cart(Part),
+    /// A refund: two namespaces, a person's approval, a task that starts another.
+    #[command(subcommand)]
+    Refund(Part),
 }
 
 #[derive(Subcommand)]
@@ -29,6 +46,7 @@ pub(crate) enum Checkout {
     /// Print one order: the context of a task.
     Order,
     /// Print the shipped orders: each with what must become of it.
+    #[command(visible_alias = "inputs")]
     Orders,
     /// Run the payment gateway, the inventory and the mail.
     Servers(Servers),
@@ -67,32 +85,51 @@ pub(crate) struct Executor {
 
 impl Command {
     pub(crate) async fn run(self) -> Result<ExitCode, Fault> {
-        let Self::Checkout(checkout) = self;
-        match checkout {
-            Checkout::Definition => output::line(checkout::DEFINITION.trim_end())?,
-            Checkout::Order => {
+        let (part, example) = match self {
+            Self::Checkout(checkout) => return checkout.run().await,
+            Self::Analytics(part) => (part, &analytics::EXAMPLE),
+            Self::Registration(part) => (part, &registration::EXAMPLE),
+            Self::Cart(part) => (part, &cart::EXAMPLE),
+            Self::Refund(part) => (part, &refund::EXAMPLE),
+        };
+        part.run(example).await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Checkout {
+    async fn run(self) -> Result<ExitCode, Fault> {
+        match self {
+            Self::Definition => output::line(checkout::DEFINITION.trim_end())?,
+            Self::Order => {
                 let first = checkout::ORDERS.lines().next().unwrap_or_default();
                 let lines = checkout::read(first).map_err(Fault::new)?;
                 let order = serde_json::to_string(&lines.first().map(|line| &line.order));
                 output::line(order.map_err(|error| Fault::new(error.to_string()))?)?;
             }
-            Checkout::Orders => output::line(checkout::ORDERS.trim_end())?,
-            Checkout::Servers(servers) => servers.run().await?,
-            Checkout::Executor(executor) => executor.run().await?,
+            Self::Orders => output::line(checkout::ORDERS.trim_end())?,
+            Self::Servers(servers) => servers.run().await?,
+            Self::Executor(executor) => executor.run().await?,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Servers {
-    async fn run(self) -> Result<(), Fault> {
-        let listener = tokio::net::TcpListener::bind(self.listen).await?;
+    /// Listens, and tells where.
+    async fn listen(&self) -> Result<(TcpListener, String), Fault> {
+        let listener = TcpListener::bind(self.listen).await?;
         let address = format!("http://{}", listener.local_addr()?);
         if let Some(file) = &self.address_file {
             let written = file.with_extension("new");
             std::fs::write(&written, &address)?;
             std::fs::rename(&written, file)?;
         }
+        Ok((listener, address))
+    }
+
+    async fn run(self) -> Result<(), Fault> {
+        let (listener, address) = self.listen().await?;
         output::note(format!("gateway, inventory and mail listen on {address}"));
         checkout::serve(listener).await?;
         Ok(())

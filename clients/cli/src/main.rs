@@ -19,6 +19,7 @@ mod executor;
 mod fault;
 mod follow;
 mod history;
+mod init;
 mod output;
 mod overview;
 mod performance;
@@ -56,6 +57,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write a small project that runs: a definition, an executor, and the commands to try.
+    Init(init::Init),
     /// Check out a few hundred orders on a suite of its own, and judge what became of them.
     Demo(demo::Demo),
     /// Keep a suite running for development: Postgres and the three services.
@@ -127,6 +130,7 @@ fn main() -> ExitCode {
         Command::Completion(completion) => completion.run().unwrap_or_else(Fault::tell),
         Command::Doctor(doctor) => run(doctor.run()),
         Command::Guard => stepwell_suite::guard_main(),
+        Command::Init(init) => init.run().unwrap_or_else(Fault::tell),
         Command::Demo(demo) => run(demo.run()),
         Command::Dev(dev) => run(dev.run()),
         Command::Definition(command) => run(command.run()),
@@ -179,9 +183,12 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().and_then(Path::parent).unwrap();
         let mut files: Vec<_> =
             ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root.join(name)).into();
-        let docs = std::fs::read_dir(root.join("docs")).unwrap();
-        files.extend(docs.map(|entry| entry.unwrap().path()));
-        files.retain(|file| file.extension().is_some_and(|end| end == "md"));
+        files.push(root.join("clients/cli/src/init/README.md.in"));
+        let of = |folder: &str| std::fs::read_dir(root.join(folder)).unwrap();
+        files.extend(of("docs").map(|entry| entry.unwrap().path()));
+        let examples = of("clients/examples").map(|entry| entry.unwrap().path().join("README.md"));
+        files.extend(examples.filter(|file| file.exists()));
+        files.retain(|file| file.extension().is_some_and(|end| end == "md" || end == "in"));
         files
             .into_iter()
             .map(|file| (file.display().to_string(), std::fs::read_to_string(&file).unwrap()))

@@ -45,6 +45,7 @@ fn tables(overview: &Overview) -> String {
         (overview.open_complete, "there are more open tasks than are counted"),
         (overview.ended_complete, "more tasks ended than are counted"),
         (overview.ready_complete, "more steps are ready than are looked at"),
+        (overview.handlers_complete, "there are more handlers than are listed"),
     ] {
         if !is_complete {
             parts.push(what.to_owned());
@@ -104,19 +105,22 @@ fn ready(overview: &Overview) -> output::Table {
             definition(&ready.namespace, &ready.definition_name, &ready.definition_version),
             ready.steps.to_string(),
             age(overview.as_of, ready.oldest_ready_time),
-            remark(ready, &overview.handlers).to_owned(),
+            remark(ready, overview).to_owned(),
         ]);
     }
     table
 }
 
 /// What keeps ready steps from being taken.
-fn remark(ready: &ReadySteps, handlers: &[HandlerSlots]) -> &'static str {
-    let mut offers =
-        handlers.iter().filter(|of| of.namespace == ready.namespace && of.handler == ready.handler);
+fn remark(ready: &ReadySteps, overview: &Overview) -> &'static str {
+    let mut offers = overview
+        .handlers
+        .iter()
+        .filter(|of| of.namespace == ready.namespace && of.handler == ready.handler);
     match offers.next() {
         _ if ready.paused => "paused",
-        None => "no executor",
+        None if overview.handlers_complete => "no executor",
+        None => "",
         Some(offer) if offer.slots_used >= offer.slots => "no free slot",
         Some(_) => "",
     }
@@ -141,4 +145,28 @@ fn age(now: Option<Timestamp>, since: Option<Timestamp>) -> String {
     let nanos = |at: Timestamp| i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
     let nanos = u64::try_from((nanos(now) - nanos(since)).max(0)).unwrap_or(u64::MAX);
     shown(std::time::Duration::from_nanos(nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_handler_that_is_not_listed_nothing_is_said_unless_all_are() {
+        let ready = ReadySteps { handler: "h".into(), ..ReadySteps::default() };
+        let offer = HandlerSlots { handler: "h".into(), slots: 1, ..HandlerSlots::default() };
+        let listed = |handlers: Vec<HandlerSlots>, handlers_complete| Overview {
+            handlers,
+            handlers_complete,
+            ready: vec![ready.clone()],
+            ..Overview::default()
+        };
+        assert_eq!(remark(&ready, &listed(Vec::new(), true)), "no executor");
+        let cut = listed(Vec::new(), false);
+        assert_eq!(remark(&ready, &cut), "");
+        assert!(tables(&cut).contains("more handlers than are listed"));
+        let full = HandlerSlots { slots_used: 1, ..offer.clone() };
+        assert_eq!(remark(&ready, &listed(vec![full], false)), "no free slot");
+        assert_eq!(remark(&ready, &listed(vec![offer], true)), "");
+    }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     told_steps: Histogram<u64>,
     /// What the metrics of subscriptions were told about.
     about: Mutex<HashSet<About>>,
+    /// The names of custom events that are labels.
+    customs: Mutex<HashSet<String>>,
     survey: Histogram<f64>,
     surveyed: Arc<Mutex<Option<Surveyed>>>,
     progress: Arc<Mutex<Vec<SubscriptionProgress>>>,
@@ -137,7 +139,8 @@ impl Metrics {
             told: counter(
                 "stepwell_subscription_events_total",
                 "Events of subscriptions with the delivery metrics; of failed attempts whether they \
-                 were the step's last; past 200 definitions and steps, other",
+                 were the step's last; past 200 definitions and steps, other; past 200 names of custom \
+                 events, custom",
             ),
             told_ran: seconds(
                 "stepwell_subscription_ran_seconds",
@@ -151,6 +154,7 @@ impl Metrics {
                 )
                 .build(),
             about: Mutex::default(),
+            customs: Mutex::default(),
             survey: seconds(
                 "stepwell_survey_seconds",
                 "One survey of the whole, counting of the log included",
@@ -272,8 +276,7 @@ impl Metrics {
                 false => ["other"; 4],
             }
             .map(str::to_owned);
-        // Of custom ones there may be any number.
-        let event = event_type(event).map_or("custom", |event| event.name);
+        let event = event_type(event).map_or_else(|| self.custom(event), |of| of.name.to_owned());
         let label = |name: &'static str, value: String| KeyValue::new(name, value);
         let of = label("subscription", subscription);
         let (namespace, definition) =
@@ -282,8 +285,7 @@ impl Metrics {
             let labels = [of.clone(), namespace.clone(), definition.clone()];
             self.told_steps.record(steps, &labels);
         }
-        let labels =
-            [of, KeyValue::new("event", event), namespace, definition, label("step", step)];
+        let labels = [of, label("event", event), namespace, definition, label("step", step)];
         if let Some(ran_for) = told.ran_for {
             self.told_ran.record(ran_for.as_secs_f64(), &labels);
         }
@@ -300,6 +302,14 @@ impl Metrics {
         let about = (subscription.to_owned(), about.map(str::to_owned));
         let mut known = self.about.lock().unwrap_or_else(PoisonError::into_inner);
         known.contains(&about) || known.len() < LABELS_MAX && known.insert(about)
+    }
+
+    /// A custom event as a label: of these there may be any number.
+    fn custom(&self, name: &str) -> String {
+        let mut known = self.customs.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known =
+            known.contains(name) || known.len() < LABELS_MAX && known.insert(name.to_owned());
+        if is_known { name } else { "custom" }.to_owned()
     }
 
     // ── the survey ──────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@
 
 use std::{
     io::Read,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -16,7 +17,7 @@ use futures::{FutureExt, stream};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response, StatusCode, Version,
     header::{
-        ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TE, TRANSFER_ENCODING,
+        ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, TE, TRANSFER_ENCODING,
     },
 };
 use http_body::Frame;
@@ -42,22 +43,63 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROTO: HeaderValue = HeaderValue::from_static("application/proto");
 const TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 const PROTOCOL: HeaderName = HeaderName::from_static("connect-protocol-version");
-/// Reading JSON takes so many times the memory of its text, at worst.
-const JSON_TIMES: usize = 16;
+/// Reading JSON takes at worst so many bytes of memory for each value, for each array or object, which begins with room
+/// for four values, and for any other byte.
+const JSON_COSTS: (usize, usize, usize) = (240, 640, 2);
 
 /// Adds `Formats` around a service.
 #[derive(Clone, Debug)]
-pub(crate) struct FormatsLayer(pub(crate) Arc<Budget>);
+pub(crate) struct FormatsLayer {
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) callers: Arc<Callers>,
+}
+
+/// Which callers a browser may speak for.
+#[derive(Debug)]
+pub(crate) struct Callers {
+    /// Origins of pages that may call.
+    pub(crate) origins: Vec<HeaderValue>,
+    /// Only this machine reaches the port.
+    pub(crate) is_local: bool,
+}
+
+impl Callers {
+    /// True for what a page sends that may not: one of another origin, or one whose name was made to mean this
+    /// machine, which its browser then takes for the page's own.
+    fn refuse<B>(&self, request: &Request<B>) -> bool {
+        let headers = request.headers();
+        let called = request.uri().authority().map(|authority| authority.as_str());
+        let called = called.or_else(|| headers.get(HOST)?.to_str().ok()).unwrap_or_default();
+        let is_ours = |origin: &HeaderValue| {
+            let text = origin.to_str().unwrap_or_default();
+            let authority = text.split_once("://").map_or(text, |(_, authority)| authority);
+            self.origins.contains(origin) || authority == called && is_address(called)
+        };
+        let is_named = |origin: &HeaderValue| {
+            let text = origin.to_str().unwrap_or_default();
+            text.split_once("://").is_some_and(|(_, authority)| authority == called)
+        };
+        let is_known = called.is_empty() || is_address(called) || self.origins.iter().any(is_named);
+        headers.get(ORIGIN).is_some_and(|origin| !is_ours(origin)) || self.is_local && !is_known
+    }
+}
+
+/// True for numbers, and the name of this machine that nobody else can give himself.
+fn is_address(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let number = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || number.parse::<IpAddr>().is_ok()
+}
 
 impl<S: Clone> Layer<S> for FormatsLayer {
     type Service = Formats<S>;
 
     fn layer(&self, inner: S) -> Formats<S> {
-        Formats {
-            web: GrpcWebLayer::new().layer(inner.clone()),
-            inner,
-            budget: Arc::clone(&self.0),
-        }
+        let Self { budget, callers } = self.clone();
+        Formats { web: GrpcWebLayer::new().layer(inner.clone()), inner, budget, callers }
     }
 }
 
@@ -67,6 +109,7 @@ pub(crate) struct Formats<S> {
     inner: S,
     web: GrpcWebService<S>,
     budget: Arc<Budget>,
+    callers: Arc<Callers>,
 }
 
 impl<S> Service<Request<Body>> for Formats<S>
@@ -87,11 +130,19 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         let kind = kind.unwrap_or_default().to_ascii_lowercase();
-        if kind.starts_with(b"application/grpc-web") {
+        let is_web = kind.starts_with(b"application/grpc-web");
+        // No browser sends gRPC itself.
+        let is_grpc = kind.starts_with(b"application/grpc") && !is_web;
+        if !is_grpc && self.callers.refuse(&request) {
+            let what = "a page of this origin may not call; --allow-origins names those that may";
+            let answer = plain::failed(&Status::permission_denied(what));
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        if is_web {
             return Box::pin(self.web.call(request));
         }
         let path = request.uri().path();
-        if kind.starts_with(b"application/grpc") || !path.starts_with(OURS) {
+        if is_grpc || !path.starts_with(OURS) {
             return Box::pin(self.inner.call(request));
         }
         let Some(method) = METHODS.get(path) else {
@@ -207,7 +258,7 @@ impl Call {
         if self.is_zipped {
             text = unzipped(&text)?;
         }
-        held.grow(text.len() * JSON_TIMES)?;
+        held.grow(cost(&text))?;
         let encoded = self.method.request(&text);
         Ok(encoded.map_err(|(path, what)| Refusal::field(path, what))?.into())
     }
@@ -301,6 +352,17 @@ async fn read(mut body: Body, budget: &Arc<Budget>) -> Result<(Bytes, Held), Sta
     Ok((bytes.freeze(), held))
 }
 
+/// What reading a text as JSON takes at worst.
+fn cost(text: &[u8]) -> usize {
+    let (value, list, other) = JSON_COSTS;
+    let of = |byte: &u8| match byte {
+        b'[' | b'{' => list,
+        b',' => value,
+        _ => other,
+    };
+    text.iter().map(of).sum()
+}
+
 fn unzipped(zipped: &[u8]) -> Result<Bytes, Refusal> {
     let mut text = Vec::new();
     let max = limits::MESSAGE_BYTES_MAX as u64;
@@ -323,4 +385,49 @@ fn grpc_timeout(millis: &HeaderValue) -> Option<HeaderValue> {
         format!("{}S", (millis / 1000).min(99_999_999))
     };
     HeaderValue::from_str(&told).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(host: &str, origin: &str, is_local: bool) -> bool {
+        let origins = vec![HeaderValue::from_static("https://console.example")];
+        let mut request = Request::post("/x").header("host", host);
+        if !origin.is_empty() {
+            request = request.header("origin", origin);
+        }
+        Callers { origins, is_local }.refuse(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn a_page_whose_name_was_made_to_mean_this_machine_may_not_call() {
+        for (host, origin, is_local, wanted) in [
+            ("127.0.0.1:7101", "", true, false),
+            ("[::1]:7101", "", true, false),
+            ("localhost:7101", "http://localhost:7101", true, false),
+            ("127.0.0.1:7101", "http://127.0.0.1:7101", true, false),
+            ("127.0.0.1:7101", "https://console.example", true, false),
+            ("console.example", "https://console.example", true, false),
+            ("127.0.0.1:7101", "http://127.0.0.1:9999", true, true),
+            ("127.0.0.1:7101", "http://evil.example", true, true),
+            ("127.0.0.1:7101", "null", true, true),
+            ("evil.example:7101", "http://evil.example:7101", true, true),
+            ("evil.example:7101", "http://evil.example:7101", false, true),
+            // A browser says no origin of what it reads from the page's own.
+            ("evil.example:7101", "", true, true),
+            ("127.0.0.1.evil.example:7101", "", true, true),
+            // Between machines the services have names.
+            ("task.internal:7101", "", false, false),
+        ] {
+            assert_eq!(refused(host, origin, is_local), wanted, "{host} {origin} {is_local}");
+        }
+    }
+
+    #[test]
+    fn reading_small_lists_costs_more_than_reading_long_texts() {
+        assert!(cost(b"[0],[0],[0]") > 100 * b"[0],[0],[0]".len());
+        let text = format!("{{\"context\": \"{}\"}}", "x".repeat(1000));
+        assert!(cost(text.as_bytes()) < 4 * text.len());
+    }
 }

@@ -14,8 +14,13 @@ use tonic::{
 use tracing::Instrument;
 
 use crate::{
-    Options, Service, bounded::BoundedLayer, formats::FormatsLayer, incoming::incoming,
-    layer::SeenLayer, limits, openapi, quiet::tell_left_out,
+    Options, Service,
+    bounded::BoundedLayer,
+    formats::{Callers, FormatsLayer},
+    incoming::incoming,
+    layer::SeenLayer,
+    limits, openapi,
+    quiet::tell_left_out,
 };
 
 impl Service {
@@ -53,9 +58,11 @@ impl Service {
         self.spawn_beside("left out", tell_left_out());
         let options = self.options();
         let bounded = BoundedLayer::default();
+        let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+        let callers = Arc::new(Callers { origins: options.allow_origins.clone(), is_local });
         let served = server(options)
             .layer(tower::util::option_layer(options.cors()))
-            .layer(FormatsLayer(Arc::clone(&bounded.0)))
+            .layer(FormatsLayer { budget: Arc::clone(&bounded.0), callers })
             .layer(SeenLayer { service: self.name() })
             .layer(bounded)
             .add_routes(Routes::from(router))

@@ -228,27 +228,38 @@ impl Store {
             )
             .fetch_all(&mut *moment)
             .await?;
+            // Two parts of the window are joined: by a hash, however few events the planner believes there are.
+            sqlx::query!("select set_config('enable_nestloop', 'off', true)")
+                .fetch_one(&mut *moment)
+                .await?;
             let steps = sqlx::query!(
                 r#"with e as materialized (
-                        select position, at, task, definition, no, type, mark, names
+                        select position, at, task, definition, no, type, mark, names,
+                               max(at) filter (where type = 20) over (partition by task) as created
                           from stepwell.event
                          where position > $1 and position <= $2 and type in (20, 40, 41, 42, 43, 44, 46)
                            and definition = any($3)),
-                   -- Since when steps could be started; where their task began, all that wait for nothing.
+                   l as (
+                        select distinct task, no from e where type = 40),
+                   -- Since when steps that were started could be; of one that waits for nothing, since its task is there.
                    c as (
-                        select e.position, e.task, e.definition, p.no, e.at as ready, null::timestamptz as leased
-                          from e join stepwell.step_template p on p.definition = e.definition and p.waiting_on = 0
-                         where e.type = 20
+                        select u.position, task, u.definition, no, u.at as ready, null::timestamptz as leased,
+                               null::timestamptz as created
+                          from (select position, task, definition, unnest(names) as no, at
+                                  from e where type in (41, 46)) u join l using (task, no)
                         union all
-                        select position, task, definition, unnest(names), at, null from e where type in (41, 46)
-                        union all
-                        select position, task, definition, no, case when type = 43 then coalesce(mark, at) else at end, null
+                        select position, task, definition, no, case when type = 43 then coalesce(mark, at) else at end,
+                               null, null
                           from e where type in (43, 44)
                         union all
-                        select position, task, definition, no, null, at from e where type = 40),
+                        select position, task, definition, no, null, at, created from e where type = 40),
                    w as (
                         select definition, no, leased,
-                               max(ready) over (partition by task, no order by position) as ready
+                               coalesce(max(ready) over (partition by task, no order by position),
+                                        case when created is not null
+                                              and (select waiting_on from stepwell.step_template p
+                                                    where p.definition = c.definition and p.no = c.no) = 0
+                                             then created end) as ready
                           from c),
                    waits as (
                         select definition, no, count(wait) n, max(wait) longest,

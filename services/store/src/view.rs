@@ -309,43 +309,32 @@ impl Store {
     /// The steps of a task, and the last errors of those in error if they are asked for; none: there is no
     /// such task.
     pub async fn task_drawn(&self, uid: Uuid, with_errors: bool) -> Result<Option<Drawn>, Error> {
-        let rows = sqlx::query!(
-            r#"select s.definition as "definition!", s.task_state as "task_state!", s.paused as "paused!",
-                      s.held as "held!", s.state as "state!", s.standing, s.waiting_on as "waiting_on!",
-                      s.attempt as "attempt!", s.max_attempts as "max_attempts!", s.not_before,
-                      f.class as "class?", f.message as "message?"
-                 from stepwell.step_readiness(array[$1::uuid]) s
-                 left join lateral (
-                      select left(e.error ->> 'error_class', 200) as class,
-                             left(e.error ->> 'message', 200) as message
-                        from (select last_error::json error from stepwell.step
-                               where key = ((select id from stepwell.task where uid = $1) << 14) + s.no
-                                 and state = 4 offset 0) e) f on $2 and s.state = 4
-                order by s.no"#,
-            uid,
-            with_errors,
-        )
-        .fetch_all(self.reads())
-        .await?;
-        let Some(first) = rows.first() else { return Ok(None) };
-        let (task_state, paused, held) = (first.task_state, first.paused, first.held);
-        let definition = self.definition(first.definition).await?;
-        let (mut steps, mut errors) = (Vec::new(), Vec::new());
-        for row in rows {
-            steps.push(StandingStep {
-                state: state(row.state)?,
-                standing: standing(row.standing.as_deref())?,
-                waiting_on: row.waiting_on,
-                attempt: row.attempt,
-                max_attempts: row.max_attempts,
-                not_before: row.not_before,
-            });
-            errors.push((row.class.is_some() || row.message.is_some()).then(|| DrawnError {
-                class: row.class.unwrap_or_default(),
-                message: row.message.unwrap_or_default(),
-            }));
+        let Some(task) = self.task_steps(uid).await? else { return Ok(None) };
+        let mut errors = vec![None; task.steps.len()];
+        if with_errors {
+            let rows = sqlx::query!(
+                r#"select (key & 16383)::int as "no!", left(error ->> 'error_class', 200) as class,
+                          left(error ->> 'message', 200) as message
+                     from (select key, last_error::json as error from stepwell.step
+                            where key between ((select id from stepwell.task where uid = $1) << 14)
+                                          and ((select id from stepwell.task where uid = $1) << 14) + 16383
+                              and state = 4 and last_error is not null offset 0) e"#,
+                uid,
+            )
+            .fetch_all(self.reads())
+            .await?;
+            for row in rows {
+                let Ok(i) = usize::try_from(row.no) else { continue };
+                // What moved between the two reads is drawn as it was.
+                if task.steps.get(i).is_some_and(|step| step.state == State::Error) {
+                    errors[i] =
+                        (row.class.is_some() || row.message.is_some()).then(|| DrawnError {
+                            class: row.class.unwrap_or_default(),
+                            message: row.message.unwrap_or_default(),
+                        });
+                }
+            }
         }
-        let task = TaskSteps::new(uid, task_state, definition, paused, held, steps)?;
         Ok(Some(Drawn { task, errors }))
     }
 

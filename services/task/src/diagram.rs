@@ -16,6 +16,7 @@ use stepwell_proto::{
         GetTaskDiagramResponse, Standing, State,
     },
 };
+use stepwell_serve::MESSAGE_BYTES_MAX;
 use stepwell_store::{Drawn, DrawnError, Store};
 use uuid::Uuid;
 
@@ -25,6 +26,8 @@ use crate::service::{task_id, task_not_found};
 const STEPS_MAX: usize = 1_000;
 /// Most edges of a diagram, those to roots included.
 const EDGES_MAX: usize = 5_000;
+/// Most bytes of a diagram as it is written: an answer has a little more.
+const BYTES_MAX: usize = MESSAGE_BYTES_MAX - (64 << 10);
 /// An error that is longer is cut to so many characters and three dots.
 const ERROR_MAX: usize = 30;
 const ERROR_CUT: usize = 28;
@@ -58,8 +61,10 @@ pub(crate) async fn get(
     let drawn = drawn.ok_or_else(|| task_not_found(uid))?;
     check_size(uid, &drawn)?;
     let diagram = Diagram::of(&drawn, direction, base.as_deref());
+    let text = diagram.written(format);
+    check_text(uid, &drawn, text.len())?;
     Ok(GetTaskDiagramResponse {
-        diagram: diagram.written(format),
+        diagram: text,
         format: format.into(),
         step_count: count(diagram.nodes.len() - 1),
         edge_count: count(diagram.edges.len()),
@@ -70,19 +75,38 @@ fn count(of: usize) -> i32 {
     i32::try_from(of).unwrap_or(i32::MAX)
 }
 
-fn check_size(uid: Uuid, drawn: &Drawn) -> Result<(), Refusal> {
+/// Steps and edges of a task, those to roots included.
+fn size(drawn: &Drawn) -> (usize, usize) {
     let parents = &drawn.task.definition.parents;
-    let (steps, edges) = (parents.len(), parents.iter().map(|of| of.len().max(1)).sum::<usize>());
+    (parents.len(), parents.iter().map(|of| of.len().max(1)).sum())
+}
+
+fn check_size(uid: Uuid, drawn: &Drawn) -> Result<(), Refusal> {
+    let (steps, edges) = size(drawn);
     if steps <= STEPS_MAX && edges <= EDGES_MAX {
         return Ok(());
     }
     let what = format!(
         "task {uid} has {steps} steps and {edges} edges; at most {STEPS_MAX} and {EDGES_MAX} are drawn"
     );
-    Err(Refusal::new(ErrorReason::DiagramTooLarge, what)
+    Err(too_large(uid, drawn, what))
+}
+
+/// What is written has to fit into an answer.
+fn check_text(uid: Uuid, drawn: &Drawn, bytes: usize) -> Result<(), Refusal> {
+    if bytes <= BYTES_MAX {
+        return Ok(());
+    }
+    let what = format!("the diagram of task {uid} has {bytes} bytes; at most {BYTES_MAX} are sent");
+    Err(too_large(uid, drawn, what))
+}
+
+fn too_large(uid: Uuid, drawn: &Drawn, what: String) -> Refusal {
+    let (steps, edges) = size(drawn);
+    Refusal::new(ErrorReason::DiagramTooLarge, what)
         .with("task_id", uid.to_string())
         .with("steps", steps.to_string())
-        .with("edges", edges.to_string()))
+        .with("edges", edges.to_string())
 }
 
 /// What is drawn. The first node is the task.

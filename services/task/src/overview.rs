@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -10,12 +11,12 @@ use stepwell_proto::{
     id::step_id,
     refusal::Refusal,
     v1::{
-        ExecutionStatusCount, GetOverviewRequest, HandlerSlots, Health, Overview, ReadySteps,
-        State, TaskCounts,
+        ErrorReason, ExecutionStatusCount, GetOverviewRequest, HandlerSlots, Health, Overview,
+        ReadySteps, State, TaskCounts,
     },
 };
 use stepwell_store::{Named, Store, Whole, WholeBounds, timestamp};
-use tokio::sync::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::rule;
 
@@ -26,14 +27,24 @@ const WINDOW_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const KEPT: Duration = Duration::from_secs(2);
 /// Answers that are kept: each has its namespace and window.
 const KEPT_MAX: usize = 16;
+/// One is made at a time; longest wait for others that are made before.
+const TURN_MAX: Duration = Duration::from_secs(5);
 /// Most definitions, ready steps and handlers of an answer.
 const DEFINITIONS_MAX: usize = 1_000;
 const READY_MAX: usize = 500;
 const HANDLERS_MAX: usize = 1_000;
 
-/// The answers of a while. Who asks while one is made waits for it.
-#[derive(Default)]
-pub(crate) struct Overviews(Mutex<Vec<(String, Duration, Instant, Overview)>>);
+/// The answers of a while. Who asks while one is made waits for it, but not for ever.
+pub(crate) struct Overviews {
+    kept: Mutex<Vec<(String, Duration, Instant, Overview)>>,
+    turn: Semaphore,
+}
+
+impl Default for Overviews {
+    fn default() -> Self {
+        Self { kept: Mutex::default(), turn: Semaphore::new(1) }
+    }
+}
 
 impl Overviews {
     pub(crate) async fn get(
@@ -42,18 +53,38 @@ impl Overviews {
         request: GetOverviewRequest,
     ) -> Result<Overview, Refusal> {
         let (namespace, window) = read(request)?;
-        let mut kept = self.0.lock().await;
-        kept.retain(|(_, _, at, _)| at.elapsed() < KEPT);
-        if let Some((.., overview)) =
-            kept.iter().find(|(of, length, ..)| *of == namespace && *length == window)
-        {
-            return Ok(overview.clone());
+        if let Some(overview) = self.known(&namespace, window) {
+            return Ok(overview);
+        }
+        let _turn = self.turn(TURN_MAX).await?;
+        if let Some(overview) = self.known(&namespace, window) {
+            return Ok(overview);
         }
         let whole = store.whole(&namespace, window, WholeBounds::default()).await?;
         let overview = overview(&whole);
-        kept.truncate(KEPT_MAX - 1);
-        kept.insert(0, (namespace, window, Instant::now(), overview.clone()));
+        self.keep(namespace, window, overview.clone());
         Ok(overview)
+    }
+
+    async fn turn(&self, longest: Duration) -> Result<SemaphorePermit<'_>, Refusal> {
+        match tokio::time::timeout(longest, self.turn.acquire()).await {
+            Ok(turn) => Ok(turn.expect("is never closed")),
+            Err(_) => Err(Refusal::new(ErrorReason::Overloaded, "others look at the whole")
+                .retry_after(Duration::from_secs(1))),
+        }
+    }
+
+    fn known(&self, namespace: &str, window: Duration) -> Option<Overview> {
+        let mut kept = self.kept.lock().expect("no holder panics");
+        kept.retain(|(_, _, at, _)| at.elapsed() < KEPT);
+        let of = kept.iter().find(|(of, length, ..)| of == namespace && *length == window);
+        of.map(|(.., overview)| overview.clone())
+    }
+
+    fn keep(&self, namespace: String, window: Duration, overview: Overview) {
+        let mut kept = self.kept.lock().expect("no holder panics");
+        kept.truncate(KEPT_MAX - 1);
+        kept.insert(0, (namespace, window, Instant::now(), overview));
     }
 }
 
@@ -186,6 +217,7 @@ fn overview(whole: &Whole) -> Overview {
         ready: ready.collect(),
         ready_complete: whole.ready_complete,
         handlers: handlers.collect(),
+        handlers_complete: whole.offers.len() <= HANDLERS_MAX,
     }
 }
 
@@ -207,6 +239,21 @@ mod tests {
         n: i64,
     ) -> OpenTasks {
         OpenTasks { of, state, stands, n }
+    }
+
+    #[tokio::test]
+    async fn who_waits_too_long_for_others_is_told_so_and_what_is_known_waits_for_nobody() {
+        let overviews = Overviews::default();
+        let hour = Duration::from_secs(3600);
+        let one = Overview { ready_complete: true, ..Overview::default() };
+        let turn = overviews.turn(Duration::ZERO).await.unwrap_or_else(|_| panic!());
+        let refused = overviews.turn(Duration::ZERO).await.err().unwrap();
+        assert_eq!(refused.reason, ErrorReason::Overloaded);
+        overviews.keep("shop".into(), hour, one.clone());
+        assert_eq!(overviews.known("shop", hour), Some(one));
+        assert_eq!(overviews.known("", hour), None);
+        drop(turn);
+        assert!(overviews.turn(Duration::ZERO).await.is_ok());
     }
 
     #[test]

@@ -122,7 +122,8 @@ impl Draft {
             hash = hash.part("priority").part(priority.to_string());
         }
         for (name, text) in &request.annotations {
-            hash = hash.part("annotation").part(name).part(text);
+            // No tag begins so.
+            hash = hash.part("\0annotation").part(name).part(text);
         }
         Ok(Self {
             uid,

@@ -1,5 +1,5 @@
 //! A file that grows by whole lines, and says when they are durable. What a run that was killed left behind of a line
-//! is cut off by the next one.
+//! is cut off by the next one; a file that is damaged in any other way is refused, and left as it is.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use flate2::{Compression, bufread::GzDecoder, write::GzEncoder};
+use serde::de::{self, Deserialize, Deserializer};
 
 use super::copy;
 use crate::fault::Fault;
@@ -37,6 +38,9 @@ impl Sink {
         let path = if to.is_dir() { to.join(new_name()) } else { to.to_owned() };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
+        // What tasks say is for whoever archives them.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path).map_err(|why| wrong("open", &path, why))?;
         match file.try_lock() {
             Ok(()) => {}
@@ -47,7 +51,7 @@ impl Sink {
         }
         let is_packed = path.extension().is_some_and(|extension| extension == "gz");
         let end = if is_packed { whole_members(&mut file) } else { whole_lines(&mut file) };
-        let end = end.map_err(|why| wrong("read", &path, why))?;
+        let Whole { end, has_newline } = end.map_err(|why| wrong("go on with", &path, why))?;
         file.set_len(end).map_err(|why| wrong("cut", &path, why))?;
         file.seek(SeekFrom::Start(end))?;
         // So that the file itself is there after a crash.
@@ -58,7 +62,11 @@ impl Sink {
             .map_err(|why| wrong("sync", folder, why))?;
         let lines =
             if is_packed { packed() } else { Lines::Plain(BufWriter::new(file.try_clone()?)) };
-        Ok(Self { path, file, lines, pending: 0 })
+        let mut sink = Self { path, file, lines, pending: 0 };
+        if !has_newline {
+            sink.take(&mut &b"\n"[..])?;
+        }
+        Ok(sink)
     }
 
     /// Where it is.
@@ -106,9 +114,105 @@ fn new_name() -> String {
     format!("tasks-{}-{}.jsonl", now.as_millis(), std::process::id())
 }
 
-/// Where the last whole line ends.
-fn whole_lines(file: &mut File) -> std::io::Result<u64> {
-    let mut end = file.seek(SeekFrom::End(0))?;
+/// What a file has that is whole.
+struct Whole {
+    /// Where it ends.
+    end: u64,
+    /// It ends with a newline, or is empty.
+    has_newline: bool,
+}
+
+fn damaged(at: u64, why: impl std::fmt::Display) -> std::io::Error {
+    let what = format!("damaged behind byte {at}: {why}");
+    std::io::Error::new(std::io::ErrorKind::InvalidData, what)
+}
+
+/// How each line begins.
+const LINE: &[u8] = b"{\"task\":";
+/// How each member begins.
+const MEMBER: &[u8] = b"\x1f\x8b\x08";
+
+/// Whether what is at a place begins so, or is the begin of it.
+fn begins(file: &mut File, at: u64, with: &[u8]) -> std::io::Result<bool> {
+    file.seek(SeekFrom::Start(at))?;
+    let mut is = Vec::new();
+    file.take(with.len().try_into().unwrap_or(u64::MAX)).read_to_end(&mut is)?;
+    Ok(with.starts_with(&is))
+}
+
+/// Up to where lines are whole. The last one may have lost its newline.
+fn whole_lines(file: &mut File) -> std::io::Result<Whole> {
+    let length = file.seek(SeekFrom::End(0))?;
+    let end = last_newline(file, length)?;
+    if end == length {
+        return Ok(Whole { end, has_newline: true });
+    }
+    file.seek(SeekFrom::Start(end))?;
+    let mut rest = serde_json::Deserializer::from_reader(BufReader::new(&mut *file));
+    let read = Json::deserialize(&mut rest).and_then(|_| rest.end());
+    match read {
+        Ok(()) => Ok(Whole { end: length, has_newline: false }),
+        Err(why) if why.is_io() => Err(why.into()),
+        Err(why) if why.is_eof() && begins(file, end, LINE)? => {
+            Ok(Whole { end, has_newline: true })
+        }
+        Err(why) => Err(damaged(end, why)),
+    }
+}
+
+/// Any JSON, of which nothing is kept. `serde::de::IgnoredAny` would not tell a number that is cut from a wrong one.
+struct Json;
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> de::Visitor<'de> for Json {
+    type Value = Self;
+
+    fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut of: A) -> Result<Self, A::Error> {
+        while of.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut of: A) -> Result<Self, A::Error> {
+        while of.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
+    }
+}
+
+/// The place behind the last newline.
+fn last_newline(file: &mut File, mut end: u64) -> std::io::Result<u64> {
     let mut block = [0; 64 << 10];
     while end > 0 {
         let length = u64::try_from(block.len()).unwrap_or(u64::MAX).min(end);
@@ -123,19 +227,41 @@ fn whole_lines(file: &mut File) -> std::io::Result<u64> {
     Ok(0)
 }
 
-/// Where the last whole member ends.
-fn whole_members(file: &mut File) -> std::io::Result<u64> {
+/// Up to where members are whole.
+fn whole_members(file: &mut File) -> std::io::Result<Whole> {
     file.seek(SeekFrom::Start(0))?;
     let mut reader = BufReader::new(file);
-    let mut end = 0;
+    let mut whole = Whole { end: 0, has_newline: true };
     while !reader.fill_buf()?.is_empty() {
-        let mut member = GzDecoder::new(&mut reader);
-        if copy(&mut member, &mut std::io::sink()).is_err() {
-            break;
+        let mut last = Last(None);
+        match copy(&mut GzDecoder::new(&mut reader), &mut last) {
+            Ok(_) => {}
+            Err(why) if why.kind() == std::io::ErrorKind::UnexpectedEof => {
+                if begins(reader.get_mut(), whole.end, MEMBER)? {
+                    break;
+                }
+                return Err(damaged(whole.end, "not packed by gzip"));
+            }
+            Err(why) => return Err(damaged(whole.end, why)),
         }
-        end = reader.stream_position()?;
+        whole.end = reader.stream_position()?;
+        whole.has_newline = last.0.map_or(whole.has_newline, |byte| byte == b'\n');
     }
-    Ok(end)
+    Ok(whole)
+}
+
+/// Keeps the last byte of what is written.
+struct Last(Option<u8>);
+
+impl Write for Last {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = bytes.last().copied().or(self.0);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -155,31 +281,102 @@ mod tests {
         text
     }
 
+    const ONE: &str = "{\"task\":{\"n\":1,\"is\":\"na\u{ef}ve\"},\"steps\":[]}\n";
+    const TWO: &str =
+        "{\"task\":{\"n\":-2.5e1,\"is\":true,\"of\":null},\"steps\":[\"\\ud83d\\ude80\"]}\n";
+    const THREE: &str = "{\"task\":3}\n";
+
+    fn written(path: &Path, lines: &[&str]) {
+        let mut sink = Sink::open(path).unwrap_or_else(|why| panic!("{why:?}"));
+        for line in lines {
+            sink.take(&mut line.as_bytes()).unwrap_or_else(|_| panic!());
+            assert!(sink.pending() > 0);
+            sink.sync().unwrap_or_else(|_| panic!());
+            assert_eq!(sink.pending(), 0);
+        }
+    }
+
     #[test]
     fn a_file_goes_on_behind_its_last_whole_line_wherever_it_was_cut() {
         for name in ["a.jsonl", "a.jsonl.gz"] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(name);
-            let mut sink = Sink::open(&path).unwrap_or_else(|_| panic!());
-            for line in ["one\n", "two\n"] {
-                sink.take(&mut line.as_bytes()).unwrap_or_else(|_| panic!());
-                assert!(sink.pending() > 0);
-                sink.sync().unwrap_or_else(|_| panic!());
-                assert_eq!(sink.pending(), 0);
-            }
-            drop(sink);
+            written(&path, &[ONE, TWO]);
             let whole = std::fs::read(&path).unwrap();
             for length in 0..=whole.len() {
                 std::fs::write(&path, &whole[..length]).unwrap();
-                let mut sink = Sink::open(&path).unwrap_or_else(|_| panic!());
-                sink.take(&mut "three\n".as_bytes()).unwrap_or_else(|_| panic!());
-                sink.sync().unwrap_or_else(|_| panic!());
+                written(&path, &[THREE]);
                 let text = read(&path);
-                let before = text.strip_suffix("three\n").unwrap();
-                assert!(["", "one\n", "one\ntwo\n"].contains(&before), "{length}: {text}");
-                assert_eq!(before == "one\ntwo\n", length == whole.len(), "{name} {length}");
+                assert!(text.ends_with(THREE), "{length}: {text}");
+                let before = text.strip_suffix(THREE).unwrap();
+                let both = format!("{ONE}{TWO}");
+                assert!(["", ONE, &both].contains(&before), "{length}: {text}");
+                // Without its newline a line of plain text is whole.
+                let is_whole = length + usize::from(name == "a.jsonl") >= whole.len();
+                assert_eq!(before == both, is_whole, "{name} {length}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_or_of_another_kind_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let packed = folder.path().join("a.jsonl.gz");
+        written(&packed, &[ONE, TWO]);
+        let whole = std::fs::read(&packed).unwrap();
+        written(&packed, &[THREE]);
+        let longer = std::fs::read(&packed).unwrap();
+        let mut cases: Vec<(&str, Vec<u8>)> = Vec::new();
+        // One bit of the text, and the length and the sum behind it, of the first member.
+        let first = {
+            let alone = folder.path().join("b.jsonl.gz");
+            written(&alone, &[ONE]);
+            std::fs::read(&alone).unwrap().len()
+        };
+        for at in [0, 1, first - 8, first - 1] {
+            let mut bytes = longer.clone();
+            bytes[at] ^= 0x40;
+            cases.push(("a.jsonl.gz", bytes));
+        }
+        let mut behind = whole.clone();
+        behind.extend([0; 64]);
+        cases.push(("a.jsonl.gz", behind));
+        // A member that was cut with others behind it.
+        cases.push(("a.jsonl.gz", [&whole[..first - 3], &longer[first..]].concat()));
+        cases.push(("a.jsonl.gz", ONE.into()));
+        cases.push(("a.jsonl.gz", b"x".to_vec()));
+        for text in
+            ["notes", "one\ntwo", "[1, 2", "{\"name\":1", "{\"task\":1}}", "{\"task\":x", "\0\0"]
+        {
+            cases.push(("a.jsonl", format!("{ONE}{text}").into()));
+            cases.push(("a.jsonl", text.into()));
+        }
+        for (name, bytes) in cases {
+            let path = folder.path().join(name);
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(Sink::open(&path).is_err(), "{name}: {}", String::from_utf8_lossy(&bytes));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn packed_text_without_a_last_newline_gets_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.gz");
+        written(&path, &[ONE.trim_end()]);
+        written(&path, &[TWO]);
+        assert_eq!(read(&path), format!("{ONE}{TWO}"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_file_is_read_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let sink = Sink::open(folder.path()).unwrap_or_else(|_| panic!());
+        let mode = std::fs::metadata(sink.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Tasks that ended long ago, with all that is theirs: in parts that fit into answers, oldest tasks first. And the
 //! removal of particular ones.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use prost::Message;
 use sqlx::{
@@ -25,13 +25,11 @@ const LOOKED_AT_MAX: i64 = 10_000;
 /// Bytes of a page, about; one item may be larger.
 const BYTES_MAX: usize = 2 << 20;
 const ROWS_BYTES_MAX: i64 = 2 << 20;
-/// Steps and events read for a page.
+/// Steps read for a page.
 const STEPS_MAX: i64 = 10_000;
-const EVENTS_MAX: i64 = 10_000;
-/// Positions of the log that a page looks at.
-const POSITIONS_MAX: i64 = 100_000;
-/// The event of a task's end is not later than this after it.
-const END_LAG: &str = "1 minute";
+/// Events read for a page, of its first task and of each other one.
+const FIRST_EVENTS_MAX: i64 = 10_000;
+const EVENTS_MAX: i64 = 1_000;
 
 /// Which tasks are exported.
 #[derive(Clone, Debug)]
@@ -81,8 +79,6 @@ pub struct ToRemove {
 struct Head {
     row: TaskRow,
     first_position: i64,
-    /// No event of its end is beyond it; none: the log's end.
-    stop: Option<i64>,
 }
 
 /// A page as it fills.
@@ -103,12 +99,19 @@ impl Filling {
     }
 }
 
-/// The events of a page: those of its tasks up to a place.
+/// The next events of a page's tasks, of those for which there was room.
+#[derive(Default)]
 struct Log {
+    tasks: HashMap<i64, Read>,
+    /// The place before the earliest event that is kept.
+    earliest: i64,
+}
+
+/// The next events of a task.
+#[derive(Default)]
+struct Read {
     rows: Vec<EventRow>,
-    /// All events of the page's tasks up to here were read.
-    up_to: i64,
-    /// That is the log's end.
+    /// It has no more.
     is_all: bool,
 }
 
@@ -123,29 +126,34 @@ impl Store {
         let begun = place.begun.filter(|_| heads.first().is_some_and(|h| h.row.id == place.task));
         let keys: Vec<i64> = heads.iter().map(|head| head.row.id).collect();
         let steps = self.steps_from(&keys, begun.map_or(0, |(number, _)| number)).await?;
-        let log = match heads.first() {
-            Some(first) if wanted.events => {
-                let from = begun.map_or(0, |(_, position)| position);
-                let from = from.max(first.first_position - 1).max(earliest);
-                self.events_from(&keys, from).await?
+        let mut steps = Steps(steps);
+        let mut log = Log::default();
+        if wanted.events {
+            // Of tasks whose steps do not fit, no events are looked at.
+            let fits = |head: &&Head| begun.is_some() || !steps.is_cut_at(head.row.id);
+            let heads = heads.iter().take_while(fits);
+            let mut places: Vec<(i64, i64)> =
+                heads.map(|head| (head.row.id, (head.first_position - 1).max(earliest))).collect();
+            if let (Some((_, position)), Some(place)) = (begun, places.first_mut()) {
+                place.1 = place.1.max(position);
             }
-            _ => Log { rows: Vec::new(), up_to: 0, is_all: false },
-        };
+            log = self.events_from(&places).await?;
+        }
+        let earliest = earliest.max(log.earliest);
         let ids: Vec<i32> = heads.iter().map(|head| head.row.definition).collect();
         let definitions = self.definitions(&ids).await?;
-        let mut steps = Steps(steps);
         let mut page = Filling::default();
         for (i, head) in heads.into_iter().enumerate() {
             let definition = definitions.get(&head.row.definition).ok_or_else(|| {
                 Error::Inconsistent(format!("task {} has no definition", head.row.uid))
             })?;
             let begun = begun.filter(|_| i == 0);
-            let reached = !wanted.events || log.up_to >= head.first_position;
-            if begun.is_none() && i > 0 && (!reached || steps.is_cut_at(head.row.id)) {
-                return Ok((page.parts, Some(ExportPlace { task: head.row.id - 1, begun: None })));
-            }
             let key = head.row.id;
-            let log = wanted.events.then_some(&log);
+            let read = log.tasks.remove(&key);
+            if i > 0 && (steps.is_cut_at(key) || wanted.events && read.is_none()) {
+                return Ok((page.parts, Some(ExportPlace { task: key - 1, begun: None })));
+            }
+            let log = wanted.events.then(|| read.unwrap_or_default());
             match part(&mut page, head, definition, &mut steps, log, begun, earliest)? {
                 Ended::Whole => {}
                 Ended::Full => {
@@ -169,7 +177,11 @@ impl Store {
         let microseconds = i64::try_from(wanted.age.as_micros()).unwrap_or(i64::MAX);
         let age = PgInterval { months: 0, days: 0, microseconds };
         let states: Vec<i16> = wanted.states.iter().map(|state| *state as i16).collect();
-        let after = if place.begun.is_some() { place.task - 1 } else { place.task };
+        // A task that is begun is alone in its pages.
+        let (after, looked_at_max, tasks_max) = match place.begun {
+            Some(_) => (place.task - 1, 1, 1),
+            None => (place.task, LOOKED_AT_MAX, TASKS_MAX),
+        };
         let rows = sqlx::query!(
             r#"with seen as materialized (
                     select * from stepwell.task where id > $1 order by id limit $2),
@@ -191,9 +203,7 @@ impl Store {
                       t.context as "context?", t.initiator as "initiator?",
                       t.source_system as "source_system?", t.reason as "reason?", t.tags as "tags?",
                       t.created_at as "created_at?", t.correlation_id as "correlation_id?",
-                      t.annotations, t.first_position as "first_position?",
-                      case when t.state is not null and (t.state not in (5, 6) or t.first_position <= b.earliest)
-                           then stepwell.place_at(t.finished_at + $8::text::interval) end as stop
+                      t.annotations, t.first_position as "first_position?"
                  from bound b
                  left join (select t.id, t.uid, t.definition, t.state, t.started_at, t.finished_at, t.paused,
                                    t.deadline, d.priority, d.context, d.initiator, d.source_system, d.reason,
@@ -204,13 +214,12 @@ impl Store {
                                                     where task = t.id offset 0) d) t on t.before <= $7
                 order by t.id"#,
             after,
-            LOOKED_AT_MAX,
+            looked_at_max,
             age,
             &states,
             wanted.namespace,
-            TASKS_MAX,
+            tasks_max,
             ROWS_BYTES_MAX,
-            END_LAG,
         )
         .fetch_all(self.reads())
         .await?;
@@ -243,15 +252,14 @@ impl Store {
                         annotations: row.annotations,
                     },
                     first_position: row.first_position?,
-                    stop: row.stop,
                 })
             })
             .collect();
-        let is_cut = i64::try_from(heads.len()).is_ok_and(|n| n < fit || n == TASKS_MAX);
+        let is_cut = i64::try_from(heads.len()).is_ok_and(|n| n < fit || n == tasks_max);
         let behind = if is_cut {
             heads.last().map(|head| head.row.id)
         } else {
-            last.filter(|_| seen == LOOKED_AT_MAX && !is_young)
+            last.filter(|_| seen == looked_at_max && !is_young)
         };
         Ok((heads, earliest, behind))
     }
@@ -287,66 +295,74 @@ impl Store {
         Ok(rows)
     }
 
-    async fn events_from(&self, tasks: &[i64], from: i64) -> Result<Log, Error> {
+    /// The next events of tasks, each behind its own place: by the index `event_task`, whose ranges and orders these
+    /// are word for word.
+    async fn events_from(&self, places: &[(i64, i64)]) -> Result<Log, Error> {
+        let (tasks, after): (Vec<i64>, Vec<i64>) = places.iter().copied().unzip();
         let rows = sqlx::query!(
-            r#"with bound as materialized (
-                    select least($2::bigint + $3::bigint, coalesce((select position from stepwell.event
-                                                      order by position desc limit 1), 0)) as up_to),
-                    e as materialized (
-                    select * from stepwell.event
-                     where position > $2 and position <= (select up_to from bound) and task = any($1)
-                     order by position limit $4)
-               select b.up_to as "up_to!", (select count(*) from e) as "n!", (select max(position) from e) as last,
-                      e.position as "position?", e.batch as "batch?", e.at as "at?", e.task as "task?",
-                      e.uid as "uid?", e.definition as "definition?", e.no, e.type as "type?", e.from_state,
-                      e.to_state as "to_state?", e.attempt, e.session, e.mark, e.text, e.names, e.trace
-                 from bound b
-                 left join (select *, sum(200 + coalesce(octet_length(text), 0)) over (order by position)
-                                        - 200 - coalesce(octet_length(text), 0) before
-                              from e) e on e.before <= $5
-                order by e.position"#,
-            tasks,
-            from,
-            POSITIONS_MAX,
+            r#"with e as materialized (
+                    select e.*, t.n, count(*) over (partition by t.n) as found
+                      from unnest($1::bigint[], $2::bigint[]) with ordinality t(id, after, n),
+                           lateral (select * from stepwell.event
+                                     where (task, position + 0) > (t.id, t.after)
+                                       and (task, position + 0) < (t.id, 9223372036854775807)
+                                     order by task, position + 0
+                                     limit case t.n when 1 then $3::bigint else $4::bigint end) e)
+               select (select stepwell.earliest()) as "earliest!", total as "total!", found as "found!", n as "n!",
+                      position as "position!", batch as "batch!", at as "at!", task as "task!", uid as "uid!",
+                      definition as "definition!", no, type as "type!", from_state, to_state as "to_state!",
+                      attempt, session, mark, text, names, trace
+                 from (select *, count(*) over () as total,
+                              sum(200 + coalesce(octet_length(text), 0)) over (order by n, position)
+                                - 200 - coalesce(octet_length(text), 0) before
+                         from e) e
+                where before <= $5
+                order by n, position"#,
+            &tasks,
+            &after,
+            FIRST_EVENTS_MAX,
             EVENTS_MAX,
             ROWS_BYTES_MAX,
         )
         .fetch_all(self.reads())
         .await?;
-        let Some(first) = rows.first() else {
-            return Ok(Log { rows: Vec::new(), up_to: from, is_all: true });
-        };
-        let (mut up_to, n, last) = (first.up_to.max(from), first.n, first.last);
-        let mut is_all = up_to < from + POSITIONS_MAX;
-        let rows: Vec<EventRow> = rows
-            .into_iter()
-            .filter_map(|row| {
-                Some(EventRow {
-                    position: row.position?,
-                    batch: row.batch?,
-                    at: row.at?,
-                    task: row.task?,
-                    uid: row.uid?,
-                    definition: row.definition?,
-                    no: row.no,
-                    r#type: row.r#type?,
-                    from_state: row.from_state,
-                    to_state: row.to_state?,
-                    attempt: row.attempt,
-                    session: row.session,
-                    mark: row.mark,
-                    text: row.text,
-                    names: row.names,
-                    trace: row.trace,
-                })
-            })
-            .collect();
-        let read = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-        if read < n || n == EVENTS_MAX {
-            up_to = rows.last().map_or(from, |row| row.position).min(last.unwrap_or(up_to));
-            is_all = false;
+        let mut log = Log::default();
+        // Where there was no room for all, what is behind the last task was not read.
+        let total = rows.first().map_or(0, |row| row.total);
+        let is_cut = i64::try_from(rows.len()).is_ok_and(|n| n < total);
+        let last = rows.last().filter(|_| is_cut).map(|row| row.task);
+        for task in tasks {
+            log.tasks.insert(task, Read { rows: Vec::new(), is_all: true });
+            if last == Some(task) {
+                break;
+            }
         }
-        Ok(Log { rows, up_to, is_all })
+        for row in rows {
+            log.earliest = row.earliest;
+            let Some(read) = log.tasks.get_mut(&row.task) else { continue };
+            let n = i64::try_from(read.rows.len()).unwrap_or(i64::MAX) + 1;
+            let limit = if row.n == 1 { FIRST_EVENTS_MAX } else { EVENTS_MAX };
+            read.is_all = n == row.found && n < limit;
+            read.rows.push(EventRow {
+                position: row.position,
+                batch: row.batch,
+                at: row.at,
+                task: row.task,
+                uid: row.uid,
+                definition: row.definition,
+                no: row.no,
+                r#type: row.r#type,
+                from_state: row.from_state,
+                to_state: row.to_state,
+                attempt: row.attempt,
+                session: row.session,
+                mark: row.mark,
+                text: row.text,
+                names: row.names,
+                trace: row.trace,
+            });
+        }
+        Ok(log)
     }
 
     /// Removes tasks that have ended, those in error only if that is said. Answers what became of each.
@@ -412,11 +428,11 @@ fn part(
     head: Head,
     definition: &StoredDefinition,
     steps: &mut Steps,
-    log: Option<&Log>,
+    log: Option<Read>,
     begun: Option<(i32, i64)>,
     earliest: i64,
 ) -> Result<Ended, Error> {
-    let Head { row, first_position, stop } = head;
+    let Head { row, first_position } = head;
     let (key, ended_as, finished_at) = (row.id, row.state, row.finished_at);
     let task = row.into_task(definition)?;
     let (task_id, correlation_id) = (task.task_id.clone(), task.correlation_id.clone());
@@ -447,29 +463,28 @@ fn part(
         page.parts.push(part);
         return Ok(Ended::Whole);
     };
-    let mut end = None;
-    for row in log.rows.iter().filter(|row| row.task == key && row.position > given) {
-        let mut event = event(row, definition)?;
+    let (mut has_end, mut given) = (false, given);
+    for row in log.rows {
+        let mut event = event(&row, definition)?;
         event.correlation_id.clone_from(&correlation_id);
         if !page.take(event.encoded_len()) {
             page.parts.push(part);
-            return Ok(Ended::Begun(next, row.position - 1));
+            return Ok(Ended::Begun(next, given));
         }
         part.events.push(event);
+        given = row.position;
         let is_end = row.no.is_none() && matches!(row.r#type, 22 | 23 | 24 | 26);
-        if is_end && row.to_state == ended_as && finished_at.is_none_or(|at| row.at >= at) {
-            end = Some(row.position);
+        has_end = is_end && row.to_state == ended_as && finished_at.is_none_or(|at| row.at >= at);
+        if has_end {
             break;
         }
     }
-    // Without its end, the log has to be looked at up to where that could be.
-    let is_over = end.is_some() || log.is_all || stop.is_some_and(|stop| log.up_to >= stop);
-    if !is_over {
+    if !has_end && !log.is_all {
         page.parts.push(part);
-        return Ok(Ended::Begun(next, log.up_to.max(given)));
+        return Ok(Ended::Begun(next, given));
     }
     part.last = true;
-    part.events_complete = end.is_some() && first_position > earliest;
+    part.events_complete = has_end && first_position > earliest;
     page.parts.push(part);
     Ok(Ended::Whole)
 }

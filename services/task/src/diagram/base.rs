@@ -11,9 +11,11 @@ pub(super) fn read(text: &str) -> Result<Option<String>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    if text.len() > BYTES_MAX {
-        return Err(format!("has {} bytes; at most {BYTES_MAX} are allowed", text.len()));
-    }
+    let bounded = |bytes: usize| match bytes {
+        0..=BYTES_MAX => Ok(()),
+        _ => Err(format!("has {bytes} bytes; at most {BYTES_MAX} are allowed")),
+    };
+    bounded(text.len())?;
     let url = Url::parse(text).map_err(|error| format!("must be a URL: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err("must begin with http:// or https://".into());
@@ -33,6 +35,7 @@ pub(super) fn read(text: &str) -> Result<Option<String>, String> {
             base.push_str(&format!("%{byte:02X}"));
         }
     }
+    bounded(base.len())?;
     Ok(Some(base))
 }
 
@@ -65,6 +68,7 @@ mod tests {
             "https://x.example/#a",
             "https://",
             &format!("https://x.example/{}", "a".repeat(2_048)),
+            &format!("https://x.example/{}", "'".repeat(700)),
         ] {
             assert!(read(text).is_err(), "{text}");
         }

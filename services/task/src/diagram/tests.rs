@@ -269,9 +269,10 @@ fn what_is_too_large_to_be_seen_is_refused_and_the_largest_fits_into_an_answer()
     let diagram = Diagram::of(&largest, DiagramDirection::TopDown, Some(&base));
     for (format, _) in FORMATS {
         let bytes = diagram.written(format).len();
-        assert!(
-            bytes < stepwell_serve::MESSAGE_BYTES_MAX - (64 << 10),
-            "{format:?}: {bytes} bytes"
-        );
+        assert!(check_text(uid, &largest, bytes).is_ok(), "{format:?}: {bytes} bytes");
     }
+    assert!(check_text(uid, &longest, BYTES_MAX).is_ok());
+    let refused = check_text(uid, &longest, BYTES_MAX + 1).unwrap_err();
+    assert_eq!(refused.reason, ErrorReason::DiagramTooLarge);
+    assert_eq!((&*refused.metadata["steps"], &*refused.metadata["edges"]), ("1000", "1000"));
 }

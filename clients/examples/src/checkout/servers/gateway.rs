@@ -10,8 +10,8 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::ledger::{Key, Ledger, Refused};
 use crate::checkout::money::Money;
+use crate::ledger::{Key, Ledger, Refused};
 
 /// A card that works.
 pub(crate) const VALID: &str = "tok_visa_valid";

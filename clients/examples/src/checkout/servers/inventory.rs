@@ -6,7 +6,7 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::ledger::{Key, Ledger, Refused};
+use crate::ledger::{Key, Ledger, Refused};
 
 #[derive(PartialEq, Deserialize)]
 struct Reserve {

@@ -4,7 +4,7 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::ledger::{Key, Ledger, Refused};
+use crate::ledger::{Key, Ledger, Refused};
 
 /// For each mail to an address that begins so, the server asks once to wait a second.
 pub(crate) const BUSY_ONCE: &str = "busy-once.";

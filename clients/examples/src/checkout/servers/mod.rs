@@ -3,7 +3,6 @@
 
 pub(super) mod gateway;
 mod inventory;
-mod ledger;
 pub(super) mod mail;
 
 use axum::{Router, serve::ListenerExt};

@@ -14,7 +14,7 @@ use axum::{
 use serde_json::json;
 
 /// The `Idempotency-Key` of a request; one without is refused.
-pub(super) struct Key(pub(super) String);
+pub(crate) struct Key(pub(crate) String);
 
 impl<S: Sync> FromRequestParts<S> for Key {
     type Rejection = Refused;
@@ -29,19 +29,19 @@ impl<S: Sync> FromRequestParts<S> for Key {
 
 /// What a server does not do.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(crate) struct Refused {
     status: StatusCode,
     error: String,
     retry_after: Option<u32>,
 }
 
 impl Refused {
-    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, error: error.into(), retry_after: None }
     }
 
     /// Not now, but in a second.
-    pub(super) fn busy() -> Self {
+    pub(crate) fn busy() -> Self {
         let busy = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited");
         Self { retry_after: Some(1), ..busy }
     }
@@ -58,7 +58,7 @@ impl IntoResponse for Refused {
 }
 
 /// Requests of type `Q` and what was answered to those that were carried out.
-pub(super) struct Ledger<Q, A>(Arc<Mutex<HashMap<String, Entry<Q, A>>>>);
+pub(crate) struct Ledger<Q, A>(Arc<Mutex<HashMap<String, Entry<Q, A>>>>);
 
 struct Entry<Q, A> {
     calls: u32,
@@ -67,7 +67,7 @@ struct Entry<Q, A> {
 
 impl<Q: PartialEq, A: Clone> Ledger<Q, A> {
     /// Does what is asked, unless it was done; `act` is told which call with this key it is.
-    pub(super) fn once(
+    pub(crate) fn once(
         &self,
         key: &str,
         request: Q,
@@ -92,7 +92,7 @@ impl<Q: PartialEq, A: Clone> Ledger<Q, A> {
     }
 
     /// The requests that were carried out, seen through `read`.
-    pub(super) fn done<T>(&self, read: impl Fn(&Q) -> T) -> Vec<T> {
+    pub(crate) fn done<T>(&self, read: impl Fn(&Q) -> T) -> Vec<T> {
         self.entries().values().filter_map(|e| e.done.as_ref()).map(|(q, _)| read(q)).collect()
     }
 
