@@ -1,10 +1,17 @@
--- Facts that people and programs keep with a task, and the log of one task. Most tasks have no facts: those are in no
--- index, and their creation pays nothing. What is in the log obeyed a narrower rule, so it is not read again.
+-- Facts that people and programs keep with a task, and the log of one task. Most tasks have no facts: their creation
+-- pays nothing. What is in the log obeyed a narrower rule, so it is not read again.
 
 set local search_path = stepwell;
 
 alter table task_detail add column annotations jsonb not null default '{}';   -- texts by name
-create index task_annotation on task_detail using gin (annotations jsonb_path_ops) where annotations <> '{}';
+
+-- The same, one row each: of a frequent one the newest tasks are found without looking at all.
+create table task_annotation (
+  name text   not null,
+  text text   not null,
+  task bigint not null,
+  primary key (name, text, task)
+);
 
 -- Whose index is not made here: that would hold up all who append. Whoever migrates makes it for each partition that is
 -- there, beside them (services/store/src/migrate.rs); those to come have it from the beginning. It has the position as

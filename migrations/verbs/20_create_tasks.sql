@@ -87,4 +87,9 @@ begin
     select distinct tag, id from unnest(t_id, t_tags) t(id, tags), json_array_elements_text(t.tags::json) tag
      where id = any(n_key);
   end if;
+  if array_remove(t_annotations, null) <> '{}' then
+    insert into task_annotation
+    select name, text, id from unnest(t_id, t_annotations) t(id, annotations), json_each_text(t.annotations::json) a(name, text)
+     where id = any(n_key);
+  end if;
 end $$;

@@ -7,6 +7,7 @@
 --                                lists: it has one of these
 --   states                       a list of numbers: it is in one of these
 --   tags                         a list: it has all of these
+--   annotations                  a list of lists of two, name and text: it has all of these
 --   created_from, created_until  times: it was created then or later; before then
 --   ended_from, ended_until      the same of its end
 --   definition                   a jsonpath over namespace, definition_name and definition_version
@@ -36,6 +37,8 @@ declare
   f_ids          uuid[]      := array(select json_array_elements_text(p_filter -> 'ids')::uuid);
   f_states       smallint[]  := array(select json_array_elements_text(p_filter -> 'states')::smallint);
   f_tags         text[]      := array(select json_array_elements_text(p_filter -> 'tags'));
+  f_annotations  jsonb       := jsonb_object(array(
+                                  select array[a ->> 0, a ->> 1] from json_array_elements(p_filter -> 'annotations') a));
   f_correlations text[]      := array(select json_array_elements_text(p_filter -> 'correlation_ids'));
   f_initiators   text[]      := array(select json_array_elements_text(p_filter -> 'initiators'));
   f_systems      text[]      := array(select json_array_elements_text(p_filter -> 'source_systems'));
@@ -46,8 +49,9 @@ declare
   v_path         jsonpath    := p_filter ->> 'fits';
   v_times        bool        := coalesce((p_filter ->> 'wants_times')::bool, false);
   v_definition   bool        := coalesce((p_filter ->> 'wants_definition')::bool, false);
-  v_detail       bool        := f_tags <> '{}' or f_correlations <> '{}' or f_initiators <> '{}' or f_systems <> '{}'
-                                or coalesce(f_from, f_until) is not null or v_path is not null or p_position is not null;
+  v_detail       bool        := f_tags <> '{}' or f_annotations <> '{}' or f_correlations <> '{}' or f_initiators <> '{}'
+                                or f_systems <> '{}' or coalesce(f_from, f_until) is not null or v_path is not null
+                                or p_position is not null;
 begin
   if p_filter ->> 'nothing' is not null then return '{}'; end if;
   return array(
@@ -64,6 +68,7 @@ begin
             select from task_detail d
              where d.task = u.id
                and d.tags @> f_tags
+               and (f_annotations = '{}' or d.annotations @> f_annotations)
                and (f_correlations = '{}' or d.correlation_id = any(f_correlations))
                and (f_initiators = '{}' or d.initiator = any(f_initiators))
                and (f_systems = '{}' or d.source_system = any(f_systems))
@@ -125,8 +130,8 @@ end $$;
 --   3  those that have ended by their end, latest first
 --   4  the same, earliest first
 -- What is looked at is the most that leads to few tasks; the first of these that the filter has:
---   ids; correlation_ids; tags; created_from; states, if all of them are open, in error or resolved; definitions, if
---   they are 100 at most; created_until; else any tasks.
+--   ids; correlation_ids; annotations; tags; created_from; states, if all of them are open, in error or resolved;
+--   definitions, if they are 100 at most; created_until; else any tasks.
 -- The place is a key, and for orders by times a time too. p_position as in fit_tasks.
 --
 -- Answers their keys, in their order, and the place after which to go on; null: there are no more.
@@ -170,6 +175,10 @@ begin
     v_source := 'select k, id from unnest(array(select json_array_elements_text($1 -> ''correlation_ids''))) k,
                         lateral (select task id from task_detail where correlation_id = k and task < $3
                                   order by correlation_id desc, task desc limit $4) s';
+  elsif p_filter -> 'annotations' is not null then
+    v_source := 'select 0 k, task id from task_annotation
+                  where name = $1 -> ''annotations'' -> 0 ->> 0 and text = $1 -> ''annotations'' -> 0 ->> 1 and task < $3
+                  order by name desc, text desc, task desc limit $4';
   elsif p_filter -> 'tags' is not null then
     v_source := 'select 0 k, task id from task_tag where tag = $1 -> ''tags'' ->> 0 and task < $3
                   order by tag desc, task desc limit $4';

@@ -9,16 +9,23 @@ create or replace function stepwell.annotate_task(
   language plpgsql volatile set search_path = stepwell as $$
 declare
   v_task bigint;
+  v_old  jsonb;
   v_all  jsonb;
 begin
   t_done := false;
   select id from task where uid = p_uid for no key update into v_task;
   if v_task is null then return; end if;
   select state from task where id = v_task into t_was;
-  select (annotations - p_remove) || p_set::jsonb from task_detail where task = v_task into v_all;
+  select annotations, (annotations - p_remove) || p_set::jsonb from task_detail where task = v_task into v_old, v_all;
   t_done := (select count(*) from jsonb_object_keys(v_all)) <= p_most;
   if not t_done then return; end if;
   update task_detail set annotations = v_all where task = v_task;
+  delete from task_annotation a
+   using jsonb_each_text(v_old) o, lateral (
+         select ctid place from task_annotation where name = o.key and text = o.value and task = v_task offset 0) p
+   where a.ctid = p.place and v_all ->> o.key is distinct from o.value;
+  insert into task_annotation
+  select key, value, v_task from jsonb_each_text(v_all) where v_old ->> key is distinct from value;
   perform append(array[(v_task, null, 30, t_was, t_was, null, null, null, p_note, null)::ev], null, p_at);
 end $$;
 

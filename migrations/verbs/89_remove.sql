@@ -13,6 +13,10 @@ begin
   delete from task_tag g
    using unnest(p_task) t(id), lateral (select distinct unnest(tags) tag from task_detail where task = t.id offset 0) d
    where g.tag = d.tag and g.task = t.id;
+  delete from task_annotation a
+   using unnest(p_task) t(id),
+         lateral (select key, value from task_detail, jsonb_each_text(annotations) where task = t.id offset 0) d
+   where a.name = d.key and a.text = d.value and a.task = t.id;
   delete from identity where task = any(p_task);
   delete from task_detail where task = any(p_task);
   delete from task where id = any(p_task);

@@ -248,6 +248,29 @@ async fn an_operation_is_stopped_between_chunks_and_what_it_moved_stays_moved() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_long_ago_is_counted_from_the_moment_of_each_call_by_lists_and_operations() {
+    let world = World::start().await;
+    world.define("{name: order, steps: [{name: a}]}").await;
+    let ids = create(&world, "order", "eu", 2).await;
+    let age = "update stepwell.task_detail set created_at = created_at - interval '2 hours'
+                where task = (select id from stepwell.task where uid = $1)";
+    let age = sqlx::query(age).bind(ids[0].parse::<Uuid>().unwrap());
+    age.execute(&mut world.connection().await).await.unwrap();
+    for (filter, found) in [
+        ("create_time > \"-1h\"", &ids[1..]),
+        ("create_time < \"-1h\" AND create_time > \"-2h1m\"", &ids[..1]),
+        ("create_time < \"-121m\"", &[]),
+    ] {
+        let list = v1::ListTasksRequest { filter: filter.into(), ..Default::default() };
+        let listed = world.client.list_tasks(list).await.unwrap().tasks;
+        let listed: Vec<&str> = listed.iter().map(|task| task.task_id.as_str()).collect();
+        assert_eq!(listed, found, "{filter}");
+        let meant = preview(&world, &request(CANCEL, filter.to_owned())).await;
+        assert_eq!(meant.first_task_ids, found, "{filter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and_writes_nothing() {
     let world = World::start().await;
     world.define("{name: order, steps: [{name: a}]}").await;

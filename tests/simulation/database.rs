@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::{
     dag::{PRIORITIES, Plan, QUEUES, queue_number},
     model::{
-        Asked, Changed, Due, FACTS_MAX, Id, Leased, Moved, Ms, New, OfStep, OfTask, Once, Retired,
-        Settle, Settled, Sweep,
+        Asked, Changed, Doomed, Due, FACTS_MAX, Fate, Id, Leased, Made, Moved, Ms, New, OfStep,
+        OfTask, Once, Retired, Settle, Settled, Sweep,
     },
 };
 
@@ -69,6 +69,10 @@ const VIEWS: &str = "
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rows {
     pub tasks: String,
+    /// What leads to tasks.
+    pub facts: String,
+    /// Keys that requests are known by.
+    pub identities: String,
     pub steps: String,
     pub ready: String,
     pub parked: String,
@@ -99,8 +103,8 @@ const ROWS: &str = "
                         ruled, paused, held, case when ruled then running_n end,
                         (extract(epoch from deadline - b.at) * 1000)::bigint,
                         (select priority from stepwell.task_detail where task = id),
-                        (select string_agg(k, '+' order by k) from stepwell.task_detail, jsonb_object_keys(annotations) k
-                          where task = id))::text, e'\\n' order by id)
+                        (select string_agg(a.key || '=' || a.value, '+' order by a.key)
+                           from stepwell.task_detail, jsonb_each_text(annotations) a where task = id))::text, e'\\n' order by id)
        from stepwell.task where id between $2 and $2 + 999),
     (select string_agg(((key >> 14) - b.task, key & 16383, state, waiting_on, attempt, max_attempts,
                         (extract(epoch from not_before - b.at) * 1000)::bigint,
@@ -138,7 +142,9 @@ const ROWS: &str = "
     (select string_agg(distinct (id - b.task)::text, e'\\n') from stepwell.concurrency_wake),
     (select string_agg((right(namespace, 1), nullif(name, ''))::text, e'\\n' order by namespace, name) from stepwell.pause),
     (select string_agg((array_position($8, id) - 1, paused)::text, e'\\n' order by id)
-       from stepwell.definition where id = any($8))
+       from stepwell.definition where id = any($8)),
+    (select string_agg((task - b.task, name, text)::text, e'\\n' order by task, name, text) from stepwell.task_annotation),
+    (select string_agg((right(key::text, 1), task - b.task)::text, e'\\n' order by key) from stepwell.identity)
     from base b,
          (select max(position) last, count(*) n,
                  count(*) filter (where batch = first and at = $6 and uid = ($7::uuid[])[task - $2 + 1]
@@ -186,7 +192,8 @@ impl Database {
                   c as (delete from stepwell.step), d as (delete from stepwell.ready_step),
                   e as (delete from stepwell.timer), f as (delete from stepwell.signal),
                   h as (delete from stepwell.parked_step), i as (delete from stepwell.concurrency),
-                  j as (delete from stepwell.concurrency_wake), j2 as (delete from stepwell.identity), k as (delete from stepwell.pause),
+                  j as (delete from stepwell.concurrency_wake), k as (delete from stepwell.pause),
+                  m as (delete from stepwell.identity), n as (delete from stepwell.task_annotation),
                   l as (update stepwell.definition set paused = false where id = any($1) and paused),
                   g as (delete from stepwell.event)
              delete from stepwell.node",
@@ -328,6 +335,8 @@ impl Database {
         self.places = row.try_get::<Option<Vec<i64>>, _>(9)?.unwrap_or_default();
         Ok(Rows {
             tasks: text(0)?,
+            facts: text(15)?,
+            identities: text(16)?,
             steps: text(1)?,
             ready: text(2)?,
             parked: text(10)?,
@@ -359,34 +368,32 @@ impl Database {
 
     // ── the verbs ───────────────────────────────────────────────────────────────────────────────
 
-    /// Answers the tasks that are new, and how many queues.
-    pub async fn create(
-        &mut self,
-        tasks: &[New],
-        exists: impl Fn(usize) -> bool,
-    ) -> Answer<(Vec<usize>, usize)> {
-        // Requests that are known by more than their id, but are no two the same, make the same tasks.
-        let is_identified = tasks.len().is_multiple_of(2);
-        self.called.insert(if is_identified { "create_identified_tasks" } else { "create_tasks" });
+    pub async fn create(&mut self, tasks: &[New], exists: impl Fn(usize) -> bool) -> Answer<Made> {
+        let is_known = tasks.iter().any(|new| new.known.is_some());
+        self.called.insert(if is_known { "create_identified_tasks" } else { "create_tasks" });
         let mut keys = Vec::new();
-        for (task, ..) in tasks {
+        for New { task, .. } in tasks {
             self.unused += 1;
             keys.push(if exists(*task) { self.unused } else { self.first_task + long(*task) });
         }
         let n = tasks.len();
-        let uids: Vec<Uuid> = tasks.iter().map(|(task, ..)| self.uid(*task)).collect();
-        let definitions: Vec<i32> =
-            tasks.iter().map(|(_, plan, ..)| self.definitions[*plan]).collect();
+        let uids: Vec<Uuid> = tasks.iter().map(|new| self.uid(new.task)).collect();
+        let definitions: Vec<i32> = tasks.iter().map(|new| self.definitions[new.plan]).collect();
+        let skipped = tasks.iter().map(|new| &new.bypassed);
         let skipped: Vec<Option<String>> =
-            tasks.iter().map(|(.., no, _)| (!no.is_empty()).then(|| array(no))).collect();
-        let rooms: Vec<Option<i32>> = tasks.iter().map(|(_, plan, ..)| self.rooms[*plan]).collect();
+            skipped.map(|no| (!no.is_empty()).then(|| array(no))).collect();
+        let rooms: Vec<Option<i32>> = tasks.iter().map(|new| self.rooms[new.plan]).collect();
         let shared = tasks.iter().zip(&rooms);
-        let shared =
-            shared.map(|((_, plan, ..), room)| room.map(|_| self.first_task + long(*plan)));
+        let shared = shared.map(|(new, room)| room.map(|_| self.first_task + long(new.plan)));
         let shared: Vec<Option<i64>> = shared.collect();
-        let plain = "select n_key, queues_n from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
-        let identified = "select n_key, queues_n from stepwell.create_identified_tasks($2, array_fill(60000::bigint, array[cardinality($2)]), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
-        let row = sqlx::query(if is_identified { identified } else { plain })
+        let fact = |(name, text): (u8, u8)| format!(r#"{{"{name}": "{text}"}}"#);
+        let facts: Vec<Option<String>> = tasks.iter().map(|new| new.fact.map(fact)).collect();
+        let identity = |new: &New| new.known.map(|of| Uuid::from_u128(of.key.into()));
+        let identities: Vec<Option<Uuid>> = tasks.iter().map(identity).collect();
+        let windows = tasks.iter().map(|new| new.known.and_then(|of| of.window).map(i64::from));
+        let plain = "select n_key, queues_n from stepwell.create_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+        let known = "select n_key, queues_n, t_there from stepwell.create_identified_tasks($18, $19, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+        let mut query = sqlx::query(if is_known { known } else { plain })
             .bind(&keys)
             .bind(uids)
             .bind(definitions)
@@ -400,21 +407,82 @@ impl Database {
             .bind(skipped)
             .bind(shared)
             .bind(rooms)
-            .bind(tasks.iter().map(|(.., priority)| priority.map(i16::from)).collect::<Vec<_>>())
+            .bind(tasks.iter().map(|new| new.priority.map(i16::from)).collect::<Vec<_>>())
             .bind(vec!["c1"; n])
             .bind(self.time())
-            .fetch_one(self.writer.connection())
-            .await;
+            .bind(facts.iter().any(Option::is_some).then_some(facts));
+        if is_known {
+            query = query.bind(identities).bind(windows.collect::<Vec<_>>());
+        }
+        let row = query.fetch_one(self.writer.connection()).await;
         let answer = answer(row, |row| {
             let new: Option<Vec<i64>> = row.try_get(0)?;
-            let new = new.unwrap_or_default();
-            let new = new.iter().map(|key| self.id(key << 14).task).collect();
-            Ok((new, number(&row, "queues_n")?))
+            let mut new: Vec<usize> =
+                new.unwrap_or_default().iter().map(|key| self.id(key << 14).task).collect();
+            new.sort_unstable();
+            let number_of = |uid: Uuid| self.uids.iter().position(|of| *of == uid);
+            let places = if is_known { row.try_get("t_there")? } else { vec![None::<Uuid>; n] };
+            let places = places.into_iter().map(|uid| uid.and_then(number_of)).collect();
+            Ok((new, number(&row, "queues_n")?, places))
         });
-        if matches!(&answer, Ok(Ok((_, 1..)))) {
+        if matches!(&answer, Ok(Ok((_, 1.., _)))) {
             self.know_queues().await?;
         }
         answer
+    }
+
+    /// Answers how many tasks it removed, and behind which to go on.
+    pub async fn remove(
+        &mut self,
+        after: Option<usize>,
+        (age, error): (u8, u8),
+        scan: usize,
+        most: usize,
+    ) -> Answer<(usize, Option<usize>)> {
+        self.called.insert("remove_tasks");
+        let row = sqlx::query("select * from stepwell.remove_tasks($1, $2, $3, $4, $5, $6)")
+            .bind(after.map_or(0, |task| self.first_task + long(task)))
+            .bind(i64::from(age))
+            .bind(i64::from(error))
+            .bind(int(scan))
+            .bind(int(most))
+            .bind(self.time())
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let next: Option<i64> = row.try_get("m_next")?;
+            Ok((number(&row, "removed_n")?, next.map(|key| self.id(key << 14).task)))
+        })
+    }
+
+    /// Answers what became of each task, and the states of those there were.
+    pub async fn remove_named(
+        &mut self,
+        tasks: &[Doomed],
+        in_error: bool,
+    ) -> Answer<Vec<(Fate, Option<State>)>> {
+        self.called.insert("remove_named");
+        let uids: Vec<Uuid> = tasks.iter().map(|(task, ..)| self.uid(*task)).collect();
+        let state = |state: State| i16::try_from(i32::from(state)).expect("a small number");
+        let seen = tasks.iter().map(|(_, seen, _)| seen.map(state)).collect::<Vec<_>>();
+        let ends = tasks.iter().map(|(.., end)| end.map(|end| self.base + millis(end)));
+        let row = sqlx::query("select * from stepwell.remove_named($1, $2, $3, $4)")
+            .bind(uids)
+            .bind(seen)
+            .bind(ends.collect::<Vec<_>>())
+            .bind(in_error)
+            .fetch_one(self.writer.connection())
+            .await;
+        answer(row, |row| {
+            let fates: Vec<i16> = row.try_get("a_status")?;
+            let fates = fates.into_iter().map(|fate| match fate {
+                1 => Fate::Removed,
+                2 => Fate::Missing,
+                3 => Fate::Left,
+                other => panic!("a fate of {other}"),
+            });
+            Ok(fates.zip(states(&row, "a_state")?).collect())
+        })
     }
 
     /// `slots`: of each queue from a place on. Places are counted among those of the last look.
@@ -741,22 +809,22 @@ impl Database {
         answer
     }
 
-    /// Answers the state it was in, and whether there was room. The text of a fact is its name.
+    /// Answers the state it was in, and whether there was room.
     pub async fn annotate(
         &mut self,
         task: usize,
         fact: u8,
-        kept: bool,
+        text: Option<u8>,
     ) -> Answer<(Option<State>, bool)> {
         self.called.insert("annotate_task");
         let row = sqlx::query(
             "select array[t_was] t_was, t_done
-               from stepwell.annotate_task($1, case when $3 then json_build_object($2, $2) else '{}' end::text,
-                                           case when $3 then '{}' else array[$2] end, $4, '{}', $5)",
+               from stepwell.annotate_task($1, case when $3 is null then '{}' else json_build_object($2, $3) end::text,
+                                           case when $3 is null then array[$2] else '{}' end, $4, '{}', $5)",
         )
         .bind(self.uid(task))
         .bind(fact.to_string())
-        .bind(kept)
+        .bind(text.map(|text| text.to_string()))
         .bind(int(FACTS_MAX))
         .bind(self.time())
         .fetch_one(self.writer.connection())

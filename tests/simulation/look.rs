@@ -33,11 +33,16 @@ pub fn expected(model: &Model) -> Rows {
                 of.deadline,
                 of.priority,
                 (!of.facts.is_empty()).then(|| {
-                    let facts: Vec<_> = of.facts.iter().map(u8::to_string).collect();
-                    facts.join("+")
+                    let facts = of.facts.iter().map(|(name, text)| format!("{name}={text}"));
+                    facts.collect::<Vec<_>>().join("+")
                 })
             ])
         })),
+        facts: lines(model.tasks.iter().enumerate().flat_map(|(task, of)| {
+            let facts = of.iter().flat_map(|of| &of.facts);
+            facts.map(move |(name, text)| line![task, *name, *text])
+        })),
+        identities: lines(model.identities.iter().map(|(key, task)| line![*key, *task])),
         steps: lines(model.steps().into_iter().map(|id| step(model, id))),
         ready: lines(ready.into_iter()),
         parked: lines(
@@ -120,6 +125,8 @@ pub fn differences(model: &Model, mut found: Rows) -> Result<(), String> {
             expected.steps,
             found.steps,
         ),
+        ("fact: task, name, text", expected.facts, found.facts),
+        ("identity: key, task", expected.identities, found.identities),
         ("ready: queue, place, task, step, attempt", expected.ready, found.ready),
         ("parked: task, queue, step, attempt", expected.parked, found.parked),
         ("timer: due, task, step, attempt, kind", expected.timers, found.timers),

@@ -59,6 +59,7 @@ const INTERNAL: &[&str] = &[
     "annotate_task_once",
     "add_queues",
     "queue_at",
+    "drop_tasks",
 ];
 
 /// What a worker does: cases in its database until one fails.

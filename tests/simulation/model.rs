@@ -14,7 +14,10 @@ use stepwell_proto::{
     v1::{Entity, State, StepUpdated, TaskAnnotated, TaskPaused, TaskResumed, TaskUpdated},
 };
 
-use super::dag::{Name, Plan, QUEUES, queue_number};
+use super::{
+    dag::{Name, Plan, QUEUES, queue_number},
+    operation::Known,
+};
 
 /// Milliseconds since the case began.
 pub type Ms = i64;
@@ -37,14 +40,15 @@ pub struct Task {
     pub plan: usize,
     pub priority: u8,
     pub state: State,
+    pub created_at: Ms,
     pub started_at: Option<Ms>,
     pub finished_at: Option<Ms>,
     pub paused: bool,
     /// It waits for its concurrency key.
     pub held: bool,
     pub deadline: Option<Ms>,
-    /// What is kept with it.
-    pub facts: BTreeSet<u8>,
+    /// What is kept with it: texts by name.
+    pub facts: BTreeMap<u8, u8>,
     pub steps: Vec<Step>,
 }
 
@@ -262,11 +266,42 @@ pub struct Due {
 /// was changed.
 pub type Changed = (Option<State>, Option<State>, Option<i32>, bool);
 
-/// A task to create: which, its plan, the steps to bypass, its priority.
-pub type New = (usize, usize, Vec<usize>, Option<u8>);
+/// A task to create.
+#[derive(Clone, Debug)]
+pub struct New {
+    pub task: usize,
+    pub plan: usize,
+    pub bypassed: Vec<usize>,
+    pub priority: Option<u8>,
+    pub known: Option<Known>,
+    /// Its name and its text.
+    pub fact: Option<(u8, u8)>,
+}
+
+/// What creating tasks answers: those that are new, how many queues are, and for each the one that is there in its
+/// place, if another is.
+pub type Made = (Vec<usize>, usize, Vec<Option<usize>>);
+
+/// A task that is to be removed, and the state and the end that it was seen with.
+pub type Doomed = (usize, Option<State>, Option<Ms>);
+
+/// What became of a task that was to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Removed = 1,
+    Missing = 2,
+    Left = 3,
+}
 
 /// What must have been met in all cases together.
-pub const SIGHTS: [&str; 12] = [
+pub const SIGHTS: [&str; 19] = [
+    A_KEY_THAT_A_TASK_HAS,
+    A_KEY_OF_TWO_REQUESTS,
+    A_KEY_OF_AN_OLD_TASK,
+    A_KEY_OF_ONE_THAT_IS_THERE,
+    A_ROW_OF_A_REMOVED_TASK,
+    A_CLOCK_OF_A_REMOVED_TASK,
+    A_REPORT_OF_A_REMOVED_TASK,
     A_PRIORITY_OF_ITS_OWN,
     A_READY_STEP_CHANGES_OVER,
     A_PARKED_STEP_CHANGES_OVER,
@@ -280,6 +315,13 @@ pub const SIGHTS: [&str; 12] = [
     A_CHILD_OF_A_PAUSED_PLAN,
     A_PAUSE_WITHIN_ANOTHER,
 ];
+const A_KEY_THAT_A_TASK_HAS: &str = "a request finds the task that has its key";
+const A_KEY_OF_TWO_REQUESTS: &str = "two requests of one call have one key";
+const A_KEY_OF_AN_OLD_TASK: &str = "a key goes over, since its task is older than the window";
+const A_KEY_OF_ONE_THAT_IS_THERE: &str = "a request is repeated, and another task has its key";
+const A_ROW_OF_A_REMOVED_TASK: &str = "a claim comes to a row of a task that was removed";
+const A_CLOCK_OF_A_REMOVED_TASK: &str = "a timer of a task that was removed is due";
+const A_REPORT_OF_A_REMOVED_TASK: &str = "an executor reports on a task that was removed";
 const A_PRIORITY_OF_ITS_OWN: &str = "a task has another priority than its plan";
 const A_READY_STEP_CHANGES_OVER: &str = "a step is offered in the queue of another priority";
 const A_PARKED_STEP_CHANGES_OVER: &str = "a step is parked when its priority changes";
@@ -302,8 +344,12 @@ const ALL: usize = usize::MAX / 2;
 #[derive(Clone)]
 pub struct Model {
     pub plans: Rc<Vec<Plan>>,
-    /// By the case's numbers; none: it is not created.
+    /// By the case's numbers; none: it is not created, or was removed.
     pub tasks: Vec<Option<Task>>,
+    /// Those that were removed.
+    pub removed: BTreeSet<usize>,
+    /// The last task of each key that requests are known by.
+    pub identities: BTreeMap<u8, usize>,
     pub ready: Vec<Row>,
     pub parked: Vec<Parked>,
     pub timers: Vec<Timer>,
@@ -341,6 +387,8 @@ impl Model {
             met: BTreeSet::new(),
             plans: Rc::new(plans),
             tasks: vec![None; tasks],
+            removed: BTreeSet::new(),
+            identities: BTreeMap::new(),
             ready: Vec::new(),
             parked: Vec::new(),
             timers: Vec::new(),
@@ -392,7 +440,13 @@ impl Model {
     }
 
     pub fn is_open(&self, task: usize) -> bool {
-        matches!(self.task(task).state, State::Pending | State::InProgress)
+        let is_open = |of: &Task| matches!(of.state, State::Pending | State::InProgress);
+        self.tasks[task].as_ref().is_some_and(is_open)
+    }
+
+    /// There is such a step.
+    fn is_there(&self, id: Id) -> bool {
+        self.tasks[id.task].as_ref().is_some_and(|task| id.no < task.steps.len())
     }
 
     fn plan(&self, id: Id) -> &super::dag::Planned {
@@ -467,7 +521,8 @@ impl Model {
 
     /// The ruled ones of their tasks.
     fn ruled(&self, ids: impl Iterator<Item = Id>) -> BTreeSet<usize> {
-        ids.map(|id| id.task).filter(|task| self.is_ruled(*task)).collect()
+        let ruled = |task: &usize| self.tasks[*task].is_some() && self.is_ruled(*task);
+        ids.map(|id| id.task).filter(ruled).collect()
     }
 
     /// True when it can never run: what it waits for is cancelled, or can never run itself.
@@ -748,6 +803,9 @@ impl Model {
     }
 
     fn holds(&self, id: Id, attempt: i32) -> bool {
+        if !self.is_there(id) {
+            return false;
+        }
         let step = self.step(id);
         self.is_ready(id)
             && step.attempt == attempt
@@ -771,12 +829,53 @@ impl Model {
         queues.filter(|queue| self.queues.insert(*queue)).count()
     }
 
+    /// Of those that are known by one key only the first is made, and none if a task has the key that was made within
+    /// the window. Who repeats a request is known by its id.
+    pub fn create_known(&mut self, tasks: &[New]) -> Made {
+        let (mut places, mut made) = (Vec::new(), Vec::new());
+        let is_known = tasks.iter().any(|new| new.known.is_some());
+        let mut first = BTreeMap::new();
+        for new in tasks {
+            let mut place = None;
+            if let Some(Known { key, window }) = new.known {
+                let of_key = self.identities.get(&key).copied();
+                let is_young = |task: &usize| {
+                    window.is_none_or(|ms| self.task(*task).created_at > self.now - i64::from(ms))
+                };
+                let young = of_key.filter(is_young);
+                if self.tasks[new.task].is_some() {
+                    let other = of_key.is_some_and(|task| task != new.task);
+                    self.met.extend(other.then_some(A_KEY_OF_ONE_THAT_IS_THERE));
+                } else {
+                    place = young.or(first.get(&key).copied());
+                    self.met.extend(match (of_key, place) {
+                        _ if young.is_some() => Some(A_KEY_THAT_A_TASK_HAS),
+                        (_, Some(_)) => Some(A_KEY_OF_TWO_REQUESTS),
+                        (Some(_), None) => Some(A_KEY_OF_AN_OLD_TASK),
+                        (None, None) => None,
+                    });
+                    if place.is_none() {
+                        first.insert(key, new.task);
+                    }
+                }
+            }
+            // Who repeats a request is not tried where keys are looked at.
+            if place.is_none() && !(is_known && self.tasks[new.task].is_some()) {
+                made.push(new.clone());
+            }
+            places.push(place);
+        }
+        let (new, queues) = self.create(&made);
+        self.identities.extend(first);
+        (new, queues, places)
+    }
+
     /// Answers the tasks that are new, and how many queues.
-    pub fn create(&mut self, tasks: &[New]) -> (Vec<usize>, usize) {
+    fn create(&mut self, tasks: &[New]) -> (Vec<usize>, usize) {
         let mut new = Vec::new();
         let mut queues = 0;
         let mut bypassed = Vec::new();
-        for (task, plan, skipped, priority) in tasks {
+        for New { task, plan, bypassed: skipped, priority, fact, .. } in tasks {
             queues += priority.map_or(0, |priority| self.add_queues(*plan, priority));
             if self.tasks[*task].is_some() {
                 continue;
@@ -807,12 +906,13 @@ impl Model {
                 plan: *plan,
                 priority,
                 state,
+                created_at: self.now,
                 started_at,
                 finished_at,
                 paused,
                 held,
                 deadline,
-                facts: BTreeSet::new(),
+                facts: fact.iter().copied().collect(),
                 steps,
             });
             self.open_again(*task);
@@ -891,6 +991,9 @@ impl Model {
         let mut stale = BTreeSet::new();
         for row in rows {
             let holds = self.is_open(row.id.task) && self.holds(row.id, row.attempt);
+            if !self.is_there(row.id) {
+                self.met.insert(A_ROW_OF_A_REMOVED_TASK);
+            }
             if !holds || self.queue(row.id) != row.queue {
                 if holds {
                     self.met.insert(if ruled.contains(&row.id.task) {
@@ -966,6 +1069,10 @@ impl Model {
                         Some(Sweep::Node(node)) => lease.node == *node,
                     }
             };
+            if !self.is_there(item.id) {
+                self.met.insert(A_REPORT_OF_A_REMOVED_TASK);
+                continue;
+            }
             let Some(_) = self.step(item.id).lease.filter(held) else { continue };
             ended.push(item.id);
             let (began, due) =
@@ -1038,7 +1145,10 @@ impl Model {
         }
         let accepted = batch
             .iter()
-            .map(|item| self.step(item.id).last == Some((item.token, kind_of(item))))
+            .map(|item| {
+                self.is_there(item.id)
+                    && self.step(item.id).last == Some((item.token, kind_of(item)))
+            })
             .collect();
         Ok(Settled { accepted, ready: self.append(), leases })
     }
@@ -1052,7 +1162,10 @@ impl Model {
     ) -> Result<Vec<(Leased, Ms)>, Retired> {
         self.fence(node)?;
         let mut adopted = Vec::new();
-        for (id, token) in held {
+        for (id, token) in
+            held.iter().filter(|(id, _)| self.is_there(*id)).copied().collect::<Vec<_>>()
+        {
+            let (id, token) = (&id, &token);
             let leased_at = self.step(*id).leased_at;
             if let Some(lease) = &mut self.step_mut(*id).lease
                 && lease.token == *token
@@ -1071,6 +1184,9 @@ impl Model {
         let told = self.signals.len();
         let due = self.timers.iter().take(max).take_while(|timer| timer.due <= self.now).count();
         let timers: Vec<Timer> = self.timers.drain(..due).collect();
+        if timers.iter().any(|timer| !self.is_there(timer.id)) {
+            self.met.insert(A_CLOCK_OF_A_REMOVED_TASK);
+        }
         let mut late = 0;
         for (clock, class) in [
             (Clock::Deadline, "DeadlineExceeded"),
@@ -1105,6 +1221,9 @@ impl Model {
     /// The steps that a clock ends.
     fn out_of_time(&self, timer: &Timer) -> Vec<Id> {
         let task = timer.id.task;
+        if !self.is_there(timer.id) {
+            return Vec::new();
+        }
         let unfinished = |id: &Id| {
             self.is_open(task) && matches!(self.step(*id).state, State::Pending | State::InProgress)
         };
@@ -1137,11 +1256,8 @@ impl Model {
         result: Option<&str>,
         note: &str,
     ) -> Moved {
-        let exists = |model: &Self, id: Id| {
-            model.tasks[id.task].as_ref().is_some_and(|task| id.no < task.steps.len())
-        };
         let able = |model: &Self, id: Id| {
-            exists(model, id)
+            model.is_there(id)
                 && from.contains(&model.step(id).state)
                 && !(to == State::Pending && model.is_behind_cancelled(id))
                 && matches!(
@@ -1151,7 +1267,7 @@ impl Model {
         };
         let steps = ids.iter().map(|id| {
             let task = self.tasks[id.task].as_ref().map(|task| task.state);
-            let was = exists(self, *id).then(|| self.step(*id).state);
+            let was = self.is_there(*id).then(|| self.step(*id).state);
             let blocked = to == State::Pending && was.is_some() && self.is_behind_cancelled(*id);
             (was, task, able(self, *id), blocked)
         });
@@ -1345,15 +1461,14 @@ impl Model {
         (Some(state), queues, self.append())
     }
 
-    /// Answers the state it was in, and whether there was room.
-    pub fn annotate(&mut self, task: usize, fact: u8, kept: bool) -> (Option<State>, bool) {
+    /// Answers the state it was in, and whether there was room. No text: the fact is forgotten.
+    pub fn annotate(&mut self, task: usize, fact: u8, text: Option<u8>) -> (Option<State>, bool) {
         let Some(of) = &mut self.tasks[task] else { return (None, false) };
         let state = of.state;
         let mut facts = of.facts.clone();
-        if kept {
-            facts.insert(fact)
-        } else {
-            facts.remove(&fact)
+        match text {
+            Some(text) => facts.insert(fact, text),
+            None => facts.remove(&fact),
         };
         let done = facts.len() <= FACTS_MAX;
         if done {
@@ -1362,6 +1477,74 @@ impl Model {
             self.append();
         }
         (Some(state), done)
+    }
+
+    /// Removes tasks behind one that ended so many seconds ago, or are in error since so many (0: never). Answers how
+    /// many, and behind which to go on; none: there are no more, or those to come are too young.
+    pub fn remove(
+        &mut self,
+        after: Option<usize>,
+        (age, error): (u8, u8),
+        scan: usize,
+        most: usize,
+    ) -> (usize, Option<usize>) {
+        let since = |s: u8| (s > 0).then(|| self.now - i64::from(s) * 1000);
+        let (age, error) = (since(age), since(error));
+        let seen = (0..self.tasks.len()).filter(|task| self.tasks[*task].is_some());
+        let seen = seen.filter(|task| after.is_none_or(|after| *task > after)).take(scan);
+        let seen: Vec<usize> = seen.collect();
+        let old = seen.iter().copied().filter(|task| {
+            let of = self.task(*task);
+            let since = match of.state {
+                State::Complete | State::Cancelled | State::ResolvedManually => age,
+                State::Error => error,
+                _ => None,
+            };
+            since.is_some_and(|since| of.finished_at.is_some_and(|ended| ended <= since))
+        });
+        let old: Vec<usize> = old.take(most).collect();
+        let next = if old.len() == most {
+            old.last().copied()
+        } else {
+            let last = seen.last().copied().filter(|_| seen.len() == scan);
+            last.filter(|task| Some(self.task(*task).created_at) <= age.max(error))
+        };
+        old.iter().for_each(|task| self.drop_task(*task));
+        (old.len(), next)
+    }
+
+    /// Removes tasks that ended as they were seen. Answers what became of each, and the states of those there were.
+    pub fn remove_named(&mut self, tasks: &[Doomed], in_error: bool) -> Vec<(Fate, Option<State>)> {
+        let fate = |(task, state, ended): &Doomed| {
+            let Some(of) = &self.tasks[*task] else { return (Fate::Missing, None) };
+            let is_over = match of.state {
+                State::Pending | State::InProgress => false,
+                State::Error => in_error,
+                _ => true,
+            };
+            let is_same = state.is_none_or(|state| state == of.state)
+                && (ended.is_none() || *ended == of.finished_at);
+            (if is_over && is_same { Fate::Removed } else { Fate::Left }, Some(of.state))
+        };
+        let fates: Vec<_> = tasks.iter().map(fate).collect();
+        for ((task, ..), (fate, _)) in tasks.iter().zip(&fates) {
+            if *fate == Fate::Removed {
+                self.drop_task(*task);
+            }
+        }
+        fates
+    }
+
+    /// Its rows in queues and its clocks stay, and hold for nothing.
+    fn drop_task(&mut self, task: usize) {
+        self.tasks[task] = None;
+        self.removed.insert(task);
+        self.parked.retain(|parked| parked.id.task != task);
+        let (gone, stay) = self.claimants.drain(..).partition(|claimant| claimant.task == task);
+        self.claimants = stay;
+        let gone: Vec<Claimant> = gone;
+        self.wake.extend(gone.into_iter().map(|claimant| claimant.key));
+        self.identities.retain(|_, of| *of != task);
     }
 
     /// A step that is not done waits beside its queue, at another priority.

@@ -25,7 +25,7 @@ pub struct Case {
 /// One thing that happens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Operation {
-    /// Tasks are created by one call, each with steps to bypass; those that are there are asked for again.
+    /// Tasks are created by one call; those that are there are asked for again.
     Create(Vec<Created>),
     /// A node leases to so many free slots of queues that follow each other, perhaps from a place on that it
     /// remembers.
@@ -63,8 +63,19 @@ pub enum Operation {
     Pause { tasks: Vec<Pick>, paused: bool },
     /// What is said of a task is changed, and perhaps its priority.
     Priority { task: Pick, priority: Option<u8> },
-    /// A fact, one of few, is kept with a task, or forgotten.
-    Annotate { task: Pick, fact: u8, kept: bool },
+    /// A fact, one of few, is kept with a task in one of few texts, or forgotten.
+    Annotate {
+        task: Pick,
+        fact: u8,
+        kept: bool,
+        #[serde(default)]
+        text: u8,
+    },
+    /// Tasks behind one are removed that ended so many seconds ago, those in error likewise (0: never): at most so
+    /// many, out of so many that are looked at.
+    Remove { after: Option<Pick>, age: u8, error: u8, scan: u8, most: u8 },
+    /// Particular tasks are removed, in error or not, unless they have moved since they were seen.
+    RemoveNamed { tasks: Vec<(Pick, Seen)>, in_error: bool },
     /// A step may make so many attempts.
     Attempts { step: Aim, most: u8 },
     /// What a plan is a version of is paused, or goes on; or all of its namespace.
@@ -85,9 +96,38 @@ pub enum Operation {
     Walk { node: Pick, ending: Ending, forget: bool },
 }
 
-/// A task that is created: which, the steps to bypass, its priority.
+/// A task that is created: which, the steps to bypass, its priority, what it is known by, a fact and its text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Created(pub Pick, pub Vec<Pick>, #[serde(default)] pub Option<u8>);
+pub struct Created(
+    pub Pick,
+    pub Vec<Pick>,
+    #[serde(default)] pub Option<u8>,
+    #[serde(default)] pub Option<Known>,
+    #[serde(default)] pub Option<(u8, u8)>,
+);
+
+/// By what a request for a task is known besides its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// One of few keys.
+    pub key: u8,
+    /// For how many milliseconds after a task's creation another has no place beside it; none: for as long as it
+    /// is there.
+    pub window: Option<u16>,
+}
+
+/// As what a task was seen that is to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seen {
+    /// It was not looked at.
+    Never,
+    /// As it is.
+    Now,
+    /// In another state.
+    InAnotherState,
+    /// With another end.
+    WithAnotherEnd,
+}
 
 /// One report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -166,8 +206,17 @@ pub fn cases() -> impl Strategy<Value = Case> {
 }
 
 fn created(bypassed: impl Strategy<Value = Vec<Pick>>) -> impl Strategy<Value = Created> {
-    (any::<Pick>(), bypassed, prop::option::weighted(0.3, priorities()))
-        .prop_map(|(task, bypassed, priority)| Created(task, bypassed, priority))
+    let priority = prop::option::weighted(0.3, priorities());
+    let fact = prop::option::weighted(0.2, (0..4u8, 0..2u8));
+    (any::<Pick>(), bypassed, priority, prop::option::weighted(0.4, known()), fact).prop_map(
+        |(task, bypassed, priority, known, fact)| Created(task, bypassed, priority, known, fact),
+    )
+}
+
+fn known() -> impl Strategy<Value = Known> {
+    let key = prop_oneof![3 => Just(0), 1 => Just(1)];
+    let window = prop::sample::select(vec![None, Some(0), Some(0), Some(500), Some(3000)]);
+    (key, window).prop_map(|(key, window)| Known { key, window })
 }
 
 fn operations() -> impl Strategy<Value = Operation> {
@@ -176,7 +225,7 @@ fn operations() -> impl Strategy<Value = Operation> {
     let slots = prop::collection::vec(0..5u8, 1..7);
     let first = prop_oneof![1 => Just(0), 1 => pick()];
     prop_oneof![
-        4 => prop::collection::vec(created, 1..3).prop_map(Operation::Create),
+        6 => prop::collection::vec(created, 1..3).prop_map(Operation::Create),
         20 => (pick(), slots, prop::option::weighted(0.2, pick()), first)
             .prop_map(|(node, slots, from, first)| Operation::Claim { node, slots, from, first }),
         30 => (pick(), prop::collection::vec(reports(), 1..7))
@@ -219,12 +268,20 @@ fn people() -> impl Strategy<Value = Operation> {
         5 => (picks(), any::<bool>()).prop_map(|(tasks, paused)| Operation::Pause { tasks, paused }),
         4 => (any::<Pick>(), prop::option::weighted(0.9, priorities()))
             .prop_map(|(task, priority)| Operation::Priority { task, priority }),
-        3 => (any::<Pick>(), 0..4u8, prop::bool::weighted(0.7))
-            .prop_map(|(task, fact, kept)| Operation::Annotate { task, fact, kept }),
+        3 => (any::<Pick>(), 0..4u8, prop::bool::weighted(0.7), 0..2u8)
+            .prop_map(|(task, fact, kept, text)| Operation::Annotate { task, fact, kept, text }),
+        2 => (prop::option::weighted(0.3, any::<Pick>()), 0..4u8, 0..4u8, 1..5u8, 1..4u8).prop_map(
+            |(after, age, error, scan, most)| Operation::Remove { after, age, error, scan, most }),
+        1 => (prop::collection::vec((any::<Pick>(), seen()), 1..3), any::<bool>())
+            .prop_map(|(tasks, in_error)| Operation::RemoveNamed { tasks, in_error }),
         2 => (aims(), 0..6u8).prop_map(|(step, most)| Operation::Attempts { step, most }),
         3 => (any::<Pick>(), prop::bool::weighted(0.3), prop::bool::weighted(0.45))
             .prop_map(|(plan, all, paused)| Operation::PausePlan { plan, all, paused }),
     ]
+}
+
+fn seen() -> impl Strategy<Value = Seen> {
+    prop::sample::select(vec![Seen::Never, Seen::Now, Seen::InAnotherState, Seen::WithAnotherEnd])
 }
 
 fn moves() -> impl Strategy<Value = Move> {

@@ -627,6 +627,83 @@ const REGRESSIONS: &[(&str, &str)] = &[
             "after": []
         }"#,
     ),
+    (
+        "a key is of the last task that was made for it, until its window is over, and who repeats a request has none",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0, 0, 0, 0, 0],
+            "operations": [
+                {"Create": [[0, [], null, {"key": 0, "window": 500}], [1, []]]},
+                {"Create": [[1, [], null, {"key": 0, "window": null}]]},
+                {"Create": [[1, [], 5, {"key": 1, "window": null}], [2, [], null, {"key": 1, "window": null}]]},
+                {"Advance": 500},
+                {"Create": [[3, [], null, {"key": 0, "window": 500}]]},
+                {"Create": [[4, [], null, {"key": 0, "window": 500}]]}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that was removed leaves its key to another, and its row to nobody",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, [], null, {"key": 0, "window": null}, [0, 0]]]},
+                {"Cancel": {"tasks": [0], "overriding": false}},
+                {"Advance": 999},
+                {"Remove": {"after": null, "age": 1, "error": 1, "scan": 1, "most": 2}},
+                {"Advance": 1},
+                {"Remove": {"after": null, "age": 1, "error": 1, "scan": 1, "most": 2}},
+                {"Claim": {"node": 0, "slots": [1], "from": null}},
+                {"Create": [[1, [], null, {"key": 0, "window": null}]]}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task in error is removed only where that is asked for, and as it was seen",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false}],
+            "tasks": [0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []]]},
+                {"Annotate": {"task": 0, "fact": 0, "kept": true, "text": 0}},
+                {"Annotate": {"task": 0, "fact": 0, "kept": true, "text": 1}},
+                {"Claim": {"node": 0, "slots": [2], "from": null}},
+                {"Report": {"node": 0, "reports": [
+                    {"held": {"pick": 0, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null},
+                    {"held": {"pick": 1, "late": false, "foreign": false}, "ending": {"Fail": null}, "slots": 0, "again": null}
+                ]}},
+                {"Resolve": {"tasks": [1]}},
+                {"Annotate": {"task": 1, "fact": 0, "kept": true, "text": 0}},
+                {"RemoveNamed": {"tasks": [[0, "Now"]], "in_error": false}},
+                {"Advance": 1000},
+                {"Remove": {"after": null, "age": 1, "error": 0, "scan": 1, "most": 2}},
+                {"RemoveNamed": {"tasks": [[0, "InAnotherState"]], "in_error": true}},
+                {"RemoveNamed": {"tasks": [[0, "WithAnotherEnd"]], "in_error": true}},
+                {"RemoveNamed": {"tasks": [[0, "Now"]], "in_error": true}}
+            ],
+            "after": []
+        }"#,
+    ),
+    (
+        "a task that is removed while it stands in line for a key stands there no longer",
+        r#"{
+            "dags": [{"steps": [{"parents": [], "queue": 0, "max_attempts": 1}], "backwards": false,
+                      "rules": {"max_parallel": 0, "queue_timeout": null, "total_timeout": null, "deadline": null, "room": 1}}],
+            "tasks": [0, 0, 0],
+            "operations": [
+                {"Create": [[0, []], [1, []], [2, []]]},
+                "Grant",
+                {"Cancel": {"tasks": [2], "overriding": false}},
+                "Grant",
+                {"Advance": 1000},
+                {"Remove": {"after": null, "age": 1, "error": 0, "scan": 4, "most": 1}}
+            ],
+            "after": []
+        }"#,
+    ),
 ];
 
 /// The cases, read.

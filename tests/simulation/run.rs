@@ -18,7 +18,7 @@ use super::{
     model::{
         Asked, Clock, Id, Kind, Leased, Model, Ms, New, Retired, Settle, Settled, Sweep, Timer,
     },
-    operation::{Aim, Case, Created, Ending, Held, Move, Operation, Report},
+    operation::{Aim, Case, Created, Ending, Held, Move, Operation, Report, Seen},
     view,
 };
 
@@ -200,12 +200,21 @@ impl Run<'_> {
                 self.agree(answer, |model| Ok(model.change(task, *priority)))?;
                 self.look().await
             }
-            Operation::Annotate { task, fact, kept } => {
+            Operation::Annotate { task, fact, kept, text } => {
                 let task = of(*task, self.model.tasks.len());
-                let answer = self.database.annotate(task, *fact, *kept).await;
-                self.agree(answer, |model| Ok(model.annotate(task, *fact, *kept)))?;
+                let text = kept.then_some(*text);
+                let answer = self.database.annotate(task, *fact, text).await;
+                self.agree(answer, |model| Ok(model.annotate(task, *fact, text)))?;
                 self.look().await
             }
+            Operation::Remove { after, age, error, scan, most } => {
+                let after = after.map(|task| of(task, self.model.tasks.len()));
+                let (scan, most) = (usize::from(*scan), usize::from(*most));
+                let answer = self.database.remove(after, (*age, *error), scan, most).await;
+                self.agree(answer, |model| Ok(model.remove(after, (*age, *error), scan, most)))?;
+                self.look().await
+            }
+            Operation::RemoveNamed { tasks, in_error } => self.remove_named(tasks, *in_error).await,
             Operation::Attempts { step, most } => {
                 let Some(id) =
                     self.aimed(*step, &[State::Pending, State::InProgress, State::Error])
@@ -299,23 +308,53 @@ impl Run<'_> {
 
     async fn create(&mut self, tasks: &[Created]) -> Result<(), String> {
         let mut batch: Vec<New> = Vec::new();
-        for Created(task, bypassed, priority) in tasks {
+        for Created(task, bypassed, priority, known, fact) in tasks {
             let task = of(*task, self.plans.len());
-            if batch.iter().any(|(other, ..)| *other == task) {
+            // Keys are never used again, and here they are the tasks' own numbers.
+            if batch.iter().any(|new| new.task == task) || self.model.removed.contains(&task) {
                 continue;
             }
             let plan = self.plans[task];
             let steps = self.model.plans[plan].steps.len();
             let bypassed: BTreeSet<usize> = bypassed.iter().map(|no| of(*no, steps)).collect();
-            batch.push((task, plan, bypassed.into_iter().collect(), *priority));
+            let bypassed = bypassed.into_iter().collect();
+            let (priority, known, fact) = (*priority, *known, *fact);
+            batch.push(New { task, plan, bypassed, priority, known, fact });
+        }
+        if batch.is_empty() {
+            return Ok(());
         }
         let exists: Vec<bool> = self.model.tasks.iter().map(Option::is_some).collect();
         let answer = self.database.create(&batch, |task| exists[task]).await;
         self.agree(answer, |model| {
-            let (mut new, queues) = model.create(&batch);
+            let (mut new, queues, places) = model.create_known(&batch);
             new.sort_unstable();
-            Ok((new, queues))
+            Ok((new, queues, places))
         })?;
+        self.look().await
+    }
+
+    async fn remove_named(&mut self, tasks: &[(Pick, Seen)], in_error: bool) -> Result<(), String> {
+        let doomed = tasks.iter().map(|(task, seen)| {
+            let task = of(*task, self.model.tasks.len());
+            let Some(is) = &self.model.tasks[task] else { return (task, None, None) };
+            match seen {
+                Seen::Never => (task, None, None),
+                Seen::Now => (task, Some(is.state), is.finished_at),
+                Seen::InAnotherState => {
+                    let other = if is.state == State::Complete {
+                        State::Cancelled
+                    } else {
+                        State::Complete
+                    };
+                    (task, Some(other), is.finished_at)
+                }
+                Seen::WithAnotherEnd => (task, Some(is.state), is.finished_at.map(|end| end + 1)),
+            }
+        });
+        let doomed: Vec<_> = doomed.collect();
+        let answer = self.database.remove_named(&doomed, in_error).await;
+        self.agree(answer, |model| Ok(model.remove_named(&doomed, in_error)))?;
         self.look().await
     }
 
@@ -352,7 +391,8 @@ impl Run<'_> {
         let mut batch = Vec::new();
         for report in reports {
             let Some((id, token)) = self.held(report.held) else { continue };
-            let plan = &self.model.plans[self.model.task(id.task).plan].steps[id.no];
+            // The plan of a task outlives it.
+            let plan = &self.model.plans[self.plans[id.task]].steps[id.no];
             let children = 0..plan.children.len();
             let slots =
                 children.map(|no| (report.slots >> (no % 8) & 1 == 1).then(|| session(node, no)));

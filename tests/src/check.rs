@@ -83,6 +83,14 @@ const INVARIANTS: &[(&str, &str)] = &[
          (select tag, task from stepwell.task_tag except select unnest(tags), task from stepwell.task_detail)",
     ),
     (
+        "the annotations of tasks lead to them, and nothing else does",
+        "(select key, value, task from stepwell.task_detail, jsonb_each_text(annotations)
+          except select name, text, task from stepwell.task_annotation)
+         union all
+         (select name, text, task from stepwell.task_annotation
+          except select key, value, task from stepwell.task_detail, jsonb_each_text(annotations))",
+    ),
+    (
         "a definition is paused exactly when a pause covers it",
         "select d.id from stepwell.definition d
           where d.paused <> exists (select from stepwell.pause p

@@ -10,6 +10,7 @@ use stepwell_tests::{Rows, check, new_task};
 use uuid::Uuid;
 
 use super::{
+    bulk::{filter, walk},
     operate::{Run, note},
     races::{hold, race},
 };
@@ -25,6 +26,12 @@ async fn annotate(run: &Run, set: &BTreeMap<String, String>, remove: &[&str]) ->
 
 async fn kept(run: &Run) -> BTreeMap<String, String> {
     run.rows.store.task(run.uid).await.unwrap().unwrap().annotations
+}
+
+/// The tasks that fit, newest first.
+async fn found(rows: &Rows, written: &str) -> Vec<Uuid> {
+    let tasks = walk(rows, &filter(written), Order::CreateDesc, 10, async |_| {}).await;
+    tasks.iter().map(|task| task.task_id.parse().unwrap()).collect()
 }
 
 async fn said(run: &Run) -> Vec<TaskAnnotated> {
@@ -145,43 +152,71 @@ async fn texts_beyond_eight_kibibytes_are_left_out_of_the_event_and_kept_with_th
 }
 
 #[tokio::test]
-async fn tasks_are_created_with_facts_beside_others_without_which_stand_in_no_index() {
+async fn facts_lead_to_tasks_from_their_creation_on_and_those_without_any_stand_nowhere() {
     let rows = Rows::new().await;
     let definition = rows.define("a").await;
     let mut tasks: Vec<_> = (0..3).map(|_| new_task(&definition)).collect();
     tasks[1].annotations = facts([("order", "17"), ("kind", "")]);
+    tasks[2].annotations = facts([("order", "17")]);
     rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
     for task in &tasks {
         let read = rows.store.task(task.uid).await.unwrap().unwrap();
         assert_eq!(read.annotations, task.annotations);
     }
-    let mut connection = rows.connection().await;
-    let found: Vec<Uuid> = sqlx::query_scalar(
-        "select t.uid from stepwell.task_detail d join stepwell.task t on t.id = d.task
-          where annotations <> '{}' and annotations @> '{\"order\": \"17\"}'",
-    )
-    .fetch_all(&mut connection)
-    .await
-    .unwrap();
-    assert_eq!(found, [tasks[1].uid]);
-    let blocks =
-        "select pg_relation_size('stepwell.task_annotation') / 8192 from (select $1::bigint) x";
-    let before: i64 = rows.one(blocks, 0).await;
-    rows.create_many(&definition, 2_000).await;
-    assert_eq!(rows.one::<i64>(blocks, 0).await, before);
-    sqlx::raw_sql("set enable_seqscan = off; analyze stepwell.task_detail")
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    let plan: Vec<String> = sqlx::query_scalar(
-        "explain select task from stepwell.task_detail
-          where annotations <> '{}' and annotations @> '{\"order\": \"17\"}'",
-    )
-    .fetch_all(&mut connection)
-    .await
-    .unwrap();
-    assert!(plan.iter().any(|line| line.contains("task_annotation")), "{plan:#?}");
-    check(&mut connection).await;
+    rows.create_many(&definition, 100).await;
+    let kept = "select count(*) from stepwell.task_annotation where task > $1";
+    assert_eq!(rows.one::<i64>(kept, 0).await, 3);
+    let order = "annotations.order = 17";
+    assert_eq!(found(&rows, order).await, [tasks[2].uid, tasks[1].uid]);
+    assert_eq!(found(&rows, &format!("{order} AND annotations.kind = \"\"")).await, [tasks[1].uid]);
+    assert_eq!(found(&rows, "annotations.order = 1").await, Vec::<Uuid>::new());
+
+    let change = async |n: usize, set: &BTreeMap<String, String>, remove: &[String]| {
+        rows.store.annotate_task(tasks[n].uid, set, remove, &note(), None).await.unwrap()
+    };
+    change(0, &facts([("order", "17"), ("kind", "x")]), &[]).await;
+    change(1, &facts([("order", "18")]), &["kind".to_owned()]).await;
+    assert_eq!(found(&rows, order).await, [tasks[2].uid, tasks[0].uid]);
+    assert_eq!(found(&rows, "annotations.order = 18").await, [tasks[1].uid]);
+    assert_eq!(found(&rows, "annotations.kind = \"\"").await, Vec::<Uuid>::new());
+    check(&mut rows.connection().await).await;
+}
+
+#[tokio::test]
+async fn a_change_writes_rows_of_those_facts_only_that_it_changes() {
+    let run = Run::of("a").await;
+    let place = "select ctid::text from stepwell.task_annotation where task = $1 and name = 'kept'";
+    annotate(&run, &facts([("kept", "x"), ("other", "y")]), &[]).await;
+    let before: String = run.rows.one(place, run.key).await;
+    annotate(&run, &facts([("kept", "x"), ("other", "z"), ("more", "")]), &["never"]).await;
+    // Forgotten and kept by one call, it is kept.
+    annotate(&run, &facts([("kept", "x")]), &["kept", "other"]).await;
+    assert_eq!(run.rows.one::<String>(place, run.key).await, before);
+    assert_eq!(kept(&run).await, facts([("kept", "x"), ("more", "")]));
+    run.check().await;
+}
+
+#[tokio::test]
+async fn the_longest_facts_that_there_may_be_lead_too() {
+    let run = Run::of("a").await;
+    // Texts that cannot be made shorter.
+    let mut state = 1_u64;
+    let mut text = || -> String {
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(33 + u8::try_from((state >> 33) % 94).unwrap())
+        };
+        std::iter::repeat_with(next).take(1024).collect()
+    };
+    let most: BTreeMap<String, String> =
+        (0..ANNOTATIONS_MAX).map(|n| (format!("{n:0>64}"), text())).collect();
+    assert_eq!(annotate(&run, &most, &[]).await, Annotated::Done(State::Pending));
+    for (name, text) in most.iter().take(3) {
+        let text = text.replace(['\\'], "\\\\").replace('"', "\\\"").replace('*', "\\*");
+        let written = format!("annotations.\"{name}\" = \"{text}\"");
+        assert_eq!(found(&run.rows, &written).await, [run.uid], "{written}");
+    }
+    run.check().await;
 }
 
 #[tokio::test]

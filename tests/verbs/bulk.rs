@@ -256,6 +256,26 @@ async fn an_operation_moves_each_task_once_in_chunks_and_ends() {
 }
 
 #[tokio::test]
+async fn a_fact_leads_an_operation_to_its_tasks_however_many_others_are_newer() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut tasks: Vec<_> = (0..2).map(|_| new_task(&definition)).collect();
+    let fact = |name: &str| (name.to_owned(), "17".to_owned());
+    tasks[0].annotations = [fact("order")].into();
+    tasks[1].annotations = [fact("order"), fact("test")].into();
+    rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
+    // A chunk of one looks at a hundred.
+    rows.create_many(&definition, 150).await;
+    let meant = "annotations.order = 17 AND NOT annotations.test = 17";
+    let id = start(&rows, CANCEL, filter(meant)).await;
+    assert_eq!(run(&rows, id, 1).await, ran(1, 1));
+    assert_eq!(
+        ids(&list(&rows, &in_states(&[State::Cancelled])).await),
+        [tasks[0].uid.to_string()]
+    );
+}
+
+#[tokio::test]
 async fn tasks_that_come_later_are_not_touched_even_under_a_lower_key() {
     let rows = Rows::new().await;
     let definition = rows.define("a").await;

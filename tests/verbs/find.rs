@@ -91,6 +91,8 @@ async fn many(rows: &Rows) -> Vec<Kept> {
                                          else jsonb_build_object('k', t[1 + n % 9], 'b.c', 'x') end
            from (select task, (row_number() over (order by task) - 1)::int n, $1::text[] t from stepwell.task_detail) s
           where d.task = s.task and $1::text[] is not null",
+        "insert into stepwell.task_annotation
+         select key, value, task from stepwell.task_detail, jsonb_each_text(annotations) where $1::text[] is not null",
         "update stepwell.task t
             set finished_at = case when finished_at is not null then d.created_at + id % 7 * interval '1 s' end,
                 started_at = case when started_at is not null then d.created_at + interval '1 s' end,
@@ -215,7 +217,7 @@ fn leaf(ids: Vec<Uuid>) -> impl Strategy<Value = Expr> {
         }),
         2 => (0..12).prop_map(|n| Expr::Text(Text::CorrelationId, Pattern::exact(format!("c{n}")))),
         3 => pattern().prop_map(Expr::Tag),
-        2 => (prop::sample::select(vec!["k", "b.c", "a", "ab", "ü\"\\*\n$"]), pattern())
+        3 => (prop::sample::select(vec!["k", "b.c", "a", "ab", "ü\"\\*\n$"]), pattern())
             .prop_map(|(key, like)| Expr::Annotation(key.to_owned(), like)),
         1 => (compare(), 0..7_i64).prop_map(|(compare, n)| Expr::Priority(compare, n)),
         4 => (prop::sample::select(Time::ALL.to_vec()), compare(), at)

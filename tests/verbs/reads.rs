@@ -97,12 +97,11 @@ async fn among_a_million_tasks_each_read_is_led_by_its_index_to_few_blocks() {
     let pages = statement(&["stepwell.match_tasks(", "with ordinality"]);
     let page = async |connection: &mut PgConnection, written: &str, order: &str| {
         let meant = filter(written).to_text();
-        let arguments =
-            [&meant, order, "infinity", "9223372036854775807", "10000", "100", "100000", "1048576"];
-        let arguments = match order {
-            "2" | "4" => [&meant, order, "-infinity", "-1", "10000", "100", "100000", "1048576"],
-            _ => arguments,
+        let (at, key) = match order {
+            "2" | "4" => ("-infinity", "-1"),
+            _ => ("infinity", "9223372036854775807"),
         };
+        let arguments = [&meant, order, at, key, "10000", "100", "100000", "1048576"];
         cost(connection, &pages, &arguments).await
     };
     let recent = "create_time > \"-10m\"";
@@ -118,6 +117,10 @@ async fn among_a_million_tasks_each_read_is_led_by_its_index_to_few_blocks() {
         ("tags:lot-3", "1", "task_tag_pkey"),
         ("tags:lot-3 AND tags:tenth", "2", "task_tag_pkey"),
         ("tags:nowhere", "1", "task_tag_pkey"),
+        ("annotations.team = payments", "1", "task_annotation_pkey"),
+        ("annotations.order = 3000 AND tags:tenth", "2", "task_annotation_pkey"),
+        ("annotations.order = 1700 AND annotations.team = payments", "1", "task_annotation_pkey"),
+        ("annotations.order = nothing", "2", "task_annotation_pkey"),
         ("correlation_id = order-700", "1", "task_correlation"),
         ("correlation_id = order-700 OR correlation_id = order-7000", "1", "task_correlation"),
         ("definition_name = rare", "1", "task_definition"),
@@ -177,6 +180,10 @@ async fn a_walk_through_many_tasks_comes_to_each_that_fits_once_whatever_leads_i
         ("state = pending OR state = error", 132),
         ("tags:tenth", 1_200),
         ("tags:lot-3 AND tags:tenth", 100),
+        ("annotations.team = payments", 1_200),
+        ("annotations.order = 3000 OR annotations.order = 3010", 2),
+        ("annotations.order = 3000 AND tags:lot-3", 1),
+        ("annotations.team = payments AND tags:lot-3", 100),
         ("correlation_id = order-1 OR correlation_id = order-2000", 6),
         ("create_time > \"-100h\"", 12_000),
         ("initiator = user-7", 120),

@@ -27,6 +27,7 @@ async fn rows_of(rows: &Rows, task: i64) -> i64 {
                     + (select count(*) from stepwell.task_detail where task = $1)
                     + (select count(*) from stepwell.step where key >> 14 = $1)
                     + (select count(*) from stepwell.parked_step where task = $1)
+                    + (select count(*) from stepwell.task_annotation where task = $1)
                     + (select count(*) from stepwell.concurrency where task = $1)";
     rows.one(sql, task).await
 }
@@ -60,6 +61,9 @@ async fn remove(rows: &Rows, keep: KeepTasks) -> u64 {
 async fn tasks_that_ended_long_ago_go_with_all_that_is_theirs_and_open_ones_stay() {
     let rows = Rows::new().await;
     let (definition, uids, keys) = five(&rows).await;
+    let (fact, note) = ([("order".to_owned(), "17".to_owned())].into(), Note::new("me", ""));
+    rows.store.annotate_task(uids[1], &fact, &[], &note, None).await.unwrap();
+    assert_eq!(rows_of(&rows, keys[1]).await, 4);
     assert_eq!(remove(&rows, ANY).await, 0, "none ended long ago");
     age(&rows, keys[4]).await;
     assert_eq!(remove(&rows, KeepTasks::default()).await, 0);
@@ -72,7 +76,6 @@ async fn tasks_that_ended_long_ago_go_with_all_that_is_theirs_and_open_ones_stay
     assert_eq!(rows_of(&rows, keys[2]).await, 0);
     // They are not found any more, whatever is asked of them.
     assert!(rows.store.task_with_steps(uids[1], false).await.unwrap().is_none());
-    let note = Note::new("me", "");
     let retried = rows.store.retry_tasks(&uids[2..3], None, &note).await.unwrap();
     assert!(retried[0].was.is_none());
     // Their events stay, and an id that is free again makes a task of its own.

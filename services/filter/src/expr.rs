@@ -167,6 +167,18 @@ impl Compare {
     }
 }
 
+impl Expr {
+    /// It says how long ago something was, so when it is asked decides what it means.
+    pub fn counts_from_now(&self) -> bool {
+        match self {
+            Self::And(parts) | Self::Or(parts) => parts.iter().any(Self::counts_from_now),
+            Self::Not(part) => part.counts_from_now(),
+            Self::Time(_, _, moment) => matches!(moment, Moment::Ago(_)),
+            _ => false,
+        }
+    }
+}
+
 /// A moment that is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {

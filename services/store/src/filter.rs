@@ -17,7 +17,7 @@ pub struct Filter {
     parts: Parts,
 }
 
-/// Lists say: one of these; of tags: all of these. None: any.
+/// Lists say: one of these; of tags and annotations: all of these. None: any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 struct Parts {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,6 +34,8 @@ struct Parts {
     states: Option<Vec<i32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<Vec<(String, String)>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created_from: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,6 +157,10 @@ impl Parts {
                 self.tags.get_or_insert_default().push(like.text.clone());
                 true
             }
+            Expr::Annotation(name, like) if like.is_exact() => {
+                self.annotated(name, &like.text);
+                true
+            }
             Expr::Time(time @ (Time::Create | Time::End), compare, moment) => {
                 self.bound(*time, *compare, moment.when(now));
                 true
@@ -173,6 +179,16 @@ impl Parts {
         *list = Some(to);
         if nothing {
             self.nothing = Some(true);
+        }
+    }
+
+    fn annotated(&mut self, name: &str, text: &str) {
+        let list = self.annotations.get_or_insert_default();
+        match list.iter().find(|(of, _)| of == name) {
+            // No fact has two texts.
+            Some((_, other)) if other != text => self.nothing = Some(true),
+            Some(_) => {}
+            None => list.push((name.to_owned(), text.to_owned())),
         }
     }
 
@@ -401,6 +417,14 @@ mod tests {
             ),
             ("reason = \"*a.\\\"b\"", r#"{"fits":"($.reason like_regex \"a\\\\.\\\\\\\"b$\")"}"#),
             ("annotations.\"k\\\"k\":*", r#"{"fits":"(exists($.annotations.\"k\\\"k\"))"}"#),
+            (
+                "annotations.b = 1 AND annotations.a = \"\" AND annotations.b = 1 AND annotations.c = \"x*\"",
+                r#"{"annotations":[["b","1"],["a",""]],"fits":"($.annotations.\"c\" starts with \"x\")"}"#,
+            ),
+            (
+                "annotations.a = 1 AND annotations.a = 2",
+                r#"{"nothing":true,"annotations":[["a","1"]]}"#,
+            ),
             (
                 "execution_status = all_complete OR execution_status = blocked_by_failures",
                 r#"{"states":[3,4],"statuses":["blocked_by_failures","all_complete"]}"#,

@@ -35,6 +35,7 @@ mod view;
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use opentelemetry::metrics::{Meter, MeterProvider, noop::NoopMeterProvider};
 use sqlx::{
     Connection, PgConnection, PgPool,
@@ -169,6 +170,12 @@ impl Store {
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query_scalar!("select 1 as \"one!\"").fetch_one(self.reads()).await?;
         Ok(())
+    }
+
+    /// What time it is, by the clock of the database.
+    pub async fn now(&self) -> Result<DateTime<Utc>, Error> {
+        let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#);
+        Ok(now.fetch_one(self.reads()).await?)
     }
 
     /// The bells of this process.

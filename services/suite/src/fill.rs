@@ -9,7 +9,8 @@ use crate::Error;
 ///
 /// - 10 are pending, the seventh of each hundred, 1 is in error, the eighth, and the others are complete;
 /// - the last is of the definition that was registered last, the others are of the others in turns;
-/// - every tenth has the tags `tenth` and `lot-<which thousand>`;
+/// - every tenth has the tags `tenth` and `lot-<which thousand>`, and the annotations `team = payments` and
+///   `order = <its number>`;
 /// - three that follow each other have one correlation id, `order-<which three>`.
 ///
 /// They have no events and wait in no queue: nobody runs those that are pending.
@@ -43,15 +44,19 @@ pub async fn fill(database_url: &str, namespace: &str, tasks: u32) -> Result<(),
                 case when i % 100 <> 7 then now() - ($2 - i) * interval '1 s' + interval '1 s' end,
                 case when i % 100 <> 7 then now() - ($2 - i) * interval '1 s' + interval '5 s' end, (i % 1000 = 8)::int
            from generate_series(1, $2) i",
-        "insert into stepwell.task_detail (task, hash, context, initiator, source_system, reason, tags, created_at,
-                                           first_position, correlation_id)
+        "insert into stepwell.task_detail (task, hash, context, initiator, source_system, reason, tags, annotations,
+                                           created_at, first_position, correlation_id)
          select $1 + i, '', '{\"amount\": 7}', 'user-' || i % 100, 'shop', 'unknown',
                 case when i % 10 = 0 then array['tenth', 'lot-' || i / 1000] else '{}' end,
+                case when i % 10 = 0 then jsonb_build_object('team', 'payments', 'order', i::text) else '{}' end,
                 now() - ($2 - i) * interval '1 s', 0, 'order-' || i / 3
            from generate_series(1, $2) i where $3::int[] is not null",
         "insert into stepwell.task_tag
          select tag, $1 + i from generate_series(10, $2, 10) i, unnest(array['tenth', 'lot-' || i / 1000]) tag
           where $3::int[] is not null",
+        "insert into stepwell.task_annotation
+         select key, value, task from stepwell.task_detail, jsonb_each_text(annotations)
+          where task > $1 and task <= $1 + $2 and $3::int[] is not null",
         "insert into stepwell.step (key, state, waiting_on, max_attempts, queue, children)
          select t.id * 16384 + p.no, t.state, case t.state when 1 then p.waiting_on else 0 end, p.max_attempts, p.queue, p.children
            from stepwell.task t join stepwell.step_template p on p.definition = t.definition

@@ -20,8 +20,8 @@ use stepwell_proto::{
 };
 use stepwell_serve::{Shutdown, Ticker};
 use stepwell_store::{
-    BULK_CHUNK_MAX, BULK_RUNNING_MAX, BulkKind, Error, NewBulk, Note, Started, Store, TaskPlace,
-    more_attempts,
+    BULK_CHUNK_MAX, BULK_RUNNING_MAX, BulkKind, Error, Filter, NewBulk, Note, Started, Store,
+    TaskPlace, more_attempts,
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -53,7 +53,7 @@ pub(crate) async fn list_tasks(
     store: &Store,
     request: ListTasksRequest,
 ) -> Result<ListTasksResponse, Refusal> {
-    let filter = filter::read(&request.filter)?.unwrap_or_default();
+    let filter = filter::read(store, &request.filter).await?.unwrap_or_default();
     let (order, word) =
         filter::order(&request.order_by).map_err(|what| Refusal::field("order_by", what))?;
     let size = page_size(request.page_size, TASKS_PAGE_MAX)?;
@@ -79,7 +79,8 @@ pub(crate) async fn start(
     request: StartBulkOperationRequest,
 ) -> Result<StartBulkOperationResponse, Refusal> {
     let dry_run = request.dry_run;
-    let bulk = read(request)?;
+    let filter = filter::read(store, &request.filter).await?;
+    let bulk = read(request, filter)?;
     if dry_run {
         let _room = previews.try_acquire().map_err(|_| {
             Refusal::new(ErrorReason::Overloaded, "as many previews are counted as may")
@@ -117,9 +118,8 @@ pub(crate) async fn start(
 }
 
 /// What is to be started, or what is wrong with it.
-fn read(request: StartBulkOperationRequest) -> Result<NewBulk, Refusal> {
+fn read(request: StartBulkOperationRequest, filter: Option<Filter>) -> Result<NewBulk, Refusal> {
     let mut faults: Vec<Fault> = Vec::new();
-    let filter = filter::read(&request.filter)?;
     match &filter {
         Some(filter) if filter.is_derived() => {
             let what = "may not ask for execution_status and health; a state is what decides";

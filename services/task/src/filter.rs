@@ -1,18 +1,26 @@
-//! Filters and orders of tasks as callers write them, and lists as page tokens name them. Pure, but for the clock.
+//! Filters and orders of tasks as callers write them, and lists as page tokens name them. Pure, but for filters
+//! that count from now: what time it is the database says.
 
 use chrono::{DateTime, Datelike, Utc};
 use sha2::{Digest, Sha256};
+use stepwell_filter::Expr;
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
-use stepwell_store::{Filter, Order};
+use stepwell_store::{Filter, Order, Store};
 
 /// What a filter means now; none: it says nothing, and any task fits.
-pub(crate) fn read(written: &str) -> Result<Option<Filter>, Refusal> {
-    let expr = stepwell_filter::parse(written).map_err(|fault| {
+pub(crate) async fn read(store: &Store, written: &str) -> Result<Option<Filter>, Refusal> {
+    let Some(expr) = parse(written)? else { return Ok(None) };
+    // Any other means the same at any time.
+    let now = if expr.counts_from_now() { store.now().await? } else { DateTime::UNIX_EPOCH };
+    Ok(Some(Filter::new(written, &expr, now)))
+}
+
+fn parse(written: &str) -> Result<Option<Expr>, Refusal> {
+    stepwell_filter::parse(written).map_err(|fault| {
         Refusal::new(ErrorReason::FilterInvalid, format!("filter: {fault}"))
             .with("offset", fault.offset.to_string())
             .with_violations(vec![("filter".to_owned(), fault.to_string())])
-    })?;
-    Ok(expr.map(|expr| Filter::new(written, &expr, Utc::now())))
+    })
 }
 
 /// The order and its own name, or what is wanted.
@@ -46,11 +54,11 @@ mod tests {
 
     #[test]
     fn a_filter_that_cannot_be_read_is_refused_with_its_offset() {
-        let refusal = read("paused = true AND stat = error").unwrap_err();
+        let refusal = parse("paused = true AND stat = error").unwrap_err();
         assert_eq!(refusal.reason, ErrorReason::FilterInvalid);
         assert_eq!(refusal.metadata["offset"], "18");
         assert!(refusal.message.ends_with("did you mean `state`?"), "{refusal}");
-        assert_eq!(read(" ").unwrap(), None);
+        assert_eq!(parse(" ").unwrap(), None);
     }
 
     #[test]

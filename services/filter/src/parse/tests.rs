@@ -272,3 +272,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_filter_counts_from_now_if_any_part_of_it_says_how_long_ago() {
+    for (written, counts) in [
+        ("create_time > \"-1h\"", true),
+        ("state = error AND (paused = true OR NOT end_time < \"-1m30s\")", true),
+        ("create_time > \"2026-11-28T09:30:00Z\" AND start_time:*", false),
+        ("reason = \"-1h\"", false),
+    ] {
+        assert_eq!(read(written).counts_from_now(), counts, "{written}");
+    }
+}
