@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::worker::{ExecutorProcess, SubscriberProcess};
 use self::{
-    ground::Ground,
+    ground::{Ground, Own},
     load::{Load, Pace},
     report::{Oversupply, Report, Second},
     shape::Shape,
@@ -129,20 +129,13 @@ pub(crate) struct Run {
     fail_rate: f64,
     /// Services that run already, instead of a suite of its own: addresses of task-, step- and
     /// event-service, with commas.
-    #[arg(long, value_parser = three)]
+    #[arg(long, value_parser = three, conflicts_with_all = ["executable", "set", "postgres"])]
     address: Option<[String; 3]>,
     /// Where those keep their data, to count what it costs there.
     #[arg(long, requires = "address")]
     database_url: Option<String>,
-    /// The program to run as services; this one unless given.
-    #[arg(long, conflicts_with = "address")]
-    executable: Option<PathBuf>,
-    /// A variable for the services' environment, such as STEPWELL_WORKER_THREADS=1; may be repeated.
-    #[arg(long = "set", value_parser = pair, conflicts_with = "address")]
-    set: Vec<(String, String)>,
-    /// A setting of Postgres, such as synchronous_commit=off; may be repeated.
-    #[arg(long, value_parser = pair, conflicts_with = "address")]
-    postgres: Vec<(String, String)>,
+    #[command(flatten)]
+    own: Own,
     /// Hold a transaction open in the database for the whole run.
     #[arg(long)]
     open_transaction: bool,

@@ -123,7 +123,7 @@ fn checked(words: &[String]) -> Result<(), Fault> {
     }
     let told: Told = clap::Parser::try_parse_from(words)
         .map_err(|error| Fault::usage(error.render().to_string().trim_end().to_owned()))?;
-    match told.run.executable {
+    match told.run.own.executable {
         Some(program) if !program.is_file() => {
             Err(Fault::usage(format!("there is no program {}", program.display())))
         }

@@ -4,7 +4,6 @@
 
 use std::{
     ops::Range,
-    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
@@ -31,7 +30,7 @@ use tokio::{
 };
 use tonic::{Streaming, transport::Channel};
 
-use super::{NAMESPACE, ground::start_suite, pair, tell, watch::Watch, worker::histogram};
+use super::{NAMESPACE, ground::Own, tell, watch::Watch, worker::histogram};
 use crate::{
     fault::Fault,
     output::{self, Format},
@@ -74,15 +73,8 @@ pub(crate) struct Feed {
     /// Subscriptions to every event meanwhile. 0 to 10,000.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=10_000))]
     idle_subscriptions: u16,
-    /// The program to run as services; this one unless given.
-    #[arg(long)]
-    executable: Option<PathBuf>,
-    /// A variable for the services' environment, such as STEPWELL_WORKER_THREADS=1; may be repeated.
-    #[arg(long = "set", value_parser = pair)]
-    set: Vec<(String, String)>,
-    /// A setting of Postgres, such as synchronous_commit=off; may be repeated.
-    #[arg(long, value_parser = pair)]
-    postgres: Vec<(String, String)>,
+    #[command(flatten)]
+    own: Own,
     /// How the result looks.
     #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
@@ -341,16 +333,8 @@ async fn create(client: &Client, n: usize) -> Result<Vec<String>, Fault> {
 
 impl Feed {
     pub(super) async fn run(self) -> Result<ExitCode, Fault> {
-        tell(self.measure(), self.output, table).await
-    }
-
-    async fn measure(&self) -> Result<Report, Fault> {
-        let suite = start_suite(self.executable.as_ref(), &self.set, &self.postgres).await?;
-        let report = self.measure_on(&suite).await;
-        let stopped = suite.stop().await;
-        let report = report?;
-        stopped?;
-        Ok(report)
+        let measure = self.own.run(async |suite| self.measure_on(suite).await);
+        tell(measure, self.output, table).await
     }
 
     async fn measure_on(&self, suite: &Suite) -> Result<Report, Fault> {

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use clap::Args;
 use stepwell_client::Addresses;
 use stepwell_suite::{
     Command, Counters, Counting, Guard, Kind, Process, ServerSetup, Signal, StatementCount, Suite,
@@ -14,6 +15,7 @@ use stepwell_suite::{
 use super::{
     Run,
     load::Load,
+    pair,
     report::expected,
     watch::Watch,
     worker::{Executed, Seen, expected_file, read, ready_file, write},
@@ -53,7 +55,7 @@ impl Ground {
                 (None, guard, folder, addresses, run.database_url.clone())
             }
             None => {
-                let suite = start_suite(run.executable.as_ref(), &run.set, &run.postgres).await?;
+                let suite = run.own.start().await?;
                 let stepwell_suite::Addresses { task, step, event } = suite.addresses();
                 let (guard, folder) = (suite.guard().clone(), suite.folder().to_owned());
                 let url = suite.database_url().to_owned();
@@ -213,21 +215,45 @@ impl Ground {
     }
 }
 
-/// Postgres with what the bench sets and with these settings, and the three services of this program, or of
-/// the one given, with these variables.
-pub(super) async fn start_suite(
-    executable: Option<&PathBuf>,
-    set: &[(String, String)],
-    postgres: &[(String, String)],
-) -> Result<Suite, Fault> {
-    let executable = match executable {
-        Some(given) => given.clone(),
-        None => std::env::current_exe()?,
-    };
-    let mut options = SuiteOptions::new(executable);
-    let ours = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    options.postgres.settings = ours.into_iter().chain(postgres.iter().cloned()).collect();
-    options.env = set.to_vec();
-    output::note("starting Postgres and the three services");
-    Ok(Suite::start(options).await?)
+/// The suite that a benchmark starts for itself.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Own {
+    /// The program to run as services; this one unless given.
+    #[arg(long)]
+    pub(super) executable: Option<PathBuf>,
+    /// A variable for the services' environment, such as STEPWELL_WORKER_THREADS=1; may be repeated.
+    #[arg(long = "set", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// A setting of Postgres, such as synchronous_commit=off; may be repeated.
+    #[arg(long, value_parser = pair)]
+    postgres: Vec<(String, String)>,
+}
+
+impl Own {
+    /// Postgres with what the bench sets and what is told, and the three services.
+    async fn start(&self) -> Result<Suite, Fault> {
+        let executable = match &self.executable {
+            Some(given) => given.clone(),
+            None => std::env::current_exe()?,
+        };
+        let mut options = SuiteOptions::new(executable);
+        let ours = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        options.postgres.settings = ours.into_iter().chain(self.postgres.iter().cloned()).collect();
+        options.env.clone_from(&self.set);
+        output::note("starting Postgres and the three services");
+        Ok(Suite::start(options).await?)
+    }
+
+    /// What is measured on it, before it goes away.
+    pub(super) async fn run<R>(
+        &self,
+        measure: impl AsyncFnOnce(&Suite) -> Result<R, Fault>,
+    ) -> Result<R, Fault> {
+        let suite = self.start().await?;
+        let measured = measure(&suite).await;
+        let stopped = suite.stop().await;
+        let measured = measured?;
+        stopped?;
+        Ok(measured)
+    }
 }

@@ -1,7 +1,7 @@
 //! `stepwell bench lateness`: how late comes what is due, at low load: retries after their back-off, and each
 //! kind of time-out. What is due when, and when it came, is both said by events, by the clock of the database.
 
-use std::{collections::HashMap, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::HashMap, process::ExitCode, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{NAMESPACE, ground::start_suite, pair, tell};
+use super::{NAMESPACE, ground::Own, tell};
 use crate::{
     fault::Fault,
     output::{self, Format},
@@ -36,15 +36,8 @@ pub(crate) struct Lateness {
     /// Tasks created in a second, of all kinds together. 1 to 1,000.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rate: u32,
-    /// The program to run as services; this one unless given.
-    #[arg(long)]
-    executable: Option<PathBuf>,
-    /// A variable for the services' environment, such as STEPWELL_WORKER_THREADS=1; may be repeated.
-    #[arg(long = "set", value_parser = pair)]
-    set: Vec<(String, String)>,
-    /// A setting of Postgres, such as synchronous_commit=off; may be repeated.
-    #[arg(long, value_parser = pair)]
-    postgres: Vec<(String, String)>,
+    #[command(flatten)]
+    own: Own,
     /// How the result looks.
     #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
@@ -260,12 +253,8 @@ impl Lateness {
 
     async fn measure(&self) -> Result<Report, Fault> {
         let before = load();
-        let suite = start_suite(self.executable.as_ref(), &self.set, &self.postgres).await?;
-        let late = self.measure_on(&suite).await;
-        let after = load();
-        let stopped = suite.stop().await;
-        let mut late = late?;
-        stopped?;
+        let (mut late, after) =
+            self.own.run(async |suite| Ok((self.measure_on(suite).await?, load()))).await?;
         let kinds = Kind::ALL.map(|kind| {
             let micros = late.remove(kind.name());
             micros.map(|micros| Late::of(kind, micros))

@@ -1,18 +1,19 @@
 //! `stepwell bench read`: what reads take among many tasks, one call after the other.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 use clap::Args;
 use rand::RngExt;
 use serde::Serialize;
 use stepwell_client::{Addresses, Client, Error};
 use stepwell_proto::v1::{
-    GetTaskContextRequest, GetTaskRequest, GetTaskSummaryRequest, ListStepReadinessRequest,
+    GetOverviewRequest, GetTaskContextRequest, GetTaskDiagramRequest, GetTaskGraphRequest,
+    GetTaskRequest, GetTaskSummaryRequest, ListStepReadinessRequest, ListStepsRequest,
     ListTasksRequest,
 };
 use stepwell_suite::{Suite, fill};
 
-use super::{NAMESPACE, ground::start_suite, pair, tell};
+use super::{NAMESPACE, ground::Own, tell};
 use crate::{
     fault::Fault,
     output::{self, Format},
@@ -32,17 +33,10 @@ pub(crate) struct Read {
     /// Calls of each kind. 1 to 1,000,000.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     calls: u32,
-    /// The program to run as services; this one unless given.
-    #[arg(long)]
-    executable: Option<PathBuf>,
-    /// A variable for the services' environment, such as STEPWELL_WORKER_THREADS=1; may be repeated.
-    #[arg(long = "set", value_parser = pair)]
-    set: Vec<(String, String)>,
-    /// A setting of Postgres, such as jit=on; may be repeated.
-    #[arg(long, value_parser = pair)]
-    postgres: Vec<(String, String)>,
+    #[command(flatten)]
+    own: Own,
     /// How the result looks.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, default_value = "table", value_parser = output::of_reports())]
     output: Format,
 }
 
@@ -53,21 +47,32 @@ enum Kind {
     Context,
     Summary,
     Readiness,
+    Steps,
+    Graph,
+    Diagram,
+    /// All namespaces.
+    Overview,
     /// A page of 100 tasks: its name, the filter, and the order. `{}` is drawn anew for each call.
     Page(&'static str, &'static str, &'static str),
 }
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 22] = [
     Kind::Task,
     Kind::Context,
     Kind::Summary,
     Kind::Readiness,
+    Kind::Steps,
+    Kind::Graph,
+    Kind::Diagram,
+    Kind::Overview,
     Kind::Page("newest", "", ""),
     Kind::Page("last_ended", "", "end_time desc"),
     Kind::Page("open", "state = pending OR state = in_progress", ""),
     Kind::Page("in_error", "state = error", ""),
     Kind::Page("frequent_tag", "tags:tenth", ""),
     Kind::Page("rare_tag", "tags:lot-{}", ""),
+    Kind::Page("frequent_annotation", "annotations.team = payments", ""),
+    Kind::Page("rare_annotation", "annotations.order = \"{}0\"", ""),
     Kind::Page("correlation_id", "correlation_id = order-{}", ""),
     Kind::Page("definition", "definition_name = rare", ""),
     Kind::Page("from_a_time", "create_time < \"-{}s\"", ""),
@@ -84,6 +89,10 @@ impl Kind {
             Self::Context => "context",
             Self::Summary => "summary",
             Self::Readiness => "readiness",
+            Self::Steps => "steps",
+            Self::Graph => "graph",
+            Self::Diagram => "diagram",
+            Self::Overview => "overview",
             Self::Page(name, ..) => name,
         }
     }
@@ -107,6 +116,20 @@ impl Kind {
                     ListStepReadinessRequest { task_id, ..ListStepReadinessRequest::default() };
                 client.list_step_readiness(request).await?;
             }
+            Self::Steps => {
+                let request = ListStepsRequest { task_id, ..ListStepsRequest::default() };
+                client.list_steps(request).await?;
+            }
+            Self::Graph => {
+                client.get_task_graph(GetTaskGraphRequest { task_id }).await?;
+            }
+            Self::Diagram => {
+                let request = GetTaskDiagramRequest { task_id, ..GetTaskDiagramRequest::default() };
+                client.get_task_diagram(request).await?;
+            }
+            Self::Overview => {
+                client.get_overview(GetOverviewRequest::default()).await?;
+            }
             Self::Page(_, filter, order) => {
                 let request = ListTasksRequest {
                     filter: filter.replace("{}", &drawn.to_string()),
@@ -123,6 +146,7 @@ impl Kind {
     fn range(self, tasks: u32) -> u32 {
         match self {
             Self::Page("rare_tag", ..) => tasks / 1000,
+            Self::Page("rare_annotation", ..) => tasks / 10,
             Self::Page("correlation_id", ..) => tasks / 3,
             _ => tasks,
         }
@@ -167,16 +191,8 @@ impl Took {
 
 impl Read {
     pub(super) async fn run(self) -> Result<ExitCode, Fault> {
-        tell(self.measure(), self.output, table).await
-    }
-
-    async fn measure(&self) -> Result<Report, Fault> {
-        let suite = start_suite(self.executable.as_ref(), &self.set, &self.postgres).await?;
-        let report = self.measure_on(&suite).await;
-        let stopped = suite.stop().await;
-        let report = report?;
-        stopped?;
-        Ok(report)
+        let measure = self.own.run(async |suite| self.measure_on(suite).await);
+        tell(measure, self.output, table).await
     }
 
     async fn measure_on(&self, suite: &Suite) -> Result<Report, Fault> {
@@ -189,7 +205,7 @@ impl Read {
                 format!("{{namespace: {NAMESPACE}, name: {name}, version: 1.0.0, steps: {steps}}}");
             client.register_yaml(yaml).await?;
         }
-        eprintln!("filling: {} tasks", self.tasks);
+        output::note(format!("filling: {} tasks", self.tasks));
         let began = Instant::now();
         fill(suite.database_url(), NAMESPACE, self.tasks).await?;
         let fill_seconds = began.elapsed().as_secs_f64();
@@ -197,7 +213,7 @@ impl Read {
         let known = client.list_tasks(request).await?.tasks;
         let mut reads = Vec::new();
         for kind in KINDS {
-            eprintln!("{}: {} calls", kind.name(), self.calls);
+            output::note(format!("{}: {} calls", kind.name(), self.calls));
             let (mut answered, mut took) = (0, Vec::new());
             for _ in 0..self.calls {
                 let (task, drawn) = {
