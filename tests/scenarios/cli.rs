@@ -107,7 +107,7 @@ async fn what_is_wrong_is_told_with_what_to_try_and_an_exit_code() {
     for (args, input, code, said) in [
         (&["definition", "apply", "-"][..], wrong, 2, "steps[0].depends_on[0] at 3:"),
         (&["definition", "apply", "/no/such/file"], "", 2, "cannot read"),
-        (&["task", "create", "no_such"], "", 3, "try: stepwell definition apply"),
+        (&["task", "create", "no_such"], "", 3, "try: stepwell definition list"),
         (&["task", "get", nobody], "", 3, "TASK_NOT_FOUND"),
         (&["task", "get", "seven"], "", 2, "must be a UUID"),
         (&["event", "subscribe", "task.complete"], "", 2, "task.completed"),

@@ -146,7 +146,9 @@ fn hint(refusal: &Refusal) -> Option<String> {
         ErrorReason::ContextSchemaViolation => {
             format!("stepwell definition describe {} -o json", of("definition", "NAME"))
         }
-        ErrorReason::DefinitionNotFound => "stepwell definition apply FILE".into(),
+        ErrorReason::DefinitionNotFound => {
+            "stepwell definition list, which says what there is in which namespace".into()
+        }
         ErrorReason::DefinitionChanged => "raise the version in the file".into(),
         ErrorReason::TaskNotFound => "stepwell task list".into(),
         ErrorReason::StepNotFound => {
