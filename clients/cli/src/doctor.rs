@@ -109,9 +109,9 @@ impl Doctor {
                         Outcome::Fail => "fail",
                     };
                     table.add_row([
-                        output::plain(&finding.check).into(),
-                        output::state_cell(word.to_owned()),
-                        output::plain(&finding.found).into(),
+                        finding.check.as_str().into(),
+                        output::state_cell(word),
+                        finding.found.as_str().into(),
                         finding.hint.as_deref().unwrap_or_default().into(),
                     ]);
                 }

@@ -92,10 +92,7 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Lines of their own may be many, such as a log's; what moves a terminal stays out.
-        let shown = |text: &str| {
-            let lines = text.trim_end().lines().map(output::plain);
-            lines.collect::<Vec<_>>().join("\n       ")
-        };
+        let shown = |text: &str| output::plain_lines(text.trim_end()).replace('\n', "\n       ");
         let mut text = format!("error: {}", shown(&self.what));
         for why in self.why.iter().filter(|why| !why.is_empty()) {
             write!(text, "\n  why: {}", shown(why))?;

@@ -64,7 +64,7 @@ impl Run {
         let client = self.show.connect.client()?;
         let task = self.new.create(&client).await?;
         if self.detach {
-            self.show.output.one(&task, || task.task_id.clone())?;
+            self.show.output.one(&task, || output::plain(&task.task_id))?;
             return Ok(ExitCode::SUCCESS);
         }
         output::note(format!("task {}", task.task_id));

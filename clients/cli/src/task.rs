@@ -325,7 +325,7 @@ impl Create {
         let client = self.show.connect.client()?;
         let task = self.new.create(&client).await?;
         let Some(wait) = self.wait else {
-            self.show.output.one(&task, || task.name())?;
+            self.show.output.one(&task, || output::plain(&task.task_id))?;
             return Ok(ExitCode::SUCCESS);
         };
         wait_for(&self.show, &task.task_id, Duration::from_secs(wait)).await
@@ -485,7 +485,7 @@ impl Show {
         self.output.one(task, || {
             let mut text = headline(task);
             for (name, fact) in &task.annotations {
-                text += &format!("\n  {name} = {}", output::plain(fact));
+                text += &format!("\n  {}", output::plain(&format!("{name} = {fact}")));
             }
             if !task.steps.is_empty() {
                 text = format!("{text}\n{}", self.output.rows(&task.steps));
@@ -504,7 +504,8 @@ pub(crate) fn headline(task: &Task) -> String {
     };
     let word = task.state().word();
     let word = output::state_text(word, word, output::colours());
-    format!("{}  {}  {word}{paused}{urgent}", task.task_id, plan(task))
+    let named = output::plain(&format!("{}  {}", task.task_id, plan(task)));
+    format!("{named}  {word}{paused}{urgent}")
 }
 
 /// The definition of a task, with its version.
