@@ -13,7 +13,7 @@ use stepwell_proto::{
 };
 use tonic::Code;
 
-use crate::output;
+use crate::{output, span};
 
 /// A command that did not succeed.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Fault {
             fault.why.extend(told(refusal));
         }
         if let Some(wait) = refusal.retry_after {
-            fault.why.push(format!("the service asks to wait {wait:?}"));
+            fault.why.push(format!("the service asks to wait {}", span::shown(wait)));
         }
         fault
     }

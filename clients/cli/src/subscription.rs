@@ -17,6 +17,7 @@ use crate::{
     definition::read,
     fault::Fault,
     output::{self, Column, Listed, Thing, column, state, wide},
+    span::shown_proto,
 };
 
 /// Of one call; all pages are read.
@@ -388,7 +389,7 @@ fn described(answer: &GetSubscriptionResponse) -> String {
             of.partition.to_string(),
             of.reader_id.clone(),
             of.events_behind.to_string(),
-            of.time_behind.map(|time| time.to_string()).unwrap_or_default(),
+            shown_proto(of.time_behind.as_ref()),
             of.parked_events.to_string(),
             of.retried_events.to_string(),
             failing,
