@@ -197,6 +197,9 @@ async fn a_flag_goes_before_the_environment_that_before_the_profile_and_that_bef
         (&["config", "get", "task_adress"], "did you mean `task_address`?"),
         (&["config", "set", "namspace", "x"], "did you mean `namespace`?"),
         (&["config", "set", "profile", "nowhere"], "there is no profile \"nowhere\""),
+        (&["config", "set", "profile", ""], "a profile has a name"),
+        (&["config", "set", "profile", "here "], "begins or ends with a blank"),
+        (&["config", "set", "namespace", " shop"], "begins or ends with a blank"),
     ] {
         let (code, _, err) = told(args, &[]);
         assert!(code == 2 && err.contains(said), "{args:?}: {err}");
