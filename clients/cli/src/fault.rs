@@ -56,6 +56,12 @@ impl Fault {
         self
     }
 
+    /// What and why on one line, and what to try.
+    pub(crate) fn in_short(self) -> (String, Option<String>) {
+        let parts = std::iter::once(self.what).chain(self.why);
+        (parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": "), self.hint)
+    }
+
     /// Prints it; answers the exit code.
     pub(crate) fn tell(self) -> ExitCode {
         if !self.what.is_empty() {
