@@ -1,6 +1,6 @@
 //! `stepwell event`
 
-use std::process::ExitCode;
+use std::{pin::pin, process::ExitCode};
 
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
@@ -14,6 +14,7 @@ use crate::{
     bulk::go_on,
     connect::{Namespace, Show},
     custom,
+    example::told_to_stop,
     fault::Fault,
     output::{self, Column, Listed, Thing, column, wide},
 };
@@ -312,13 +313,18 @@ impl Subscribe {
             metadata_only: self.metadata_only,
             with_snapshot: false,
         };
-        let mut feed = self.show.connect.client()?.subscribe(wanted).await?;
+        let client = self.show.connect.client()?;
+        let mut stopped = pin!(told_to_stop());
+        let mut feed = tokio::select! {
+            feed = client.subscribe(wanted) => feed?,
+            () = &mut stopped => return Ok(ExitCode::SUCCESS),
+        };
         let mut left = self.limit.unwrap_or(usize::MAX);
         let mut cursor = feed.cursor().to_owned();
         while left > 0 {
             let delivery = tokio::select! {
                 delivery = feed.next() => delivery,
-                _ = tokio::signal::ctrl_c() => break,
+                () = &mut stopped => break,
             };
             let Some(delivery) = delivery else { break };
             let delivery = delivery?;
