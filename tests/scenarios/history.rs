@@ -193,6 +193,8 @@ async fn lines_of_a_long_log_come_page_by_page() {
     let steps = (0..1_100).map(|i| format!("{{name: s{i}}}")).collect::<Vec<_>>().join(", ");
     world.define(&format!("{{name: long, steps: [{steps}]}}")).await;
     let id = world.create("long", &json!({})).await.task_id;
+    let cancel = v1::CancelTaskRequest { task_id: id.clone(), ..Default::default() };
+    world.client.cancel_task(cancel).await.unwrap();
     let tasks = Proxy::of_service(&world.suite.addresses().task[0]).await;
     let args = ["task", "history", &id, "--limit", "5000", "-o", "jsonl"];
     let mut history = command(&world, &args)
