@@ -155,7 +155,11 @@ async fn what_is_refused_in_json_says_the_code_the_reason_and_the_fields() {
             None,
         ),
         (
-            http().post(&url).headers(headers(JSON)).header("connect-timeout-ms", "1s").body("{}"),
+            http()
+                .post(url.replace("GetTask", "ListTasks"))
+                .headers(headers(JSON))
+                .header("connect-timeout-ms", "1s")
+                .body("{}"),
             400,
             None,
         ),

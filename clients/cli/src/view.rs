@@ -172,8 +172,7 @@ mod tests {
         let moving = "\u{1b}[2J\u{9b}2J\n".to_owned();
         let step = StepRef { name: moving.clone(), ..StepRef::default() };
         let reason = Obstacle { message: moving.clone(), ..Obstacle::default() };
-        let blocked =
-            BlockedStep { step: Some(step.clone()), reasons: vec![reason], ..Default::default() };
+        let blocked = BlockedStep { step: Some(step.clone()), reasons: vec![reason] };
         let context = TaskContext { task_id: moving.clone(), ..TaskContext::default() };
         let summary = TaskSummary {
             context: Some(context),
