@@ -11,9 +11,9 @@ use nix::{
 };
 use serde_json::{Value, json};
 use stepwell_client::{Executor, HandlerError, StepContext};
-use stepwell_tests::World;
+use stepwell_tests::{Proxy, Way, World};
 
-use super::cli::{command, stepwell};
+use super::cli::{command, run, stepwell};
 
 const DEFINITION: &str = "
 name: order
@@ -119,6 +119,77 @@ async fn who_interrupts_is_told_how_to_come_back_and_the_task_goes_on() {
     let running = world.run(executor.handler("a", async |_: StepContext| Ok(())));
     assert_eq!(stepwell(&world, &["task", "watch", id], "").0, 0);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_events_is_told_to_stop_and_ends_with_what_came_and_where_to_go_on() {
+    let world = World::start().await;
+    world.define("{name: d, steps: [{name: a}]}").await;
+    let id = world.create("d", &json!({})).await.task_id;
+    for end in [Signal::SIGTERM, Signal::SIGINT] {
+        let args = ["event", "subscribe", "--task", &id, "--from", "earliest", "-o", "name"];
+        let mut subscribe =
+            command(&world, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(subscribe.stdout.take().unwrap());
+        let mut first = String::new();
+        out.read_line(&mut first).unwrap();
+        signal(&subscribe, end);
+        let ended = subscribe.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{end}: {said}");
+        let cursor = said.strip_prefix("cursor: ").unwrap_or_else(|| panic!("{said}")).trim();
+        // What came is in order, and nothing that came is left to come.
+        let mut seen = first;
+        out.read_to_string(&mut seen).unwrap();
+        let list = ["event", "list", "--task", &id, "-o", "name"];
+        let rest = stepwell(&world, &[&list[..], &["--from", cursor]].concat(), "").1;
+        assert_eq!(seen + &rest, stepwell(&world, &list, "").1, "{end}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_time_is_over_the_task_itself_says_how_it_stands() {
+    let world = World::start().await;
+    world.define("{name: d, steps: [{name: a}]}").await;
+    let executor = Executor::new(&world.client, "e");
+    let running = world.run(executor.handler("a", async |_: StepContext| Ok(())));
+    let done = world.create("d", &json!({})).await.task_id;
+    world.ended(&done).await;
+    running.stop().await;
+    let waits = world.create("d", &json!({})).await.task_id;
+    let addresses = world.suite.addresses();
+
+    // No event comes, so only the task can say it.
+    let events = Proxy::of_service(&addresses.event[0]).await;
+    events.blackhole(Way::Down);
+    let watch = |id: &str, more: &[&str]| {
+        let args = [&["task", "watch", id, "--wait", "1"], more].concat();
+        run(command(&world, &args).env("STEPWELL_EVENT_ADDRESS", events.url()), "")
+    };
+    let (code, out, err) = watch(&done, &[]);
+    assert!(code == 0 && out.contains("complete"), "{code} {out}{err}");
+    assert_eq!(watch(&done, &["-o", "jsonl"]).0, 0);
+    let (code, out, err) = watch(&waits, &[]);
+    assert!(code == 12 && out.contains("pending"), "{code} {out}{err}");
+    drop(events);
+
+    // Who cannot say it is not waited for without end.
+    let tasks = Proxy::of_service(&addresses.task[0]).await;
+    let mut watch = command(&world, &["task", "watch", &waits, "--wait", "1"]);
+    let mut watch = watch
+        .env("STEPWELL_TASK_ADDRESS", tasks.url())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(watch.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("task.initialize_requested"), "{line}");
+    tasks.blackhole(Way::Down);
+    said.read_to_string(&mut line).unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(5), "{line}");
+    assert!(line.contains("error: no answer within 5s"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 
 use std::{path::Path, process::Stdio};
 
+use axum::{Router, http::Uri, response::Redirect, routing::get};
 use serde_json::{Value, json};
 use stepwell_client::{Executor, StepContext};
 use stepwell_tests::World;
@@ -197,6 +198,9 @@ async fn a_flag_goes_before_the_environment_that_before_the_profile_and_that_bef
         (&["config", "get", "task_adress"], "did you mean `task_address`?"),
         (&["config", "set", "namspace", "x"], "did you mean `namespace`?"),
         (&["config", "set", "profile", "nowhere"], "there is no profile \"nowhere\""),
+        (&["config", "set", "profile", ""], "a profile has a name"),
+        (&["config", "set", "profile", "here "], "begins or ends with a blank"),
+        (&["config", "set", "namespace", " shop"], "begins or ends with a blank"),
     ] {
         let (code, _, err) = told(args, &[]);
         assert!(code == 2 && err.contains(said), "{args:?}: {err}");
@@ -299,6 +303,54 @@ async fn the_doctor_finds_what_is_away_what_is_mixed_up_and_what_nobody_runs() {
     let (code, out, _) =
         stepwell(&world, &["doctor", "--database-url", "postgres:///?host=/no"], "");
     assert!(code == 1 && out.contains("is Postgres running"), "{out}");
+}
+
+/// A service as the doctor sees it that answers no call: it is ready, and its metrics say which it is.
+async fn deaf(kind: &'static str) -> String {
+    let measured = format!(
+        "stepwell_build_info{{service=\"{kind}\",version=\"{}\"}} 1\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let service = Router::new()
+        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/metrics", get(|| async { measured }));
+    serve(service).await
+}
+
+/// Where it listens.
+async fn serve(service: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, service).await.unwrap() });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_tells_what_it_found_when_a_call_fails_and_goes_nowhere_else() {
+    let world = World::start().await;
+    let step = deaf("step").await;
+    let args = ["doctor", "-o", "json", "--step-address", &step];
+    let (code, out, err) = stepwell(&world, &args, "");
+    let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    let outcomes: Vec<&str> = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| finding["outcome"].as_str().unwrap())
+        .collect();
+    assert_eq!((code, outcomes), (1, vec!["ok", "ok", "ok", "fail", "fail"]), "{out}");
+    for (i, check) in [(3, "executors"), (4, "handlers")] {
+        assert_eq!(findings[i]["check"], check);
+        let told = |key: &str| !findings[i][key].as_str().unwrap().is_empty();
+        assert!(told("found") && told("try"), "{out}");
+    }
+
+    // One that leads to a service is none itself.
+    let real = world.suite.addresses().event[0].clone();
+    let leads = move |uri: Uri| async move { Redirect::temporary(&format!("{real}{uri}")) };
+    let event = serve(Router::new().fallback(leads)).await;
+    let (code, out, _) = stepwell(&world, &["doctor", "--event-address", &event], "");
+    assert!(code == 1 && out.contains("is not ready (307"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

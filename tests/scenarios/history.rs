@@ -1,6 +1,10 @@
 //! What became of a task, as people are told it over real processes: transition by transition, step by step.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
 
 use serde_json::{Value, json};
 use stepwell_client::{
@@ -8,10 +12,10 @@ use stepwell_client::{
     v1::{self, Failure, HandBack, Lease, Outcome, outcome::Kind},
 };
 use stepwell_proto::{id::step_id, v1::ErrorReason};
-use stepwell_tests::{World, check};
+use stepwell_tests::{Proxy, World, check};
 
 use super::{
-    cli::stepwell,
+    cli::{command, stepwell},
     unary::{Caller, hello},
 };
 
@@ -181,6 +185,32 @@ async fn what_people_and_clocks_did_says_who_why_and_by_which_request() {
     let of_c = history(&world, &gift, Some(0)).await;
     assert_eq!(words(&of_c)[1], "Step manually resolved by bypass_steps");
     check(&mut world.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_of_a_long_log_come_page_by_page() {
+    let world = World::start().await;
+    let steps = (0..1_100).map(|i| format!("{{name: s{i}}}")).collect::<Vec<_>>().join(", ");
+    world.define(&format!("{{name: long, steps: [{steps}]}}")).await;
+    let id = world.create("long", &json!({})).await.task_id;
+    let cancel = v1::CancelTaskRequest { task_id: id.clone(), ..Default::default() };
+    world.client.cancel_task(cancel).await.unwrap();
+    let tasks = Proxy::of_service(&world.suite.addresses().task[0]).await;
+    let args = ["task", "history", &id, "--limit", "5000", "-o", "jsonl"];
+    let mut history = command(&world, &args)
+        .env("STEPWELL_TASK_ADDRESS", tasks.url())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(history.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.next().unwrap();
+    // A page is longer than what a pipe holds: its first line is here, and the next page was not asked for.
+    tasks.refuse();
+    tasks.reset();
+    assert_eq!(1 + lines.count(), 1_000);
+    let ended = history.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(5), "{}", String::from_utf8_lossy(&ended.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -154,6 +154,15 @@ async fn what_is_refused_in_json_says_the_code_the_reason_and_the_fields() {
             400,
             None,
         ),
+        (
+            http()
+                .post(url.replace("GetTask", "ListTasks"))
+                .headers(headers(JSON))
+                .header("connect-timeout-ms", "1s")
+                .body("{}"),
+            400,
+            None,
+        ),
         (http().post(&url).headers(headers(JSON)).body(vec![b' '; 5 << 20]), 400, None),
         (
             http().post(url.replace("GetTask", "GetNothing")).headers(headers(JSON)).body("{}"),

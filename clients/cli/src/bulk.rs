@@ -354,10 +354,8 @@ fn preview(show: &Show, found: &BulkPreview) -> Result<(), Fault> {
             1 => format!("{at_least}1 task fits"),
             n => format!("{at_least}{n} tasks fit"),
         };
-        std::iter::once(fits.as_str())
-            .chain(found.first_task_ids.iter().map(String::as_str))
-            .collect::<Vec<_>>()
-            .join("\n")
+        let ids = found.first_task_ids.iter().map(|id| output::plain(id));
+        std::iter::once(fits).chain(ids).collect::<Vec<_>>().join("\n")
     })
 }
 

@@ -11,7 +11,7 @@ use clap_complete::{
 use stepwell_client::Client;
 use stepwell_proto::v1::{ListTasksRequest, Task};
 
-use crate::{config::Profile, fault::Fault};
+use crate::{config::Profile, fault::Fault, output};
 
 /// Nobody waits longer for what might follow.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -70,7 +70,8 @@ pub(crate) fn task_ids(begun: &OsStr) -> Vec<CompletionCandidate> {
     tasks
         .map(|task| {
             let about = format!("{} {}", task.definition_name, task.state().word());
-            CompletionCandidate::new(task.task_id).help(Some(about.into()))
+            let id = output::plain(&task.task_id);
+            CompletionCandidate::new(id).help(Some(output::plain(&about).into()))
         })
         .collect()
 }
@@ -83,7 +84,7 @@ pub(crate) fn definition_names(begun: &OsStr) -> Vec<CompletionCandidate> {
     names.retain(|name| name.starts_with(begun));
     names.sort();
     names.dedup();
-    names.into_iter().map(CompletionCandidate::new).collect()
+    names.iter().map(|name| CompletionCandidate::new(output::plain(name))).collect()
 }
 
 /// The youngest tasks; none if the services do not answer at once. Flags are not heard here, the environment and

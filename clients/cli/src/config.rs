@@ -1,7 +1,7 @@
 //! `stepwell config`, and the file behind it: profiles, each with the addresses and the namespace of a place
 //! that one works with. A flag goes before the environment, that before the profile, that before the default.
 
-use std::{path::PathBuf, process::ExitCode, sync::OnceLock};
+use std::{io::ErrorKind::NotFound, path::PathBuf, process::ExitCode, sync::OnceLock};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -64,7 +64,8 @@ pub(crate) struct Get {
 pub(crate) struct Set {
     /// task_address, step_address, event_address, namespace or profile.
     key: String,
-    /// What it is to be; of addresses several with commas. Empty: nothing, so that the default holds.
+    /// What it is to be, without blanks around it; of addresses several with commas. Empty: nothing, so that
+    /// the default holds; a profile has a name.
     value: String,
 }
 
@@ -142,7 +143,7 @@ impl File {
         let path = path()?;
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == NotFound => String::new(),
             Err(error) => {
                 let what = format!("cannot read the configuration {}", path.display());
                 return Err(Fault::usage(what).because(error.to_string()));
@@ -221,16 +222,26 @@ impl File {
         }
     }
 
-    /// Written beside it first: whoever reads it meanwhile sees the old one or the new one.
+    /// Written beside it first: whoever reads it meanwhile sees the old one or the new one. A link stays, and what
+    /// it leads to is written.
     fn write(&self) -> Result<(), Fault> {
         let written = || -> std::io::Result<()> {
-            if let Some(folder) = self.path.parent() {
+            let path = match std::fs::canonicalize(&self.path) {
+                Err(error) if error.kind() == NotFound && !self.path.is_symlink() => {
+                    self.path.clone()
+                }
+                path => path?,
+            };
+            if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            let mut beside = self.path.clone().into_os_string();
+            if path.exists() && !path.is_file() {
+                return Err(std::io::Error::other("it is no file"));
+            }
+            let mut beside = path.clone().into_os_string();
             beside.push(format!(".{}", std::process::id()));
             std::fs::write(&beside, self.document.to_string())?;
-            std::fs::rename(&beside, &self.path)
+            std::fs::rename(&beside, &path)
         };
         written().map_err(|error| {
             Fault::new(format!("cannot write {}", self.path.display())).because(error.to_string())
@@ -327,11 +338,18 @@ impl Command {
             }
             Self::Set(Set { key, value }) => {
                 known(&key)?;
+                if value.trim() != value {
+                    return Err(Fault::usage(format!("{value:?} begins or ends with a blank")));
+                }
                 let mut file = File::read()?;
                 if key == "profile" {
+                    if value.is_empty() {
+                        return Err(Fault::usage("a profile has a name")
+                            .hint(format!("stepwell config set profile {DEFAULT}")));
+                    }
                     file.profile(&value)?;
                 }
-                file.set(&key, value.trim());
+                file.set(&key, &value);
                 file.write()?;
             }
             Self::List(List { output }) => {
@@ -396,6 +414,26 @@ namespace = 'shop'
         let text = "[profiles.prod]\nnamespace = 'x'";
         let told = file(text).ok().unwrap().profile("prd").err().unwrap().to_string();
         assert!(told.contains("did you mean `prod`?"), "{told}");
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_and_what_it_leads_to_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, link) = (folder.path().join("kept.toml"), folder.path().join("config.toml"));
+        std::os::unix::fs::symlink("kept.toml", &link).unwrap();
+        let mut file = File::parse(link.clone(), "").ok().unwrap();
+        file.set("namespace", "shop");
+        let told = file.write().err().unwrap().to_string();
+        assert!(told.contains("cannot write"), "a link that leads nowhere: {told}");
+        std::fs::write(&kept, "# mine\n").unwrap();
+        file.write().ok().unwrap();
+        assert!(link.is_symlink() && !kept.is_symlink());
+        assert!(std::fs::read_to_string(&kept).unwrap().contains("namespace = \"shop\""));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        let socket = folder.path().join("socket");
+        let _bound = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let told = File::parse(socket, "").ok().unwrap().write().err().unwrap().to_string();
+        assert!(told.contains("it is no file"), "{told}");
     }
 
     #[test]

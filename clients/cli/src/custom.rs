@@ -4,13 +4,14 @@ use std::{path::Path, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use stepwell_proto::v1::{
-    EventTypeSpec, Publication, PublishEventsRequest, RegisterEventTypeRequest,
+    EventType, EventTypeSpec, Publication, PublishEventsRequest, RegisterEventTypeRequest,
 };
 
 use crate::{
     connect::{Namespace, Show},
     definition::read,
     fault::Fault,
+    output,
 };
 
 #[derive(Args)]
@@ -76,7 +77,8 @@ impl Register {
         let of_type = answer.event_type.unwrap_or_default();
         self.show.output.one(&of_type, || {
             let what = if answer.already_existed { "unchanged" } else { "registered" };
-            format!("{}/{} version {} {what}", of_type.namespace, of_type.name, of_type.version)
+            let EventType { namespace, name, version, .. } = &of_type;
+            output::plain(&format!("{namespace}/{name} version {version} {what}"))
         })?;
         Ok(ExitCode::SUCCESS)
     }

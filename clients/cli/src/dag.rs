@@ -3,7 +3,7 @@
 use ascii_dag::{Graph, RenderOptions};
 use stepwell_proto::v1::{GraphStep, State, TaskGraph};
 
-use crate::{output, progress::cut, view};
+use crate::{output, view};
 
 /// More steps or edges than this are not drawn.
 const STEPS_MAX: usize = 100;
@@ -70,7 +70,7 @@ fn label(step: &GraphStep) -> String {
         State::InProgress => " ▶",
         State::Pending | State::Unspecified => "",
     };
-    format!("{}{mark}", cut(&step.name, NAME_MAX))
+    format!("{}{mark}", output::cut(&step.name, NAME_MAX))
 }
 
 #[cfg(test)]

@@ -299,7 +299,7 @@ fn checked(text: &Text, choices: &Choices) -> Result<Written, Refusal> {
 
 fn named(definition: &Definition) -> String {
     let Definition { namespace, name, version, .. } = definition;
-    format!("{namespace}/{name} {version}")
+    output::plain(&format!("{namespace}/{name} {version}"))
 }
 
 impl Validate {
@@ -552,7 +552,8 @@ impl Graph {
 
 /// A graph as people read it.
 fn drawn(graph: &DefinitionGraph) -> String {
-    let mut text = format!("{}/{} {}\n", graph.namespace, graph.name, graph.version);
+    let DefinitionGraph { namespace, name, version, .. } = graph;
+    let mut text = output::plain(&format!("{namespace}/{name} {version}")) + "\n";
     text += &output::text(&levels(graph));
     for (what, numbers, between) in [
         ("roots", &graph.roots, ", "),
@@ -560,7 +561,7 @@ fn drawn(graph: &DefinitionGraph) -> String {
         ("longest path", &graph.longest_path, " > "),
     ] {
         let names: Vec<&str> = numbers.iter().map(|number| step(graph, *number).1).collect();
-        text += &format!("\n{what}: {}", some(&names, between));
+        text += &format!("\n{what}: {}", output::plain(&some(&names, between)));
     }
     text
 }

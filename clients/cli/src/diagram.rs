@@ -74,7 +74,7 @@ impl Diagram {
             with_errors: self.with_errors,
         };
         let answer = self.connect.client()?.get_task_diagram(request).await?;
-        output::line(answer.diagram.trim_end())?;
+        output::line(output::plain_lines(answer.diagram.trim_end()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

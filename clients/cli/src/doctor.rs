@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use serde::Serialize;
-use stepwell_client::{Addresses, Client};
+use stepwell_client::{Addresses, Client, Error};
 use stepwell_proto::v1::{Handler, ListExecutorsRequest, ListHandlersRequest};
 use stepwell_store::{Options, Store};
 
@@ -83,8 +83,9 @@ impl Doctor {
         }
         // Who cannot be asked has been told of.
         if reached {
-            findings.push(executors(&client).await?);
-            findings.push(handlers(&client).await?);
+            let (executors, handlers) = (executors(&client), handlers(&client));
+            findings.push(asked("executors", executors).await);
+            findings.push(asked("handlers", handlers).await);
         }
         self.tell(&findings)?;
         let failed = findings.iter().any(|finding| finding.outcome == Outcome::Fail);
@@ -109,9 +110,9 @@ impl Doctor {
                         Outcome::Fail => "fail",
                     };
                     table.add_row([
-                        output::plain(&finding.check).into(),
-                        output::state_cell(word.to_owned()),
-                        output::plain(&finding.found).into(),
+                        finding.check.as_str().into(),
+                        output::state_cell(word),
+                        finding.found.as_str().into(),
                         finding.hint.as_deref().unwrap_or_default().into(),
                     ]);
                 }
@@ -127,6 +128,8 @@ async fn services(addresses: &Addresses) -> Result<Vec<Finding>, Fault> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder()
         .no_proxy()
+        // Whoever leads elsewhere is not who was asked.
+        .redirect(reqwest::redirect::Policy::none())
         .timeout(ANSWERS_WITHIN)
         .build()
         .map_err(|error| Fault::new(error.to_string()))?;
@@ -233,7 +236,17 @@ async fn database(url: &str) -> Finding {
     }
 }
 
-async fn executors(client: &Client) -> Result<Finding, Fault> {
+/// What was found by calls, or that they failed: what others found is told all the same.
+async fn asked(check: &str, finding: impl Future<Output = Result<Finding, Error>>) -> Finding {
+    let found = tokio::time::timeout(ANSWERS_WITHIN, finding).await;
+    let found = found.unwrap_or(Err(Error::NoAnswer(ANSWERS_WITHIN)));
+    found.unwrap_or_else(|error| {
+        let (found, hint) = Fault::from(error).in_short();
+        Finding { hint, ..Finding::but(Outcome::Fail, check, found, "") }
+    })
+}
+
+async fn executors(client: &Client) -> Result<Finding, Error> {
     let request = ListExecutorsRequest { page_size: PAGE, ..Default::default() };
     let page = client.list_executors(request).await?;
     let more = if page.next_page_token.is_empty() { "" } else { "at least " };
@@ -252,7 +265,7 @@ async fn executors(client: &Client) -> Result<Finding, Fault> {
     })
 }
 
-async fn handlers(client: &Client) -> Result<Finding, Fault> {
+async fn handlers(client: &Client) -> Result<Finding, Error> {
     let mut request = ListHandlersRequest { page_size: PAGE, ..Default::default() };
     let mut lonely = Vec::new();
     loop {

@@ -1,6 +1,6 @@
 //! `stepwell event`
 
-use std::process::ExitCode;
+use std::{pin::pin, process::ExitCode};
 
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
@@ -14,6 +14,7 @@ use crate::{
     bulk::go_on,
     connect::{Namespace, Show},
     custom,
+    example::told_to_stop,
     fault::Fault,
     output::{self, Column, Listed, Thing, column, wide},
 };
@@ -238,13 +239,15 @@ fn explained(of_type: &EventType) -> String {
         of_type.number.to_string(),
         of_type.message.clone(),
     ]);
-    let mut text =
-        format!("{}\n\n{}\n\n{}", of_type.name, of_type.description, output::text(&table));
+    let (name, description) =
+        (output::plain(&of_type.name), output::plain_lines(&of_type.description));
+    let mut text = format!("{name}\n\n{description}\n\n{}", output::text(&table));
     let texts = [("schema", &of_type.schema), ("example", &of_type.example)];
     for (what, json) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
         let shown = serde_json::from_str::<serde_json::Value>(json)
             .and_then(|json| serde_json::to_string_pretty(&json));
-        text += &format!("\n\n{what}:\n{}", shown.unwrap_or_else(|_| json.clone()));
+        let shown = shown.map_or_else(|_| output::plain_lines(json), output::escaped);
+        text += &format!("\n\n{what}:\n{shown}");
     }
     text
 }
@@ -263,8 +266,7 @@ impl Listed for EventType {
         column("SINCE", since),
         column("RECORDS", records),
         column("MEANING", |of_type| {
-            let meaning = of_type.description.split(". ").next().unwrap_or_default();
-            meaning.replace('\n', " ")
+            of_type.description.split(". ").next().unwrap_or_default().to_owned()
         }),
         wide("BY", |of_type| of_type.emitters.join(", ")),
         wide("NUMBER", |of_type| of_type.number.to_string()),
@@ -311,13 +313,18 @@ impl Subscribe {
             metadata_only: self.metadata_only,
             with_snapshot: false,
         };
-        let mut feed = self.show.connect.client()?.subscribe(wanted).await?;
+        let client = self.show.connect.client()?;
+        let mut stopped = pin!(told_to_stop());
+        let mut feed = tokio::select! {
+            feed = client.subscribe(wanted) => feed?,
+            () = &mut stopped => return Ok(ExitCode::SUCCESS),
+        };
         let mut left = self.limit.unwrap_or(usize::MAX);
         let mut cursor = feed.cursor().to_owned();
         while left > 0 {
             let delivery = tokio::select! {
                 delivery = feed.next() => delivery,
-                _ = tokio::signal::ctrl_c() => break,
+                () = &mut stopped => break,
             };
             let Some(delivery) = delivery else { break };
             let delivery = delivery?;
@@ -465,4 +472,27 @@ pub(crate) fn describe(event: &Event) -> String {
     let parts = [at, event.name.clone(), about, step(event), moved(event), more(event)];
     let parts = parts.iter().filter(|part| !part.is_empty()).map(|part| output::plain(part));
     parts.collect::<Vec<_>>().join("  ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_explained_of_a_type_moves_no_terminal() {
+        let moving = "\u{1b}[2J\u{9b}2J".to_owned();
+        let of_type = EventType {
+            name: moving.clone(),
+            description: format!("one {moving}\ntwo"),
+            emitters: vec![moving.clone()],
+            since: moving.clone(),
+            message: moving.clone(),
+            schema: format!("{{\"title\": \"{}\"}}", "\u{9b}2J"),
+            example: format!("{{{moving}"),
+            ..EventType::default()
+        };
+        let text = explained(&of_type);
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.contains("one  [2J 2J\ntwo") && text.contains("\\u009b2J"), "{text:?}");
+    }
 }

@@ -13,7 +13,7 @@ use stepwell_proto::{
 };
 use tonic::Code;
 
-use crate::output;
+use crate::{output, span};
 
 /// A command that did not succeed.
 #[derive(Debug)]
@@ -56,6 +56,12 @@ impl Fault {
         self
     }
 
+    /// What and why on one line, and what to try.
+    pub(crate) fn in_short(self) -> (String, Option<String>) {
+        let parts = std::iter::once(self.what).chain(self.why);
+        (parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": "), self.hint)
+    }
+
     /// Prints it; answers the exit code.
     pub(crate) fn tell(self) -> ExitCode {
         if !self.what.is_empty() {
@@ -83,7 +89,7 @@ impl Fault {
             fault.why.extend(told(refusal));
         }
         if let Some(wait) = refusal.retry_after {
-            fault.why.push(format!("the service asks to wait {wait:?}"));
+            fault.why.push(format!("the service asks to wait {}", span::shown(wait)));
         }
         fault
     }
@@ -92,10 +98,7 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Lines of their own may be many, such as a log's; what moves a terminal stays out.
-        let shown = |text: &str| {
-            let lines = text.trim_end().lines().map(output::plain);
-            lines.collect::<Vec<_>>().join("\n       ")
-        };
+        let shown = |text: &str| output::plain_lines(text.trim_end()).replace('\n', "\n       ");
         let mut text = format!("error: {}", shown(&self.what));
         for why in self.why.iter().filter(|why| !why.is_empty()) {
             write!(text, "\n  why: {}", shown(why))?;

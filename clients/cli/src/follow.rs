@@ -11,10 +11,10 @@ use std::{
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use stepwell_client::{Client, EventStream};
+use stepwell_client::{Client, Error, EventStream};
 use stepwell_proto::v1::{
-    Earliest, Event, EventFilter, GetTaskRequest, Latest, ListEventsRequest, State,
-    SubscribeRequest, Task, list_events_request, subscribe_request::Start,
+    Earliest, Event, EventFilter, GetTaskRequest, Latest, ListEventsRequest, SubscribeRequest,
+    Task, list_events_request, subscribe_request::Start,
 };
 
 use crate::{
@@ -30,6 +30,8 @@ use crate::{
 
 /// How often what is drawn moves.
 const FRAME: Duration = Duration::from_millis(100);
+/// How long is waited for the last look at the task.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 /// Events of one call.
 const PAGE: i32 = 1_000;
 
@@ -64,7 +66,7 @@ impl Run {
         let client = self.show.connect.client()?;
         let task = self.new.create(&client).await?;
         if self.detach {
-            self.show.output.one(&task, || task.task_id.clone())?;
+            self.show.output.one(&task, || output::plain(&task.task_id))?;
             return Ok(ExitCode::SUCCESS);
         }
         output::note(format!("task {}", task.task_id));
@@ -102,31 +104,41 @@ async fn follow(
     };
     let deadline = wait.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
     let mut stopped = pin!(told_to_stop());
-    let feed = tokio::select! {
-        feed = client.subscribe(wanted) => feed?,
-        () = &mut stopped => return Ok(interrupted(task_id)),
+    let mut follower = None;
+    let following = async {
+        let feed = client.subscribe(wanted).await?;
+        follower.insert(Follower::new(feed, show.output)).run(client, filter).await
     };
-    let task = feed.snapshot().cloned().unwrap_or_default();
-    let (progress, view) = (Progress::of(&task, Instant::now()), View::new(show.output, &task));
-    let mut follower = Follower { progress, feed, view };
     let was_stopped = tokio::select! {
-        ended = follower.run(client, filter) => {
+        ended = following => {
             ended?;
             false
         }
         () = until(deadline) => false,
-        () = stopped => true,
+        () = &mut stopped => true,
     };
-    follower.view.end(&follower.progress);
+    if let Some(Follower { progress, view, .. }) = &mut follower {
+        view.end(progress);
+    }
     if was_stopped {
         return Ok(interrupted(task_id));
     }
-    // The events say it all.
+    let told = follower.and_then(|follower| follower.progress.ended());
+    if let (Format::Jsonl, Some(state)) = (show.output, told) {
+        // The events said it all.
+        return Ok(task::ended(state));
+    }
+    // It may have ended in time, and the event not have come.
+    let task = tokio::select! {
+        task = tokio::time::timeout(READ_WITHIN, read(client, task_id)) => {
+            task.map_err(|_| Error::NoAnswer(READ_WITHIN))??
+        }
+        () = stopped => return Ok(interrupted(task_id)),
+    };
     if show.output != Format::Jsonl {
-        let task = read(client, task_id).await?;
         show.output.one(&task, || task::headline(&task))?;
     }
-    Ok(task::ended(follower.progress.ended().unwrap_or(State::InProgress)))
+    Ok(task::ended(task.state()))
 }
 
 fn interrupted(task_id: &str) -> ExitCode {
@@ -152,6 +164,11 @@ struct Follower {
 }
 
 impl Follower {
+    fn new(feed: EventStream, format: Format) -> Self {
+        let task = feed.snapshot().cloned().unwrap_or_default();
+        Self { progress: Progress::of(&task, Instant::now()), view: View::new(format, &task), feed }
+    }
+
     /// To the end of the task.
     async fn run(&mut self, client: &Client, filter: EventFilter) -> Result<(), Fault> {
         if !self.view.is_drawn() {

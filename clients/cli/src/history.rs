@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
-use stepwell_client::Client;
 use stepwell_proto::v1::{
-    GetTransitionStatisticsRequest, GetTransitionStatisticsResponse, ListTransitionsRequest,
-    ListTransitionsResponse, State, Transition, TransitionScope,
+    GetTransitionStatisticsRequest, GetTransitionStatisticsResponse, ListTransitionsRequest, State,
+    Transition, TransitionScope,
 };
 
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
     connect::Show,
     fault::Fault,
     output::{self, Column, Listed, Thing, column, wide},
+    span::shown_proto,
 };
 
 /// Most transitions of one page.
@@ -81,23 +81,6 @@ impl History {
             )?;
             return Ok(ExitCode::SUCCESS);
         }
-        let output = self.show.output;
-        let answer = self.pages(&client, scope).await?;
-        output.all(answer.transitions)?;
-        if !answer.complete {
-            let since = answer.kept_from.as_ref().map(ToString::to_string).unwrap_or_default();
-            output::note(format!("the oldest are no longer kept: the log begins {since}"));
-        }
-        bulk::go_on(&answer.next_page_token);
-        Ok(ExitCode::SUCCESS)
-    }
-
-    /// As many pages as it takes; the last one's token and what is kept with all of them.
-    async fn pages(
-        self,
-        client: &Client,
-        scope: TransitionScope,
-    ) -> Result<ListTransitionsResponse, Fault> {
         let mut request = ListTransitionsRequest {
             scope: Some(scope),
             to_states: self.to_states.iter().map(|state| (*state).into()).collect(),
@@ -109,15 +92,22 @@ impl History {
             page_token: self.page_token,
             ..ListTransitionsRequest::default()
         };
-        let mut all = Vec::new();
+        let mut left = self.limit;
+        let mut transitions = self.show.output.listing();
         loop {
-            let left = self.limit - u32::try_from(all.len()).unwrap_or(self.limit);
             request.page_size = i32::try_from(left.min(PAGE_MAX)).unwrap_or(0);
-            let mut page = client.list_transitions(request.clone()).await?;
-            all.append(&mut page.transitions);
-            request.page_token.clone_from(&page.next_page_token);
-            if page.next_page_token.is_empty() || all.len() >= self.limit as usize {
-                return Ok(ListTransitionsResponse { transitions: all, ..page });
+            let page = client.list_transitions(request.clone()).await?;
+            left = left.saturating_sub(u32::try_from(page.transitions.len()).unwrap_or(u32::MAX));
+            transitions.add(page.transitions)?;
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() || left == 0 {
+                transitions.end()?;
+                if !page.complete {
+                    let since = output::time(page.kept_from.as_ref());
+                    output::note(format!("the oldest are no longer kept: the log begins {since}"));
+                }
+                bulk::go_on(&request.page_token);
+                return Ok(ExitCode::SUCCESS);
             }
         }
     }
@@ -140,10 +130,10 @@ impl Listed for Transition {
             from if from == of.to_state() => from.word().to_owned(),
             from => format!("{} > {}", from.word(), of.to_state().word()),
         }),
-        column("AFTER", |of| of.since_previous.as_ref().map(seconds).unwrap_or_default()),
+        column("AFTER", |of| shown_proto(of.since_previous.as_ref())),
         column("BY", |of| of.actor.clone()),
         column("", |of| of.description.clone()),
-        wide("RAN FOR", |of| of.ran_for.as_ref().map(seconds).unwrap_or_default()),
+        wide("RAN FOR", |of| shown_proto(of.ran_for.as_ref())),
         wide("EVENT", |of| of.event.clone()),
         wide("REASON", |of| of.reason.clone()),
     ];
@@ -160,15 +150,11 @@ fn lines(of: &GetTransitionStatisticsResponse) -> Vec<String> {
         (&of.average_time_between, "between two transitions"),
     ] {
         if let Some(time) = time {
-            lines.push(format!("{what} {} on average", seconds(time)));
+            lines.push(format!("{what} {} on average", shown_proto(Some(time))));
         }
     }
     if !of.complete {
         lines.push("not of all: the oldest are left out".to_owned());
     }
     lines
-}
-
-fn seconds(time: &prost_types::Duration) -> String {
-    format!("{:.3}s", time.seconds as f64 + f64::from(time.nanos) / 1e9)
 }

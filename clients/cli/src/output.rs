@@ -14,8 +14,7 @@ use clap::{
     Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
-pub(crate) use comfy_table::Table;
-use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, presets::NOTHING};
+use comfy_table::{Color, ColumnConstraint, ContentArrangement, presets::NOTHING};
 use prost::Message;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -222,7 +221,7 @@ impl Format {
     ) -> Result<(), Fault> {
         match self {
             Self::Table | Self::Wide => line(text()),
-            Self::Name => names.into_iter().try_for_each(line),
+            Self::Name => names.into_iter().try_for_each(|name| line(plain(name.as_ref()))),
             Self::Json | Self::Jsonl | Self::Yaml => self.document(&proto_json(name, answer)?),
         }
     }
@@ -253,14 +252,14 @@ impl Format {
     pub(crate) fn document(self, value: &impl Serialize) -> Result<(), Fault> {
         let unwritten = |error: &dyn std::error::Error| Fault::new(error.to_string());
         line(match self {
-            Self::Jsonl => serde_json::to_string(value).map_err(|e| unwritten(&e))?,
+            Self::Jsonl => escaped(serde_json::to_string(value).map_err(|e| unwritten(&e))?),
             Self::Yaml => {
                 let value = serde_json::to_value(value).map_err(|e| unwritten(&e))?;
                 let text = serde_saphyr::to_string(&Json(&value)).map_err(|e| unwritten(&e))?;
                 text.trim_end().to_owned()
             }
             Self::Json | Self::Table | Self::Wide | Self::Name => {
-                serde_json::to_string_pretty(value).map_err(|e| unwritten(&e))?
+                escaped(serde_json::to_string_pretty(value).map_err(|e| unwritten(&e))?)
             }
         })
     }
@@ -284,14 +283,14 @@ impl Format {
         let mut table = table(&columns().map(|column| column.head).collect::<Vec<_>>());
         for thing in things {
             table.add_row(columns().map(|column| {
-                let text = plain(&(column.cell)(thing));
+                let text = (column.cell)(thing);
                 match column.kind {
-                    Kind::State => state_cell(text),
-                    Kind::Plain | Kind::Wide => Cell::new(text),
+                    Kind::State => state_cell(&text),
+                    Kind::Plain | Kind::Wide => text.into(),
                 }
             }));
         }
-        keep_names(&mut table);
+        table.keep_names();
         text(&table)
     }
 }
@@ -335,12 +334,45 @@ pub(crate) fn line(text: impl AsRef<str>) -> Result<(), Fault> {
 
 /// Says something beside the answer, on standard error. Nobody there to read it is no fault.
 pub(crate) fn note(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+    let _ = writeln!(std::io::stderr().lock(), "{}", plain_lines(text.as_ref()));
+}
+
+/// Rows of cells. Whoever wrote them: they move no terminal.
+pub(crate) struct Table(comfy_table::Table);
+
+/// A cell of a table.
+pub(crate) struct Cell(comfy_table::Cell);
+
+impl<T: AsRef<str>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self(comfy_table::Cell::new(plain(text.as_ref())))
+    }
+}
+
+impl Table {
+    /// One row more.
+    pub(crate) fn add_row(&mut self, cells: impl IntoIterator<Item = impl Into<Cell>>) {
+        self.0.add_row(cells.into_iter().map(|cell| cell.into().0));
+    }
+
+    /// True if there is no row.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first column is not broken where there is room for it: it is mostly an id, to be copied.
+    fn keep_names(&mut self) {
+        if width().is_some_and(|width| width >= NAMES_WHOLE_FROM)
+            && let Some(first) = self.0.column_mut(0)
+        {
+            first.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
 }
 
 /// A table without lines around it, as wide as there is room.
 pub(crate) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
+    let mut table = comfy_table::Table::new();
     table.load_style(NOTHING);
     if colours() {
         table.enforce_styling();
@@ -353,23 +385,14 @@ pub(crate) fn table(header: &[&str]) -> Table {
     if let Some(width) = width() {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     }
-    table
+    Table(table)
 }
 
 /// A table as text, without blanks around its lines.
 pub(crate) fn text(table: &Table) -> String {
-    let text = table.trim_fmt();
+    let text = table.0.trim_fmt();
     let lines = text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line));
     lines.collect::<Vec<_>>().join("\n")
-}
-
-/// The first column is not broken where there is room for it: it is mostly an id, to be copied.
-fn keep_names(table: &mut Table) {
-    if width().is_some_and(|width| width >= NAMES_WHOLE_FROM)
-        && let Some(first) = table.column_mut(0)
-    {
-        first.set_constraint(ColumnConstraint::ContentWidth);
-    }
 }
 
 /// Columns of the terminal: as `COLUMNS` says, or as it is. None: what is printed goes elsewhere, and is not
@@ -383,6 +406,24 @@ pub(crate) fn width() -> Option<u16> {
 /// What others wrote, on one line and without anything that moves a terminal.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The same of what may have lines.
+pub(crate) fn plain_lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON whose texts move no terminal: of control characters it leaves these as they are.
+pub(crate) fn escaped(json: String) -> String {
+    let is_left = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
+    if !json.contains(is_left) {
+        return json;
+    }
+    let escape = |c: char| match is_left(c) {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => c.to_string(),
+    };
+    json.chars().map(escape).collect()
 }
 
 /// What a state looks like.
@@ -410,25 +451,26 @@ pub(crate) fn state_text(state: &str, text: &str, coloured: bool) -> String {
 }
 
 /// A cell with a state.
-pub(crate) fn state_cell(state: String) -> Cell {
-    let colour = tone(&state).map(|tone| match tone {
+pub(crate) fn state_cell(state: &str) -> Cell {
+    let colour = tone(state).map(|tone| match tone {
         AnsiColor::Green => Color::DarkGreen,
         AnsiColor::Red => Color::DarkRed,
         AnsiColor::Cyan => Color::DarkCyan,
         AnsiColor::Blue => Color::DarkBlue,
         _ => Color::DarkYellow,
     });
-    let cell = Cell::new(state);
-    match colour {
+    let Cell(cell) = state.into();
+    Cell(match colour {
         Some(colour) => cell.fg(colour),
         None => cell,
-    }
+    })
 }
 
-/// A text, so many characters of it at most.
+/// What others wrote, so many characters of it at most, with a mark if there are more.
 pub(crate) fn cut(text: &str, most: usize) -> String {
+    let text = plain(text);
     if text.chars().count() <= most {
-        return text.to_owned();
+        return text;
     }
     text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
 }
@@ -462,7 +504,44 @@ mod tests {
 
     #[test]
     fn what_others_wrote_moves_no_terminal() {
-        assert_eq!(plain("a\u{1b}[2Jb\nc\rd\u{9b}e"), "a [2Jb c d e");
+        let moving = "a\u{1b}[2Jb\nc\rd\u{9b}e";
+        assert_eq!(plain(moving), "a [2Jb c d e");
+        assert_eq!(plain_lines(moving), "a [2Jb\nc d e");
+        assert_eq!(cut(moving, 7), "a [2Jb…");
+        let mut table = table(&["ONE", "TWO"]);
+        table.add_row([moving.into(), state_cell("error\u{9b}2J")]);
+        let shown = text(&table);
+        assert!(shown.contains("a [2Jb c d e") && shown.lines().count() == 2, "{shown:?}");
+        assert!(!shown.contains(['\u{1b}', '\u{9b}']), "{shown:?}");
+    }
+
+    #[test]
+    fn data_keep_what_others_wrote_and_move_no_terminal_either() {
+        let moving = "\u{1b}[2J\u{7f}\u{9b}2J\u{85}\n\u{9f}\u{a0}\u{2028}";
+        for value in [
+            serde_json::json!({moving: moving}),
+            serde_json::json!({"a": format!("x\ny{moving}\nz\n")}),
+            serde_json::json!([moving.repeat(100)]),
+        ] {
+            let line = escaped(serde_json::to_string(&value).unwrap());
+            let pretty = escaped(serde_json::to_string_pretty(&value).unwrap());
+            let yaml = serde_saphyr::to_string(&Json(&value)).unwrap();
+            for text in [&line, &pretty, &yaml] {
+                let moves = |c: char| c.is_control() && c != '\n';
+                assert!(!text.contains(moves), "{text:?}");
+            }
+            assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), value);
+            assert_eq!(serde_json::from_str::<Value>(&pretty).unwrap(), value);
+            assert_eq!(serde_saphyr::from_str::<Value>(&yaml).unwrap(), value);
+        }
+        assert_eq!(escaped("\"\u{9b}\"".into()), "\"\\u009b\"");
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        assert_eq!(cut("größe", 5), "größe");
+        assert_eq!(cut("größer", 5), "größ…");
+        assert_eq!(cut("日本語の名前", 3), "日本…");
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn tables(performance: &Performance) -> String {
         let mut table = output::table(&["WHY EXECUTIONS FAILED", "TIMES", "FOR GOOD"]);
         for error in &performance.errors {
             table.add_row([
-                output::cut(&output::plain(&error.error_class), 60),
+                output::cut(&error.error_class, 60),
                 error.count.to_string(),
                 error.final_count.to_string(),
             ]);
@@ -79,7 +79,7 @@ fn tables(performance: &Performance) -> String {
         parts.extend([String::new(), output::text(&table)]);
     }
     let slowest = slowest(performance);
-    if slowest.row_count() > 0 {
+    if !slowest.is_empty() {
         parts.extend([String::new(), output::text(&slowest)]);
     }
     parts.join("\n")

@@ -8,7 +8,7 @@ use std::{
 
 use stepwell_proto::v1::{Event, State, Step, Task, event::Detail};
 
-use crate::output;
+use crate::{output, span::shown};
 
 /// More steps than this are counted by handler.
 const STEPS_MAX: usize = 30;
@@ -79,14 +79,14 @@ impl Row {
         frame: usize,
         coloured: bool,
     ) -> String {
-        let name = cut(&self.name, NAME_MAX);
+        let name = output::cut(&self.name, NAME_MAX);
         let mark = format!("{} {name:<width$}", self.mark(paused, frame));
         let mut parts = vec![output::state_text(self.state.word(), &mark, coloured)];
         if self.attempt > 1 || self.waits_for_retry() {
             parts.push(format!("{}/{}", self.attempt, self.max_attempts));
         }
         let took = self.took.or_else(|| self.started.map(|at| now.saturating_duration_since(at)));
-        parts.extend(took.map(span));
+        parts.extend(took.map(shown));
         match self.state {
             State::ResolvedManually => parts.push("by hand".into()),
             State::Cancelled => parts.push("cancelled".into()),
@@ -208,7 +208,7 @@ impl Progress {
                 let (state, mark) = worst.map_or((State::Pending, '·'), |step| {
                     (step.state, step.mark(self.paused, frame))
                 });
-                let named = format!("{mark} {:<width$}", cut(name, NAME_MAX));
+                let named = format!("{mark} {:<width$}", output::cut(name, NAME_MAX));
                 let named = output::state_text(state.word(), &named, coloured);
                 format!("{named}  {}", counts(steps.into_iter()))
             })
@@ -218,7 +218,7 @@ impl Progress {
     fn footer(&self, now: Instant, coloured: bool) -> String {
         let word = self.state.word();
         let paused = if self.paused { ", paused" } else { "" };
-        let took = span(now.saturating_duration_since(self.begun));
+        let took = shown(now.saturating_duration_since(self.begun));
         let word = output::state_text(word, word, coloured);
         format!("{}  {word}{paused}  {took}", counts(self.steps.iter()))
     }
@@ -251,24 +251,6 @@ fn since(step: &Step) -> Duration {
 
 fn failure(class: &str, message: &str) -> String {
     format!("{class}: {message}")
-}
-
-/// A time that passes, in its largest units.
-fn span(time: Duration) -> String {
-    match time.as_secs() {
-        0..60 => format!("{:.1}s", time.as_secs_f64()),
-        seconds @ 60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
-        seconds => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
-    }
-}
-
-/// The first characters of a name, with a mark if there are more.
-pub(crate) fn cut(name: &str, max: usize) -> String {
-    let name = output::plain(name);
-    if name.chars().count() <= max {
-        return name;
-    }
-    name.chars().take(max.saturating_sub(1)).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -310,7 +292,7 @@ mod tests {
     fn each_step_goes_from_waiting_over_running_and_retries_to_its_end() {
         let now = Instant::now();
         let mut progress = Progress::of(&task(2), now);
-        assert_eq!(progress.lines(now, 0, false), ["· s0", "· s1", "0/2 steps  pending  0.0s"]);
+        assert_eq!(progress.lines(now, 0, false), ["· s0", "· s1", "0/2 steps  pending  0s"]);
         progress.take(&started("s0", 1), now);
         let later = now + Duration::from_millis(1_500);
         let lines = progress.lines(later, 1, false);
@@ -328,7 +310,7 @@ mod tests {
         progress.take(&event("s0", 1, State::Pending, again), later);
         assert_eq!(progress.lines(later, 0, false)[0], "↻ s0  1/3  Busy: no room");
         progress.take(&started("s0", 2), later);
-        assert_eq!(progress.lines(later, 0, false)[0], "⠋ s0  2/3  0.0s");
+        assert_eq!(progress.lines(later, 0, false)[0], "⠋ s0  2/3  0s");
         let ran_for = Some(prost_types::Duration { seconds: 75, nanos: 0 });
         let done = StepCompleted { ran_for, ..StepCompleted::default() };
         progress.take(&event("s0", 2, State::Complete, Detail::StepCompleted(done)), later);
@@ -343,7 +325,7 @@ mod tests {
         let paused = Detail::TaskPaused(TaskPaused::default());
         progress.take(&event("", 0, State::Unspecified, paused), now);
         let lines = progress.lines(now, 0, false);
-        assert_eq!(lines, ["⏸ s0", "0/1 steps  pending, paused  0.0s"]);
+        assert_eq!(lines, ["⏸ s0", "0/1 steps  pending, paused  0s"]);
         let completed = Detail::TaskCompleted(TaskCompleted::default());
         progress.take(&event("", 0, State::Complete, completed), now);
         assert_eq!(progress.ended(), Some(State::Complete));
@@ -357,18 +339,11 @@ mod tests {
         let lines = progress.lines(now, 0, false);
         assert_eq!(lines[0], "· even  0/16 steps");
         assert_eq!(lines[1], "⠋ odd   0/15 steps, 1 running");
-        assert_eq!(lines[2], "0/31 steps, 1 running  pending  0.0s");
+        assert_eq!(lines[2], "0/31 steps, 1 running  pending  0s");
         let mut many = task(5_000);
         many.steps.iter_mut().for_each(|step| step.handler.clone_from(&step.name));
         let lines = Progress::of(&many, now).lines(now, 0, false);
         assert_eq!(lines.len(), LINES_MAX + 2);
         assert_eq!(lines[LINES_MAX], "  and 4970 more");
-    }
-
-    #[test]
-    fn long_names_are_cut_between_characters() {
-        assert_eq!(cut("größe", 5), "größe");
-        assert_eq!(cut("größer", 5), "größ…");
-        assert_eq!(cut("日本語の名前", 3), "日本…");
     }
 }

@@ -1,8 +1,8 @@
-//! Lengths of time, as they are given and as they are shown.
+//! Lengths of time, as they are given and as they are shown: what is shown can be given again.
 
 use std::{str::FromStr, time::Duration};
 
-/// A length of time, given as `500ms`, `90s`, `30m`, `24h` or `7d`.
+/// A length of time, given as `500ms`, `1.5s`, `90s`, `1m30s`, `24h`, `7d` or `1d12h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -10,22 +10,24 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted =
-            || format!("{text:?} must be a number and a unit, such as 90s, 30m, 24h or 7d");
-        let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wanted)?;
-        let (number, unit) = text.split_at(split);
-        let number: u64 = number.parse().map_err(|_| wanted())?;
-        let of = |seconds: u64| number.checked_mul(seconds).map(Duration::from_secs);
-        let span = match unit {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => of(1),
-            "m" => of(60),
-            "h" => of(3_600),
-            "d" => of(86_400),
-            _ => None,
+        let span = match text.split_once('d') {
+            None => stepwell_proto::time::written(text),
+            Some((number, rest)) => days(number).and_then(|days| match rest {
+                "" => Some(days),
+                rest => days.checked_add(stepwell_proto::time::written(rest)?),
+            }),
         };
+        let wanted =
+            || format!("{text:?} must be numbers with units, such as 500ms, 90s, 1m30s, 24h or 7d");
         span.map(Self).ok_or_else(wanted)
     }
+}
+
+/// Whole days.
+fn days(number: &str) -> Option<Duration> {
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    let days: u64 = number.parse().ok().filter(|_| digits)?;
+    days.checked_mul(86_400).map(Duration::from_secs)
 }
 
 impl Span {
@@ -42,12 +44,13 @@ impl Span {
 pub(crate) fn shown(of: Duration) -> String {
     let seconds = of.as_secs();
     match seconds {
-        0 if of.as_millis() == 0 => format!("{} µs", of.as_micros()),
-        0 => format!("{} ms", of.as_millis()),
-        1..60 => format!("{seconds}.{} s", of.subsec_millis() / 100),
-        60..3_600 => format!("{} m {} s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{} h {} m", seconds / 3_600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds / 3_600 % 24),
+        0 if of.is_zero() => "0s".to_owned(),
+        0 if of.as_millis() == 0 => format!("{}µs", of.as_micros()),
+        0 => format!("{}ms", of.as_millis()),
+        1..60 => format!("{seconds}.{}s", of.subsec_millis() / 100),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
     }
 }
 
@@ -62,29 +65,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_is_a_number_with_a_unit_and_is_shown_by_two_units_at_most() {
-        for (text, seconds, short) in [
-            ("0s", 0, "0 µs"),
-            ("90s", 90, "1 m 30 s"),
-            ("30m", 1_800, "30 m 0 s"),
-            ("24h", 86_400, "1 d 0 h"),
-            ("7d", 604_800, "7 d 0 h"),
+    fn a_length_is_numbers_with_units_and_what_is_shown_can_be_given_again() {
+        for (text, millis, short) in [
+            ("0s", 0, "0s"),
+            ("500ms", 500, "500ms"),
+            ("1.5s", 1_500, "1.5s"),
+            ("90s", 90_000, "1m30s"),
+            ("1m5s", 65_000, "1m05s"),
+            ("30m", 1_800_000, "30m00s"),
+            ("1.5h", 5_400_000, "1h30m"),
+            ("24h", 86_400_000, "1d00h"),
+            ("7d", 604_800_000, "7d00h"),
+            ("1d12h", 129_600_000, "1d12h"),
         ] {
             let span: Span = text.parse().unwrap();
-            assert_eq!((span.0.as_secs(), shown(span.0).as_str()), (seconds, short));
+            assert_eq!((span.0.as_millis(), shown(span.0).as_str()), (millis, short));
+            assert_eq!(short.parse(), Ok(span), "{text}");
         }
         let short = |micros| shown(Duration::from_micros(micros));
-        assert_eq!([short(7), short(7_100), short(7_150_000)], ["7 µs", "7 ms", "7.1 s"]);
+        assert_eq!([short(7), short(7_100), short(7_150_000)], ["7µs", "7ms", "7.1s"]);
         for text in [
             "",
             "7",
             "h",
+            "d",
             "7 h",
             "-7h",
+            "+7d",
             "7w",
-            "1.5h",
+            "1.5d",
+            "1h1d",
+            "1d1d",
+            "1s1m",
             "99999999999999999999d",
             "9999999999999999999d",
+            "200000000000000d18446744073709551615s",
         ] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }

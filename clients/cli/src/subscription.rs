@@ -17,6 +17,7 @@ use crate::{
     definition::read,
     fault::Fault,
     output::{self, Column, Listed, Thing, column, state, wide},
+    span::shown_proto,
 };
 
 /// Of one call; all pages are read.
@@ -176,7 +177,7 @@ fn outcome(applied: &AppliedSubscription) -> &'static str {
 
 /// The same as a sentence.
 pub(crate) fn became(applied: &AppliedSubscription) -> String {
-    format!("subscription {} {}", applied.name, outcome(applied))
+    output::plain(&format!("subscription {} {}", applied.name, outcome(applied)))
 }
 
 impl Thing for AppliedSubscription {
@@ -357,7 +358,7 @@ fn described(answer: &GetSubscriptionResponse) -> String {
         _ => way(subscription.delivery.as_ref()).to_owned(),
     };
     let order = if *unordered { "unordered" } else { "ordered" };
-    let mut text = format!("{name} {}\n", standing(&subscription));
+    let mut text = format!("{} {}\n", output::plain(name), standing(&subscription));
     for (what, said) in [
         ("delivered", delivered),
         ("of", scope(&subscription)),
@@ -388,7 +389,7 @@ fn described(answer: &GetSubscriptionResponse) -> String {
             of.partition.to_string(),
             of.reader_id.clone(),
             of.events_behind.to_string(),
-            of.time_behind.map(|time| time.to_string()).unwrap_or_default(),
+            shown_proto(of.time_behind.as_ref()),
             of.parked_events.to_string(),
             of.retried_events.to_string(),
             failing,
@@ -434,5 +435,36 @@ impl Replay {
             format!("{}: {} events {what}", self.name, answer.events)
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_proto::v1::SubscriptionPartition;
+
+    use super::*;
+
+    #[test]
+    fn names_of_subscriptions_and_readers_move_no_terminal() {
+        let moving = "\u{1b}[2J\u{9b}2J\n".to_owned();
+        let subscription = Subscription {
+            name: moving.clone(),
+            definition_name: moving.clone(),
+            config: moving.clone(),
+            ..Subscription::default()
+        };
+        let partition = SubscriptionPartition {
+            reader_id: moving.clone(),
+            cursor: moving.clone(),
+            ..SubscriptionPartition::default()
+        };
+        let answer = GetSubscriptionResponse {
+            subscription: Some(subscription),
+            partitions: vec![partition],
+        };
+        let text = described(&answer);
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        let applied = AppliedSubscription { name: moving, ..AppliedSubscription::default() };
+        assert!(!became(&applied).contains(char::is_control));
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     fault::Fault,
     follow, history,
     output::{self, Column, Listed, Thing, column, state, wide},
+    span::Span,
     view,
     watch::Watch,
 };
@@ -101,12 +102,12 @@ pub(crate) struct New {
     key: String,
     /// How long after the task's creation the key holds, such as `24h`; as the definition says unless given,
     /// else as long as the task is kept.
-    #[arg(long, requires = "key", value_name = "DURATION", value_parser = duration)]
-    key_window: Option<Duration>,
+    #[arg(long, requires = "key", value_name = "DURATION")]
+    key_window: Option<Span>,
     /// Answer the existing task if one was created with the same content at most so long ago, such as `1m`;
     /// `0s`: never. As the definition says unless given.
-    #[arg(long, conflicts_with = "key", value_name = "DURATION", value_parser = duration)]
-    dedup: Option<Duration>,
+    #[arg(long, conflicts_with = "key", value_name = "DURATION")]
+    dedup: Option<Span>,
     /// Why.
     #[arg(long, default_value = "")]
     reason: String,
@@ -279,17 +280,6 @@ impl Command {
     }
 }
 
-/// A duration as people write it.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wanted = || "must be a duration such as `30s`, `200ms` or `1m30s`".to_owned();
-    stepwell_proto::time::written(text).ok_or_else(wanted)
-}
-
-fn window(of: Option<Duration>) -> Result<Option<prost_types::Duration>, Fault> {
-    let window = of.map(prost_types::Duration::try_from).transpose();
-    window.map_err(|error| Fault::usage(error.to_string()))
-}
-
 impl New {
     pub(crate) async fn create(self, client: &Client) -> Result<Task, Fault> {
         let request = CreateTaskRequest {
@@ -309,8 +299,8 @@ impl New {
             // As scripts hand on where they are in a trace.
             traceparent: std::env::var("TRACEPARENT").unwrap_or_default(),
             idempotency_key: self.key,
-            idempotency_window: window(self.key_window)?,
-            dedup_window: window(self.dedup)?,
+            idempotency_window: self.key_window.map(Span::proto),
+            dedup_window: self.dedup.map(Span::proto),
         };
         let answer = client.create_task(request).await?;
         if answer.already_existed {
@@ -325,7 +315,7 @@ impl Create {
         let client = self.show.connect.client()?;
         let task = self.new.create(&client).await?;
         let Some(wait) = self.wait else {
-            self.show.output.one(&task, || task.name())?;
+            self.show.output.one(&task, || output::plain(&task.task_id))?;
             return Ok(ExitCode::SUCCESS);
         };
         wait_for(&self.show, &task.task_id, Duration::from_secs(wait)).await
@@ -485,7 +475,7 @@ impl Show {
         self.output.one(task, || {
             let mut text = headline(task);
             for (name, fact) in &task.annotations {
-                text += &format!("\n  {name} = {}", output::plain(fact));
+                text += &format!("\n  {}", output::plain(&format!("{name} = {fact}")));
             }
             if !task.steps.is_empty() {
                 text = format!("{text}\n{}", self.output.rows(&task.steps));
@@ -504,7 +494,8 @@ pub(crate) fn headline(task: &Task) -> String {
     };
     let word = task.state().word();
     let word = output::state_text(word, word, output::colours());
-    format!("{}  {}  {word}{paused}{urgent}", task.task_id, plan(task))
+    let named = output::plain(&format!("{}  {}", task.task_id, plan(task)));
+    format!("{named}  {word}{paused}{urgent}")
 }
 
 /// The definition of a task, with its version.

@@ -39,14 +39,17 @@ impl Get {
         let request = GetTaskGraphRequest { task_id: self.task_id };
         let answer = self.show.connect.client()?.get_task_graph(request).await?;
         let graph = answer.graph.unwrap_or_default();
-        self.show.output.answer("TaskGraph", &graph, [&graph.task_id], || {
-            let path: Vec<&str> = graph.longest_path.iter().map(|n| name(&graph, *n)).collect();
-            let (task, state) = (&graph.task_id, graph.state().word());
-            let levels = output::text(&levels(&graph));
-            format!("{task}  {state}\n{levels}\nlongest path: {}", some(&path, " > "))
-        })?;
+        self.show.output.answer("TaskGraph", &graph, [&graph.task_id], || drawn(&graph))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A graph as people read it.
+fn drawn(graph: &TaskGraph) -> String {
+    let path: Vec<&str> = graph.longest_path.iter().map(|number| name(graph, *number)).collect();
+    let (task, state) = (output::plain(&graph.task_id), graph.state().word());
+    let path = output::plain(&some(&path, " > "));
+    format!("{task}  {state}\n{}\nlongest path: {path}", output::text(&levels(graph)))
 }
 
 /// A value of the contract as a word.
@@ -87,7 +90,7 @@ fn lines(summary: &TaskSummary) -> Vec<String> {
     if context.blocked_steps > listed {
         lines.push(format!("blocked: {} more", context.blocked_steps - listed));
     }
-    lines
+    lines.iter().map(|line| output::plain(line)).collect()
 }
 
 /// How many steps stand how; what there is none of is left out.
@@ -155,5 +158,41 @@ pub(crate) fn some(names: &[&str], between: &str) -> String {
     match names.len().saturating_sub(NAMED_MAX) {
         0 => shown,
         more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_proto::v1::{BlockedStep, GraphLevel, Obstacle, StepRef};
+
+    use super::*;
+
+    #[test]
+    fn names_and_reasons_of_others_move_no_terminal() {
+        let moving = "\u{1b}[2J\u{9b}2J\n".to_owned();
+        let step = StepRef { name: moving.clone(), ..StepRef::default() };
+        let reason = Obstacle { message: moving.clone(), ..Obstacle::default() };
+        let blocked = BlockedStep { step: Some(step.clone()), reasons: vec![reason] };
+        let context = TaskContext { task_id: moving.clone(), ..TaskContext::default() };
+        let summary = TaskSummary {
+            context: Some(context),
+            next_executable_steps: vec![step],
+            blocked_steps: vec![blocked],
+            ..TaskSummary::default()
+        };
+        let graph = TaskGraph {
+            task_id: moving.clone(),
+            steps: vec![GraphStep { name: moving, ..GraphStep::default() }],
+            levels: vec![GraphLevel { steps: vec![0] }],
+            longest_path: vec![0],
+            ..TaskGraph::default()
+        };
+        let told = lines(&summary);
+        assert_eq!(told.len(), 5, "{told:?}");
+        let drawn = drawn(&graph);
+        assert_eq!(drawn.lines().count(), 4, "{drawn:?}");
+        for line in told.iter().map(String::as_str).chain(drawn.lines()) {
+            assert!(!line.contains(char::is_control), "{line:?}");
+        }
     }
 }

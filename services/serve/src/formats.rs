@@ -38,6 +38,8 @@ use crate::{
 
 /// What methods of the contract begin with.
 const OURS: &str = "/stepwell.v1.";
+/// Whether a service lives and is ready.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROTO: HeaderValue = HeaderValue::from_static("application/proto");
@@ -133,7 +135,9 @@ where
         let is_web = kind.starts_with(b"application/grpc-web");
         // No browser sends gRPC itself.
         let is_grpc = kind.starts_with(b"application/grpc") && !is_web;
-        if !is_grpc && self.callers.refuse(&request) {
+        // Probes call by whichever name, and learn nothing that a page could use.
+        let is_probe = PROBES.contains(&request.uri().path());
+        if !is_grpc && !is_probe && self.callers.refuse(&request) {
             let what = "a page of this origin may not call; --allow-origins names those that may";
             let answer = plain::failed(&Status::permission_denied(what));
             return Box::pin(std::future::ready(Ok(answer)));
@@ -170,6 +174,8 @@ struct Call {
     method: Method,
     is_json: bool,
     is_zipped: bool,
+    /// Its deadline, as gRPC has it.
+    timeout: Option<HeaderValue>,
 }
 
 impl Call {
@@ -214,7 +220,9 @@ impl Call {
             Some(b"gzip") => true,
             _ => return Err(refused(Code::Unimplemented, "a request may be zipped by gzip only")),
         };
-        Ok(Self { method: method.clone(), is_json, is_zipped })
+        let timeout = headers.get(TIMEOUT).map(grpc_timeout).transpose();
+        let timeout = timeout.map_err(|refusal| Box::new(plain::failed(&refusal.into())))?;
+        Ok(Self { method: method.clone(), is_json, is_zipped, timeout })
     }
 
     /// The same call in gRPC. Its body is read when the service asks for it, and faults of it are the
@@ -223,7 +231,7 @@ impl Call {
         let (mut head, body) = request.into_parts();
         let zipped = self.is_zipped && !self.is_json;
         head.version = Version::HTTP_2;
-        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_ENCODING, PROTOCOL] {
+        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_ENCODING, PROTOCOL, TIMEOUT] {
             head.headers.remove(name);
         }
         head.headers.insert(CONTENT_TYPE, GRPC);
@@ -231,8 +239,8 @@ impl Call {
         if zipped {
             head.headers.insert("grpc-encoding", HeaderValue::from_static("gzip"));
         }
-        if let Some(timeout) = head.headers.remove(TIMEOUT).as_ref().and_then(grpc_timeout) {
-            head.headers.insert("grpc-timeout", timeout);
+        if let Some(timeout) = &self.timeout {
+            head.headers.insert("grpc-timeout", timeout.clone());
         }
         let call = self.clone();
         let message = async move {
@@ -376,15 +384,20 @@ fn too_large() -> Refusal {
     Refusal::field("", format!("the message is too large; at most {max} bytes are allowed"))
 }
 
-/// As gRPC has it: at most eight digits, and a unit.
-fn grpc_timeout(millis: &HeaderValue) -> Option<HeaderValue> {
-    let millis: u64 = millis.to_str().ok()?.parse().ok()?;
-    let told = if millis < 100_000_000 {
-        format!("{millis}m")
-    } else {
-        format!("{}S", (millis / 1000).min(99_999_999))
+/// A time-out of Connect, at most ten digits, as gRPC has it: at most eight, and a unit.
+fn grpc_timeout(millis: &HeaderValue) -> Result<HeaderValue, Refusal> {
+    let wanted = || {
+        let what = format!("the header `{TIMEOUT}` must be milliseconds, of 1 to 10 digits");
+        Refusal::field("", what)
     };
-    HeaderValue::from_str(&told).ok()
+    let digits = millis.to_str().map_err(|_| wanted())?;
+    let is_number = digits.len() <= 10 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let millis: u64 = digits.parse().ok().filter(|_| is_number).ok_or_else(wanted)?;
+    let told = match millis {
+        0..100_000_000 => format!("{millis}m"),
+        _ => format!("{}S", millis / 1000),
+    };
+    HeaderValue::from_str(&told).map_err(|_| wanted())
 }
 
 #[cfg(test)]
@@ -421,6 +434,24 @@ mod tests {
             ("task.internal:7101", "", false, false),
         ] {
             assert_eq!(refused(host, origin, is_local), wanted, "{host} {origin} {is_local}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_has_one_to_ten_digits_and_nothing_else() {
+        for (millis, told) in [
+            ("0", "0m"),
+            ("50", "50m"),
+            ("0000000050", "50m"),
+            ("99999999", "99999999m"),
+            ("100000999", "100000S"),
+            ("9999999999", "9999999S"),
+        ] {
+            assert_eq!(grpc_timeout(&HeaderValue::from_static(millis)).unwrap(), told);
+        }
+        for millis in ["", " 5", "+5", "-5", "5m", "1.5", "1e3", "00000000005", "\u{ff15}"] {
+            let header = HeaderValue::from_bytes(millis.as_bytes()).unwrap();
+            assert!(grpc_timeout(&header).is_err(), "{millis}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! A file that grows by whole lines, and says when they are durable. What a run that was killed left behind of a line
-//! is cut off by the next one; a file that is damaged in any other way is refused, and left as it is.
+//! is cut off by the next one, and so are the zeros that a machine leaves which dies when the file has grown; a file
+//! that is damaged in any other way is refused, and left as it is.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -140,12 +141,34 @@ fn begins(file: &mut File, at: u64, with: &[u8]) -> std::io::Result<bool> {
     Ok(with.starts_with(&is))
 }
 
+/// Whether there are only zeros from a place on.
+fn are_zeros(file: &mut File, from: u64) -> std::io::Result<bool> {
+    file.seek(SeekFrom::Start(from))?;
+    let mut rest = BufReader::new(file);
+    loop {
+        let part = rest.fill_buf()?;
+        let length = part.len();
+        if length == 0 || part.iter().any(|byte| *byte != 0) {
+            return Ok(length == 0);
+        }
+        rest.consume(length);
+    }
+}
+
 /// Up to where lines are whole. The last one may have lost its newline.
 fn whole_lines(file: &mut File) -> std::io::Result<Whole> {
     let length = file.seek(SeekFrom::End(0))?;
     let end = last_newline(file, length)?;
     if end == length {
         return Ok(Whole { end, has_newline: true });
+    }
+    if are_zeros(file, end)? {
+        // Only behind a line of ours: other files may be meant to end so.
+        let before = last_newline(file, end.saturating_sub(1))?;
+        if end == 0 || begins(file, before, LINE)? {
+            return Ok(Whole { end, has_newline: true });
+        }
+        return Err(damaged(end, "zeros behind a line that is no task's"));
     }
     file.seek(SeekFrom::Start(end))?;
     let mut rest = serde_json::Deserializer::from_reader(BufReader::new(&mut *file));
@@ -237,11 +260,13 @@ fn whole_members(file: &mut File) -> std::io::Result<Whole> {
         match copy(&mut GzDecoder::new(&mut reader), &mut last) {
             Ok(_) => {}
             Err(why) if why.kind() == std::io::ErrorKind::UnexpectedEof => {
-                if begins(reader.get_mut(), whole.end, MEMBER)? {
+                let file = reader.get_mut();
+                if begins(file, whole.end, MEMBER)? || are_zeros(file, whole.end)? {
                     break;
                 }
                 return Err(damaged(whole.end, "not packed by gzip"));
             }
+            Err(_) if are_zeros(reader.get_mut(), whole.end)? => break,
             Err(why) => return Err(damaged(whole.end, why)),
         }
         whole.end = reader.stream_position()?;
@@ -319,6 +344,25 @@ mod tests {
     }
 
     #[test]
+    fn zeros_that_a_machine_left_which_died_are_cut_off_behind_whole_lines() {
+        for name in ["a.jsonl", "a.jsonl.gz"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            for lines in [&[][..], &[ONE], &[ONE, TWO]] {
+                for zeros in [1, 7, 64, 200_000] {
+                    let _ = std::fs::remove_file(&path);
+                    written(&path, lines);
+                    let length = std::fs::metadata(&path).unwrap().len();
+                    let file = OpenOptions::new().write(true).open(&path).unwrap();
+                    file.set_len(length + zeros).unwrap();
+                    written(&path, &[THREE]);
+                    assert_eq!(read(&path), lines.concat() + THREE, "{name} {zeros}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_file_that_is_damaged_or_of_another_kind_is_refused_and_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let packed = folder.path().join("a.jsonl.gz");
@@ -338,16 +382,24 @@ mod tests {
             bytes[at] ^= 0x40;
             cases.push(("a.jsonl.gz", bytes));
         }
-        let mut behind = whole.clone();
-        behind.extend([0; 64]);
-        cases.push(("a.jsonl.gz", behind));
         // A member that was cut with others behind it.
         cases.push(("a.jsonl.gz", [&whole[..first - 3], &longer[first..]].concat()));
         cases.push(("a.jsonl.gz", ONE.into()));
         cases.push(("a.jsonl.gz", b"x".to_vec()));
-        for text in
-            ["notes", "one\ntwo", "[1, 2", "{\"name\":1", "{\"task\":1}}", "{\"task\":x", "\0\0"]
-        {
+        // Zeros are cut off only where nothing follows, and behind a line of ours.
+        cases.push(("a.jsonl", b"notes\n\0\0".to_vec()));
+        cases.push(("a.jsonl.gz", [&whole[..], b"\0\0x"].concat()));
+        for text in [
+            "notes",
+            "one\ntwo",
+            "[1, 2",
+            "{\"name\":1",
+            "{\"task\":1}}",
+            "{\"task\":x",
+            "{\"task\":1\0\0",
+            "\0\0x",
+            "\0\0{\"task\":1}\n\0",
+        ] {
             cases.push(("a.jsonl", format!("{ONE}{text}").into()));
             cases.push(("a.jsonl", text.into()));
         }

@@ -42,6 +42,37 @@ async fn it_is_alive_at_once_and_ready_when_its_checks_pass() {
     assert!(raw::get(&running.address, "/readyz").await.starts_with("HTTP/1.1 200"));
 }
 
+#[tokio::test]
+async fn probes_call_by_any_name_and_pages_only_by_one_that_is_ours() {
+    let running = Running::start().await;
+    for (path, status) in
+        [("/livez", 200), ("/readyz", 200), ("/metrics", 403), ("/openapi.json", 403), ("/x", 403)]
+    {
+        for named in ["host: task.internal:7101", "host: localhost\r\norigin: http://task.internal"]
+        {
+            let head = format!("GET {path} HTTP/1.1\r\n{named}\r\n");
+            let answer = raw::ask(&running.address, &head, "").await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{named} {path}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_in_json_that_cannot_be_read_is_refused() {
+    let running = Running::start().await;
+    for (timeout, status) in [("50", 501), ("9999999999", 501), ("10000000000", 400), ("soon", 400)]
+    {
+        let head = format!(
+            "POST /stepwell.v1.TaskService/GetTask HTTP/1.1\r\nhost: localhost\r\n\
+             content-type: application/json\r\nconnect-timeout-ms: {timeout}\r\n"
+        );
+        let answer = raw::ask(&running.address, &head, "{}").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{timeout}: {answer}");
+        let told = answer.contains("invalid_argument") && answer.contains("INVALID_REQUEST");
+        assert_eq!(told, status == 400, "{timeout}: {answer}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_check_that_hangs_has_failed() {
     let running = Running::start().await;

@@ -127,8 +127,14 @@ pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
 
 /// One request of HTTP/1.1 and its whole answer.
 pub(crate) async fn get(address: &str, path: &str) -> String {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n"), "").await
+}
+
+/// What a request that begins so is answered, to its end.
+pub(crate) async fn ask(address: &str, head: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let length = body.len();
+    let request = format!("{head}content-length: {length}\r\nconnection: close\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     soon(stream.read_to_string(&mut answer)).await.unwrap();
