@@ -60,7 +60,6 @@ const INTERNAL: &[&str] = &[
     "add_queues",
     "queue_at",
     "drop_tasks",
-    "fill_tags",
 ];
 
 /// What a worker does: cases in its database until one fails.
