@@ -1,5 +1,6 @@
--- Finding tasks: what leads from a part of a filter straight to the tasks that fit it. Nothing here changes while a
--- step moves, but for `task_failed` and `task_ended`, which the last change of a task touches like `task_open`.
+-- Finding tasks: what leads from a part of a filter straight to the tasks that fit it. The indexes of it are not made
+-- here: that would hold up all who create and move tasks. Whoever migrates makes them beside those who run
+-- (services/store/src/migrate.rs).
 
 set local search_path = stepwell;
 
@@ -9,14 +10,12 @@ create table task_tag (
   task bigint not null,
   primary key (tag, task)
 );
-insert into task_tag select distinct unnest(tags), task from task_detail where tags <> '{}';
 
-create index task_correlation on task_detail (correlation_id, task);
-create index task_created on task_detail (created_at, task);
-create index task_definition on task (definition, id);
--- Those in error, and those that were declared settled.
-create index task_failed on task (id) where finished_at is not null and failed_n > 0;
-create index task_ended on task (finished_at, id) where finished_at is not null;
+-- While it has a row, tasks below that key may lack their rows in `task_tag`: a verb of an earlier release made or changed
+-- them. Those rows are written beside those who run, too (fill_tags); until then tags lead nowhere and are asked of each
+-- task.
+create table task_untagged (place bigint not null);
+insert into task_untagged values (9223372036854775807);
 
 -- What an operation is on, as it was written. Those of the earlier form cannot be read any more: they are stopped.
 alter table bulk_operation add column written text not null default '';

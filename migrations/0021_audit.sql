@@ -82,7 +82,4 @@ alter table event add constraint event_edge check (
     433792155654      -- custom, of a task: 6
   ])) not valid;
 
--- An earlier release goes on with it in its new form, and keeps no facts.
-drop function if exists create_tasks;
-
 set local search_path to default;

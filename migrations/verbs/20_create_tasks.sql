@@ -1,3 +1,8 @@
+-- An earlier release goes on with it in its new form, and keeps no facts.
+drop function if exists stepwell.create_tasks(
+    bigint[], uuid[], int[], bytea[], text[], text[], text[], text[], text[], bytea[], text[], bigint[], int[], smallint[],
+    text[], timestamptz);
+
 -- Stores tasks with all their steps, as their definitions plan them. A uid that is there already is
 -- left alone: ids in one order for all, so two batches with the same uids neither deadlock nor double.
 -- Steps whose numbers stand in t_skipped (an array as text) are resolved at once. A task with a concurrency key
@@ -70,6 +75,16 @@ begin
     insert into concurrency_wake select distinct id from k;
     v_wait := gate(v_ruled, null, v_wait, coalesce(p_at, clock_timestamp()));
   end if;
+  if array_remove(t_tags, null) <> '{}' then
+    insert into task_tag
+    select distinct tag, id from unnest(t_id, t_tags) t(id, tags), json_array_elements_text(t.tags::json) tag
+     where id = any(n_key);
+  end if;
+  if array_remove(t_annotations, null) <> '{}' then
+    insert into task_annotation
+    select name, text, id from unnest(t_id, t_annotations) t(id, annotations), json_each_text(t.annotations::json) a(name, text)
+     where id = any(n_key);
+  end if;
   v_batch := append(v_ev, v_wait, p_at);
   n_at    := coalesce(p_at, clock_timestamp());
   insert into task_detail (task, hash, context, initiator, source_system, reason, tags, created_at, first_position,
@@ -82,14 +97,4 @@ begin
                 t_annotations)
            t(id, hash, context, initiator, source_system, reason, tags, priority, definition, correlation, annotations)
    where id = any(n_key);
-  if array_remove(t_tags, null) <> '{}' then
-    insert into task_tag
-    select distinct tag, id from unnest(t_id, t_tags) t(id, tags), json_array_elements_text(t.tags::json) tag
-     where id = any(n_key);
-  end if;
-  if array_remove(t_annotations, null) <> '{}' then
-    insert into task_annotation
-    select name, text, id from unnest(t_id, t_annotations) t(id, annotations), json_each_text(t.annotations::json) a(name, text)
-     where id = any(n_key);
-  end if;
 end $$;

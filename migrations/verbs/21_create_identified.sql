@@ -19,6 +19,8 @@ declare
   v_there bigint[];
   v_first int[];
   v_go    int[];
+  v_uid   uuid[];
+  v_moved uuid[];
 begin
   -- A key that nobody has is of the first who asks for it; the row of one that somebody has is only locked.
   insert into identity as i (key, task)
@@ -43,6 +45,14 @@ begin
   v_go    := array(select no::int from unnest(v_there, v_first, t_uid) with ordinality t(there, first, uid, no)
                     where there is null and first = no and uid <> all(v_taken) order by no);
 
+  -- What can be is looked up and written here, before the append: whose the tasks are that are there, and which keys go
+  -- over from another task. A key that nobody goes on with may be nobody's.
+  v_uid   := array(select (select uid from task where id = there) from unnest(v_there) with ordinality t(there, no) order by no);
+  v_moved := array(select key from unnest(v_go) no, lateral (select t_identity[no] key, t_id[no] id) t
+                    where exists (select from identity i where i.key = t.key and i.task <> t.id));
+  delete from identity i where key = any(t_identity) and not exists (select from unnest(v_go) no where t_identity[no] = key)
+     and not exists (select from task where id = i.task);
+
   select c.n_key, c.n_at, c.queues_n
     from create_tasks(
       array(select t_id[i] from unnest(v_go) i), array(select t_uid[i] from unnest(v_go) i),
@@ -57,11 +67,14 @@ begin
     into n_key, n_at, queues_n;
 
   -- Each key is of the task that was made for it; one whose task was not made is nobody's.
-  update identity i set task = t.id from unnest(t_identity, t_id) t(key, id)
-   where i.key = t.key and t.id = any(n_key) and i.task <> t.id;
-  delete from identity i where key = any(t_identity) and not exists (select from task where id = i.task);
+  if v_moved <> '{}' then
+    update identity i set task = t.id from unnest(t_identity, t_id) t(key, id)
+     where i.key = any(v_moved) and i.key = t.key and t.id = any(n_key) and i.task <> t.id;
+  end if;
+  if coalesce(cardinality(n_key), 0) < cardinality(v_go) then
+    delete from identity i where key = any(t_identity) and not exists (select from task where id = i.task);
+  end if;
   t_there := array(
-    select case when there is not null then (select uid from task where id = there)
-                when first <> no and t_id[first] = any(n_key) then t_uid[first] end
-      from unnest(v_there, v_first) with ordinality t(there, first, no) order by no);
+    select coalesce(there, case when first <> no and t_id[first] = any(n_key) then t_uid[first] end)
+      from unnest(v_uid, v_first) with ordinality t(there, first, no) order by no);
 end $$;

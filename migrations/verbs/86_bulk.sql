@@ -12,7 +12,8 @@
 --   ended_from, ended_until      the same of its end
 --   definition                   a jsonpath over namespace, definition_name and definition_version
 --   fits                         a jsonpath over the whole task, see fit_tasks
---   wants_definition, wants_times  true: `fits` looks at what is its definition's, at its times
+--   wants_definition, wants_times, wants_annotations
+--                                true: `fits` looks at what is its definition's, at its times, at its annotations
 --   statuses, healths            lists of words: how it stands, see task_context
 -- Paths are data like all the rest: no text of a filter is part of a statement.
 
@@ -49,6 +50,7 @@ declare
   v_path         jsonpath    := p_filter ->> 'fits';
   v_times        bool        := coalesce((p_filter ->> 'wants_times')::bool, false);
   v_definition   bool        := coalesce((p_filter ->> 'wants_definition')::bool, false);
+  v_annotations  bool        := coalesce((p_filter ->> 'wants_annotations')::bool, false);
   v_detail       bool        := f_tags <> '{}' or f_annotations <> '{}' or f_correlations <> '{}' or f_initiators <> '{}'
                                 or f_systems <> '{}' or coalesce(f_from, f_until) is not null or v_path is not null
                                 or p_position is not null;
@@ -78,9 +80,9 @@ begin
                and case when v_path is null then true else jsonb_path_match(
                      jsonb_build_object(
                        'task_id', t.uid, 'state', t.state, 'priority', d.priority, 'tags', d.tags,
-                       'annotations', d.annotations, 'initiator', d.initiator, 'source_system', d.source_system,
-                       'reason', d.reason, 'correlation_id', d.correlation_id, 'paused', t.paused,
-                       'held', t.held and t.finished_at is null)
+                       'initiator', d.initiator, 'source_system', d.source_system, 'reason', d.reason,
+                       'correlation_id', d.correlation_id, 'paused', t.paused, 'held', t.held and t.finished_at is null)
+                     || case when v_annotations then jsonb_build_object('annotations', d.annotations) else '{}' end
                      || case when v_times then jsonb_build_object(
                           'create_time', microseconds(d.created_at), 'start_time', microseconds(t.started_at),
                           'end_time', microseconds(t.finished_at), 'deadline', microseconds(t.deadline)) else '{}' end
@@ -130,9 +132,11 @@ end $$;
 --   3  those that have ended by their end, latest first
 --   4  the same, earliest first
 -- What is looked at is the most that leads to few tasks; the first of these that the filter has:
---   ids; correlation_ids; annotations; tags; created_from; states, if all of them are open, in error or resolved;
---   definitions, if they are 100 at most; created_until; else any tasks.
--- The place is a key, and for orders by times a time too. p_position as in fit_tasks.
+--   ids; correlation_ids; annotations; tags, once `task_tag` has all of them; created_from; states, if all of them are
+--   open, in error or resolved; definitions, if they are 100 at most; created_until; else any tasks.
+-- The place is a key, and for orders by times a time too. What leads may be another thing at the next page, because
+-- definitions came or went: a place that was left by its key has the time of the task there. p_position as in
+-- fit_tasks.
 --
 -- Answers their keys, in their order, and the place after which to go on; null: there are no more.
 create or replace function stepwell.match_tasks(
@@ -179,7 +183,7 @@ begin
     v_source := 'select 0 k, task id from task_annotation
                   where name = $1 -> ''annotations'' -> 0 ->> 0 and text = $1 -> ''annotations'' -> 0 ->> 1 and task < $3
                   order by name desc, text desc, task desc limit $4';
-  elsif p_filter -> 'tags' is not null then
+  elsif p_filter -> 'tags' is not null and not exists (select from task_untagged) then
     v_source := 'select 0 k, task id from task_tag where tag = $1 -> ''tags'' ->> 0 and task < $3
                   order by tag desc, task desc limit $4';
   elsif p_order <> 0 and p_filter -> 'created_from' is not null then
@@ -208,6 +212,13 @@ begin
   end if;
   m_next := coalesce(p_key, case when p_order in (2, 4) then -1 else 9223372036854775807 end);
   m_at   := coalesce(p_at, case when p_order in (2, 4) then '-infinity' else 'infinity' end::timestamptz);
+  if v_timed and p_key is not null and p_at is null then
+    case p_order
+      when 1 then select created_at from task_detail where task <= p_key order by task desc limit 1 into m_at;
+      when 2 then select created_at from task_detail where task >= p_key order by task limit 1 into m_at;
+      else        select finished_at from task where id = p_key into m_at;
+    end case;
+  end if;
   if p_order in (2, 4) then
     v_source := replace(replace(replace(v_source, ' desc', ' asc'), 'id < $3', 'id > $3'), 'task < $3', 'task > $3');
     v_source := replace(replace(v_source, 'task) < (', 'task) > ('), 'id) < (', 'id) > (');

@@ -297,11 +297,19 @@ async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and
         page_token: page_token.into(),
         ..Default::default()
     };
+    // With a time that no task has.
+    let at = |micros| {
+        let received = stepwell_proto::id::PageToken::decode(token).unwrap();
+        stepwell_proto::id::PageToken { at: Some(micros), ..received }.encode()
+    };
     for refused in [
         client.list_tasks(list(tagged("us"), 2, token)).await.unwrap_err(),
         client.list_tasks(list(String::new(), 2, token)).await.unwrap_err(),
         client.list_tasks(ordered("create_time", token)).await.unwrap_err(),
         client.list_tasks(list(tagged("eu"), 2, "AAAA")).await.unwrap_err(),
+        client.list_tasks(list(tagged("eu"), 2, &at(-1))).await.unwrap_err(),
+        client.list_tasks(list(tagged("eu"), 2, &at(253_402_300_800_000_000))).await.unwrap_err(),
+        client.list_tasks(list(tagged("eu"), 2, &at(i64::MAX))).await.unwrap_err(),
         client.list_bulk_operations(operations(0, token)).await.unwrap_err(),
     ] {
         assert_eq!(reason(&refused), ErrorReason::PageTokenInvalid);
@@ -315,6 +323,7 @@ async fn what_is_wrong_with_a_list_or_an_operation_is_refused_with_its_field_and
         (&"(".repeat(4096), "20", "parentheses"),
         (&" ".repeat(5000), "4096", "4096"),
         (&vec!["priority = 1"; 101].join(" OR "), "1600", "100"),
+        (&vec!["tags:*x"; 21].join(" OR "), "225", "20"),
         ("paused = true OR health = blocked", "17", "parts of their own"),
     ] {
         let bulk = request(CANCEL, filter.to_owned());

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use sqlx::{
+    Row,
+    types::chrono::{DateTime, Utc},
+};
 use stepwell_proto::v1::{
     AnnotateTaskRequest, State, State::Complete, TaskAnnotated, event::Detail,
 };
@@ -12,7 +16,8 @@ use uuid::Uuid;
 use super::{
     bulk::{filter, walk},
     operate::{Run, note},
-    races::{hold, race},
+    races::{hold, hold_log, race, release},
+    reads::{cost, statement},
 };
 
 fn facts<const N: usize>(facts: [(&str, &str); N]) -> BTreeMap<String, String> {
@@ -26,6 +31,18 @@ async fn annotate(run: &Run, set: &BTreeMap<String, String>, remove: &[&str]) ->
 
 async fn kept(run: &Run) -> BTreeMap<String, String> {
     run.rows.store.task(run.uid).await.unwrap().unwrap().annotations
+}
+
+/// Texts as long as they may be, which cannot be made shorter.
+fn texts() -> impl FnMut() -> String {
+    let mut state = 1_u64;
+    move || {
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(33 + u8::try_from((state >> 33) % 94).unwrap())
+        };
+        std::iter::repeat_with(next).take(1024).collect()
+    }
 }
 
 /// The tasks that fit, newest first.
@@ -199,15 +216,7 @@ async fn a_change_writes_rows_of_those_facts_only_that_it_changes() {
 #[tokio::test]
 async fn the_longest_facts_that_there_may_be_lead_too() {
     let run = Run::of("a").await;
-    // Texts that cannot be made shorter.
-    let mut state = 1_u64;
-    let mut text = || -> String {
-        let next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            char::from(33 + u8::try_from((state >> 33) % 94).unwrap())
-        };
-        std::iter::repeat_with(next).take(1024).collect()
-    };
+    let mut text = texts();
     let most: BTreeMap<String, String> =
         (0..ANNOTATIONS_MAX).map(|n| (format!("{n:0>64}"), text())).collect();
     assert_eq!(annotate(&run, &most, &[]).await, Annotated::Done(State::Pending));
@@ -250,4 +259,68 @@ async fn a_page_of_tasks_with_many_facts_is_shorter_and_each_task_stands_on_one_
     }
     let full = listed.iter().filter(|task| task.annotations == most).count();
     assert_eq!(full, 20);
+
+    // What is beyond the page is not fetched.
+    let pages = statement(&["stepwell.match_tasks(", "with ordinality"]);
+    for (bound, fetched) in [(1 << 20, 15), (150_000, 2), (10, 1)] {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(pages.clone()))
+            .bind("{}")
+            .bind(2)
+            .bind(None::<DateTime<Utc>>)
+            .bind(None::<i64>)
+            .bind(10_000)
+            .bind(1_000)
+            .bind(100_000)
+            .bind(bound)
+            .fetch_all(&mut rows.connection().await)
+            .await
+            .unwrap();
+        let texts = rows.iter().filter_map(|row| row.get::<Option<String>, _>("annotations?"));
+        assert_eq!((rows.len(), texts.count()), (40, fetched), "{bound}");
+    }
+}
+
+#[tokio::test]
+async fn a_filter_that_does_not_ask_for_facts_does_not_read_them() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut tasks: Vec<_> = (0..40).map(|_| new_task(&definition)).collect();
+    let mut text = texts();
+    for task in &mut tasks {
+        task.annotations = (0..ANNOTATIONS_MAX).map(|n| (format!("k{n}"), text())).collect();
+    }
+    rows.writer().await.create_tasks(&rows.store, &mut tasks).await.unwrap();
+    let keys: Vec<String> = tasks.iter().map(|task| task.key.unwrap().to_string()).collect();
+    let mut connection = rows.connection().await;
+    let mut blocks = async |written: &str| {
+        let fits = "select stepwell.fit_tasks($1::text::json, null, $2::bigint[], null)";
+        let arguments = [&*filter(written).to_text(), &format!("{{{}}}", keys.join(","))];
+        cost(&mut connection, fits, &arguments).await.0
+    };
+    let few = blocks("reason = \"*x*\" OR initiator = \"*x*\"").await;
+    let many = blocks("annotations.k1 = \"*x*\"").await;
+    assert!(3 * few < many, "{few} blocks, and with facts {many}");
+}
+
+#[tokio::test]
+async fn tags_and_facts_of_new_tasks_are_written_before_they_wait_for_the_log() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut tasks = [new_task(&definition)];
+    tasks[0].annotations = facts([("order", "17")]);
+    tasks[0].tags = vec!["a".into()];
+    let mut writer = rows.writer().await;
+    let latch = hold_log(&rows).await;
+    let (made, ()) = tokio::join!(writer.create_tasks(&rows.store, &mut tasks), async {
+        rows.in_line(1).await;
+        let written = "select string_agg(distinct relname::text, ' ' order by relname::text)
+                         from pg_locks l join pg_stat_activity a using (pid) join pg_class c on c.oid = l.relation
+                        where a.wait_event_type = 'Lock' and a.datname = current_database() and mode = 'RowExclusiveLock'
+                          and relation in ('stepwell.task_tag'::regclass, 'stepwell.task_annotation'::regclass) and $1 = 0";
+        let written: String = rows.one(written, 0).await;
+        assert_eq!(written, "task_annotation task_tag");
+        release(latch).await;
+    });
+    made.unwrap();
+    check(&mut rows.connection().await).await;
 }

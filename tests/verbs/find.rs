@@ -329,6 +329,31 @@ async fn tags_that_were_changed_lead_to_their_task_and_those_it_had_do_not() {
 }
 
 #[tokio::test]
+async fn a_walk_by_keys_goes_on_by_times_where_it_was_when_what_leads_it_has_changed() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let keys = rows.create_many(&definition, 9).await;
+    let later = "update stepwell.task_detail set created_at = timestamptz '2023-11-14 22:13:20Z' + task * interval '1 s'
+                  where task > $1";
+    assert_eq!(rows.execute(later, 0).await, 9);
+    let next = async |order: i32, key: i64| -> (Vec<i64>, Option<i64>) {
+        let sql = "select m_task, m_next from
+                   stepwell.match_tasks('{\"created_until\": \"2100-01-01\"}', $1, null, $2, 10000, 100, 0, null)";
+        let query = sqlx::query_as(sql).bind(order).bind(key);
+        query.fetch_one(&mut rows.connection().await).await.unwrap()
+    };
+    let below: Vec<i64> = keys[..4].iter().rev().copied().collect();
+    assert_eq!(next(1, keys[4]).await, (below.clone(), None));
+    assert_eq!(next(2, keys[4]).await, (keys[5..].to_vec(), None));
+    // The task that it came to may be gone meanwhile.
+    assert_eq!(rows.execute("delete from stepwell.task_detail where task = $1", keys[4]).await, 1);
+    assert_eq!(next(1, keys[4]).await, (below, None));
+    assert_eq!(next(2, keys[4]).await, (keys[5..].to_vec(), None));
+    assert_eq!(next(1, keys[0]).await, (Vec::new(), None));
+    assert_eq!(next(2, keys[8]).await, (Vec::new(), None));
+}
+
+#[tokio::test]
 async fn how_tasks_stand_is_looked_at_for_as_many_as_have_the_steps_that_may_be() {
     let rows = Rows::new().await;
     let definition = rows.define("a; b: a; c: b").await;

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sqlx::Row;
+use sqlx::{
+    Row,
+    types::chrono::{DateTime, Utc},
+};
 use stepwell_proto::v1::{ActorKind, State, Transition};
 use stepwell_store::{Ending, EventRow, Keep, Move, Transitions, Writer, migrate};
 use stepwell_tests::{Rows, cut_log};
@@ -203,6 +206,60 @@ async fn what_is_kept_no_longer_is_missed_and_said_to_be() {
     assert!(after.transitions.iter().all(|of| of.since_previous.is_none()), "{after:?}");
     let of = run.rows.store.transition_statistics(run.uid, None, false).await.unwrap().unwrap();
     assert!(!of.complete && of.total == 2);
+}
+
+#[tokio::test]
+async fn figures_are_not_complete_where_none_of_the_last_hundred_thousand_events_counts() {
+    let run = Run::of("a").await;
+    let known = run.rows.store.transition_statistics(run.uid, Some(0), false).await;
+    assert!(known.unwrap().unwrap().complete);
+    let changes = "insert into stepwell.event (position, batch, at, task, uid, definition, type, from_state, to_state)
+                   select p, p, clock_timestamp(), $1, gen_random_uuid(), 1, 27, 1, 1
+                     from generate_series(1001::bigint, 101000) p";
+    assert_eq!(run.rows.execute(changes, run.key).await, 100_000);
+    for (step, only_task) in [(None, false), (Some(0), false), (None, true)] {
+        let of = run.rows.store.transition_statistics(run.uid, step, only_task).await;
+        let of = of.unwrap().unwrap();
+        assert_eq!((of.total, of.complete), (0, false), "{of:?}");
+        assert!(of.by_state.is_empty() && of.first_time.is_none() && of.last_time.is_none());
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_beyond_a_page_are_not_fetched() {
+    let mut run = Run::of("a; b; c; d").await;
+    run.run(&[(0, FAILS), (1, FAILS), (2, FAILS), (3, FAILS)]).await;
+    let longer = "update stepwell.event set text = rpad(text, 1000) where task = $1 and type = 42";
+    assert_eq!(run.rows.execute(longer, run.key).await, 4);
+    let page = async |bytes: i64| -> Vec<(Option<i32>, bool)> {
+        let states: [i16; 1] = [4];
+        let rows = sqlx::query(LOOK)
+            .bind(run.key)
+            .bind(0_i64)
+            .bind(i64::MAX)
+            .bind(false)
+            .bind(100_i64)
+            .bind(false)
+            .bind(None::<i32>)
+            .bind(false)
+            .bind(&states[..])
+            .bind(None::<i32>)
+            .bind(None::<DateTime<Utc>>)
+            .bind(None::<DateTime<Utc>>)
+            .bind(bytes)
+            .bind(4_i64)
+            .fetch_all(&mut run.rows.connection().await)
+            .await
+            .unwrap();
+        let of = |row: &sqlx::postgres::PgRow| {
+            let text: Option<String> = row.get("text?");
+            (text.map(|text| i32::try_from(text.len()).unwrap()), row.get("over?"))
+        };
+        rows.iter().map(of).collect()
+    };
+    let (told, left) = ((Some(1000), false), (None, true));
+    assert_eq!(page(2_500).await, [told, told, left, left]);
+    assert_eq!(page(10).await, [(Some(1000), true), left, left, left], "one in any case");
 }
 
 /// Blocks that the statement of a page of this task touches.

@@ -31,5 +31,6 @@ mod survey;
 mod truth;
 mod unserved;
 mod update;
+mod upgrade;
 mod views;
 mod wide;

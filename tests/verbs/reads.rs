@@ -30,7 +30,7 @@ async fn filled() -> Rows {
 }
 
 /// Blocks that a statement touches, and the indexes of tasks that it looks into.
-async fn cost(
+pub(super) async fn cost(
     connection: &mut PgConnection,
     statement: &str,
     arguments: &[&str],
@@ -74,7 +74,7 @@ async fn scans(connection: &mut PgConnection) -> BTreeMap<String, i64> {
 }
 
 /// The statement of the store with all these words.
-fn statement(words: &[&str]) -> String {
+pub(super) fn statement(words: &[&str]) -> String {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(".sqlx");
     let mut found = Vec::new();
     for file in std::fs::read_dir(folder).unwrap().flatten() {

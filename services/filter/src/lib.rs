@@ -19,6 +19,9 @@ pub use parse::parse;
 pub const BYTES_MAX: usize = 4096;
 /// Most comparisons in it.
 pub const TERMS_MAX: usize = 100;
+/// Most texts in it before which anything may stand. Each is searched for by an expression of its own, and the database
+/// has 32 at hand: with more it would make each anew for every task.
+pub const OPEN_STARTS_MAX: usize = 20;
 /// Most parentheses around anything in it.
 pub const DEPTH_MAX: usize = 20;
 

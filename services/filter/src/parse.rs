@@ -15,7 +15,7 @@ use stepwell_proto::time::written;
 use uuid::Uuid;
 
 use crate::{
-    Compare, DEPTH_MAX, Expr, Fault, Moment, Pattern, TERMS_MAX, Text,
+    Compare, DEPTH_MAX, Expr, Fault, Moment, OPEN_STARTS_MAX, Pattern, TERMS_MAX, Text,
     field::{self, Field, shown},
     lex::{Kind, Sign, Token, pattern, tokens},
 };
@@ -25,8 +25,14 @@ const AGO_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// What a text means; none: it says nothing, and any task fits.
 pub fn parse(text: &str) -> Result<Option<Expr>, Fault> {
-    let mut parser =
-        Parser { tokens: tokens(text)?, at: 0, depth: 0, terms: 0, derived: Vec::new() };
+    let mut parser = Parser {
+        tokens: tokens(text)?,
+        at: 0,
+        depth: 0,
+        terms: 0,
+        open_starts: 0,
+        derived: Vec::new(),
+    };
     if parser.peek().kind == Kind::End {
         return Ok(None);
     }
@@ -90,6 +96,7 @@ struct Parser {
     at: usize,
     depth: usize,
     terms: usize,
+    open_starts: usize,
     /// Where what is derived is named.
     derived: Vec<usize>,
 }
@@ -230,6 +237,13 @@ impl Parser {
         };
         let sign_at = self.next().offset;
         let value = self.value()?;
+        if value.pattern.open_start && !value.pattern.text.is_empty() {
+            self.open_starts += 1;
+            if self.open_starts > OPEN_STARTS_MAX {
+                let what = format!("at most {OPEN_STARTS_MAX} texts may begin with `*`");
+                return Err(Fault::new(value.offset, what));
+            }
+        }
         compare(&field, sign, sign_at, &value)
     }
 

@@ -53,6 +53,8 @@ struct Parts {
     #[serde(skip_serializing_if = "Option::is_none")]
     wants_times: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    wants_annotations: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     statuses: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     healths: Option<Vec<String>>,
@@ -84,6 +86,7 @@ impl Filter {
         parts.wants_definition =
             wants(|leaf| matches!(leaf, Expr::Text(text, _) if text.is_of_definition()));
         parts.wants_times = wants(|leaf| matches!(leaf, Expr::Time(..) | Expr::Set(_)));
+        parts.wants_annotations = wants(|leaf| matches!(leaf, Expr::Annotation(..)));
         Self { written: written.into(), parts }
     }
 
@@ -416,10 +419,13 @@ mod tests {
                 r#"{"fits":"(($.namespace == \"a\") || ($.start_time < 1000000))","wants_definition":true,"wants_times":true}"#,
             ),
             ("reason = \"*a.\\\"b\"", r#"{"fits":"($.reason like_regex \"a\\\\.\\\\\\\"b$\")"}"#),
-            ("annotations.\"k\\\"k\":*", r#"{"fits":"(exists($.annotations.\"k\\\"k\"))"}"#),
+            (
+                "annotations.\"k\\\"k\":*",
+                r#"{"fits":"(exists($.annotations.\"k\\\"k\"))","wants_annotations":true}"#,
+            ),
             (
                 "annotations.b = 1 AND annotations.a = \"\" AND annotations.b = 1 AND annotations.c = \"x*\"",
-                r#"{"annotations":[["b","1"],["a",""]],"fits":"($.annotations.\"c\" starts with \"x\")"}"#,
+                r#"{"annotations":[["b","1"],["a",""]],"fits":"($.annotations.\"c\" starts with \"x\")","wants_annotations":true}"#,
             ),
             (
                 "annotations.a = 1 AND annotations.a = 2",

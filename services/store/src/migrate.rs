@@ -27,6 +27,7 @@ const VERBS: &[(&str, &str)] = &[
     ("84_move_tasks", include_str!("../../../migrations/verbs/84_move_tasks.sql")),
     ("85_update", include_str!("../../../migrations/verbs/85_update.sql")),
     ("86_bulk", include_str!("../../../migrations/verbs/86_bulk.sql")),
+    ("86_tag", include_str!("../../../migrations/verbs/86_tag.sql")),
     ("87_request", include_str!("../../../migrations/verbs/87_request.sql")),
     ("88_annotate", include_str!("../../../migrations/verbs/88_annotate.sql")),
     ("88_publish", include_str!("../../../migrations/verbs/88_publish.sql")),
@@ -36,6 +37,21 @@ const VERBS: &[(&str, &str)] = &[
     ("90_views", include_str!("../../../migrations/verbs/90_views.sql")),
     ("91_insight", include_str!("../../../migrations/verbs/91_insight.sql")),
 ];
+
+/// Indexes of tables that are large and in use, each with what it is on. An update of a task that changes a column which
+/// one of them names writes into all of them: so it is when a task ends or is opened again, and, for `failed_n`, when a
+/// step of it comes into error or leaves it. All other updates are made in place.
+const INDEXES: &[(&str, &str)] = &[
+    ("task_correlation", "task_detail (correlation_id, task)"),
+    ("task_created", "task_detail (created_at, task)"),
+    ("task_definition", "task (definition, id)"),
+    // Those in error, and those that were declared settled.
+    ("task_failed", "task (id) where finished_at is not null and failed_n > 0"),
+    ("task_ended", "task (finished_at, id) where finished_at is not null"),
+];
+
+/// Tasks whose rows in `task_tag` one transaction writes.
+const TAGGED_AT_ONCE: i32 = 1_000;
 
 /// A name of our own: the database may hold other programs' migrations.
 const TABLE: &str = "public.stepwell_migration";
@@ -71,8 +87,9 @@ fn needed() -> i64 {
     MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0)
 }
 
-/// Applies the migrations that are missing, then the verbs, then makes room in the log and for requests. Safe to
-/// repeat, and for several processes at once. Answers the version it is at.
+/// Applies the migrations that are missing, then the verbs, then makes room in the log and for requests; last it makes,
+/// beside those who run, what would hold them up. Safe to repeat, and for several processes at once. Answers the
+/// version it is at.
 pub async fn migrate(database_url: &str) -> Result<i64, Error> {
     let mut connection =
         PgConnection::connect(database_url).await.map_err(|error| match error {
@@ -90,20 +107,50 @@ pub async fn migrate(database_url: &str) -> Result<i64, Error> {
     sqlx::query!("select stepwell.extend_event(), stepwell.extend_request()")
         .fetch_one(&mut connection)
         .await?;
-    index_log(&mut connection).await?;
+    let mine = sqlx::query_scalar!(r#"select pg_try_advisory_lock(58) as "mine!""#)
+        .fetch_one(&mut connection)
+        .await?;
+    // One process at a time, which others leave it to: until it is done, what it is for takes longer to read.
+    if mine {
+        index_tasks(&mut connection).await?;
+        // An index that is made beside others waits for all who began before it: nobody runs a verb of an earlier
+        // release any more.
+        while sqlx::query_scalar!(r#"select stepwell.fill_tags($1) as "more!""#, TAGGED_AT_ONCE)
+            .fetch_one(&mut connection)
+            .await?
+        {}
+        index_log(&mut connection).await?;
+    }
     Ok(needed())
 }
 
-/// Makes what partitions of the log lack of its index, one after the other, beside those who append and read. One that
-/// was cut off is made anew. It is for one process at a time, which others leave it to: until it is done, the history
-/// of a task takes longer to read.
-async fn index_log(connection: &mut PgConnection) -> Result<(), Error> {
-    let mine = sqlx::query_scalar!(r#"select pg_try_advisory_lock(58) as "mine!""#)
+/// Makes the indexes that are not there, one after the other, beside those who read and write. One that was cut off is
+/// made anew.
+async fn index_tasks(connection: &mut PgConnection) -> Result<(), Error> {
+    for (index, on) in INDEXES {
+        let there = sqlx::query_scalar!(
+            r#"select exists (select from pg_index
+                               where indexrelid = to_regclass('stepwell.' || $1) and indisvalid) as "there!""#,
+            index,
+        )
         .fetch_one(&mut *connection)
         .await?;
-    if !mine {
-        return Ok(());
+        if there {
+            continue;
+        }
+        tracing::info!(index, "indexing tasks");
+        for statement in [
+            format!("drop index concurrently if exists stepwell.{index}"),
+            format!("create index concurrently {index} on stepwell.{on}"),
+        ] {
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+        }
     }
+    Ok(())
+}
+
+/// The same for what partitions of the log lack of its index.
+async fn index_log(connection: &mut PgConnection) -> Result<(), Error> {
     while let Some((table, index)) = unindexed(connection).await? {
         tracing::info!(table, "indexing a partition of the log");
         for statement in [

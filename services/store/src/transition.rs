@@ -161,14 +161,20 @@ impl Store {
                t as (
                  select *, at - lag(at) over (partition by case when $4::int is null then no end order by position) gap from w
                   where from_state is distinct from to_state
-                    and ($4::int is null or no = $4 or type = 20) and (no is null or not $5))
-               select to_state, count(*) as "n!", count(*) filter (where type in (25, 43)) as "retries!",
-                      count(*) filter (where at > statement_timestamp() - interval '24 hours') as "last_day!",
-                      count(mark) filter (where type in (41, 42)) as "ran!",
-                      coalesce(sum(extract(epoch from at - mark) * 1e6) filter (where type in (41, 42)), 0)::bigint as "ran_us!",
-                      count(gap) as "gaps!", coalesce(sum(extract(epoch from gap) * 1e6), 0)::bigint as "gaps_us!",
-                      min(at) as "first!", max(at) as "last!", (select count(*) from w) as "looked_at!"
-                 from t group by to_state order by to_state"#,
+                    and ($4::int is null or no = $4 or type = 20) and (no is null or not $5)),
+               g as (
+                 select to_state, count(*) n, count(*) filter (where type in (25, 43)) retries,
+                        count(*) filter (where at > statement_timestamp() - interval '24 hours') last_day,
+                        count(mark) filter (where type in (41, 42)) ran,
+                        coalesce(sum(extract(epoch from at - mark) * 1e6) filter (where type in (41, 42)), 0)::bigint ran_us,
+                        count(gap) gaps, coalesce(sum(extract(epoch from gap) * 1e6), 0)::bigint gaps_us,
+                        min(at) "first", max(at) "last"
+                   from t group by to_state)
+               select s.n as "looked_at!", g.to_state as "to_state?", coalesce(g.n, 0) as "n!",
+                      coalesce(g.retries, 0) as "retries!", coalesce(g.last_day, 0) as "last_day!",
+                      coalesce(g.ran, 0) as "ran!", coalesce(g.ran_us, 0) as "ran_us!", coalesce(g.gaps, 0) as "gaps!",
+                      coalesce(g.gaps_us, 0) as "gaps_us!", g.first as "first?", g.last as "last?"
+                 from (select count(*) n from w) s left join g on true order by g.to_state"#,
             whose.key,
             whose.first_position,
             i64::from(COUNTED_MAX),
@@ -181,18 +187,20 @@ impl Store {
         let looked_at = rows.first().map_or(0, |row| row.looked_at);
         let mut answer = GetTransitionStatisticsResponse {
             complete: whose.first_position > earliest && looked_at < i64::from(COUNTED_MAX),
-            first_time: rows.iter().map(|row| row.first).min().map(timestamp),
-            last_time: rows.iter().map(|row| row.last).max().map(timestamp),
+            first_time: rows.iter().filter_map(|row| row.first).min().map(timestamp),
+            last_time: rows.iter().filter_map(|row| row.last).max().map(timestamp),
             ..GetTransitionStatisticsResponse::default()
         };
         let (mut ran, mut gaps) = (Mean::default(), Mean::default());
         for row in rows {
+            // None of the events fits: there is one row, of no state.
+            let Some(to_state) = row.to_state else { continue };
             answer.total += row.n;
             answer.retries += row.retries;
             answer.last_day += row.last_day;
             ran.add(row.ran, row.ran_us);
             gaps.add(row.gaps, row.gaps_us);
-            let state = state(row.to_state)?.into();
+            let state = state(to_state)?.into();
             answer.by_state.push(TransitionCount { state, count: row.n });
         }
         (answer.average_execution_time, answer.average_time_between) = (ran.mean(), gaps.mean());

@@ -62,7 +62,9 @@ pub(crate) async fn list_tasks(
         None => None,
         Some((key, at)) => {
             let strange = || page::strange("not one that was received");
-            let at = at.map(|at| DateTime::from_timestamp_micros(at).ok_or_else(strange));
+            let at = at.map(|at| {
+                DateTime::from_timestamp_micros(at).filter(filter::is_known).ok_or_else(strange)
+            });
             Some(TaskPlace { key, at: at.transpose()? })
         }
     };

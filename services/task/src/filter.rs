@@ -41,11 +41,15 @@ pub(crate) fn list_of(what: &str, filter: &str) -> u64 {
     u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
 }
 
+/// The database and callers both have such times.
+pub(crate) fn is_known(time: &DateTime<Utc>) -> bool {
+    (1970..=9999).contains(&time.year())
+}
+
 /// A time to the microsecond; none: it is not from 1970 to 9999.
 pub(crate) fn time_of(sent: prost_types::Timestamp) -> Option<DateTime<Utc>> {
     let nanos = u32::try_from(sent.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
-    DateTime::from_timestamp(sent.seconds, nanos / 1000 * 1000)
-        .filter(|time| (1970..=9999).contains(&time.year()))
+    DateTime::from_timestamp(sent.seconds, nanos / 1000 * 1000).filter(is_known)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What became of a task and its steps: transitions page by page, and in figures.
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Utc};
 use stepwell_proto::{
     id::step_id,
     page::{place, token},
@@ -13,7 +13,13 @@ use stepwell_proto::{
 use stepwell_store::{Store, Transitions};
 use uuid::Uuid;
 
-use crate::{bulk::page_size, filter::list_of, plan::uid, rule::Fault, service::task_not_found};
+use crate::{
+    bulk::page_size,
+    filter::{list_of, time_of},
+    plan::uid,
+    rule::Fault,
+    service::task_not_found,
+};
 
 const PAGE_MAX: i32 = 1_000;
 /// States there are.
@@ -121,11 +127,7 @@ fn time(
     path: &str,
     sent: Option<prost_types::Timestamp>,
 ) -> Option<DateTime<Utc>> {
-    let sent = sent?;
-    let nanos = u32::try_from(sent.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
-    let time = nanos
-        .and_then(|nanos| DateTime::from_timestamp(sent.seconds, nanos))
-        .filter(|time| (1970..=9999).contains(&time.year()));
+    let time = time_of(sent?);
     if time.is_none() {
         faults.push((path.to_owned(), "must be a time from 1970 to 9999".into()));
     }

@@ -151,7 +151,7 @@ fn what_is_wrong_is_refused_where_it_stands_with_what_is_wanted() {
 }
 
 #[test]
-fn a_filter_has_bounds_in_bytes_comparisons_and_depth() {
+fn a_filter_has_bounds_in_bytes_comparisons_open_starts_and_depth() {
     let fits = format!("reason = \"{}\"", "x".repeat(BYTES_MAX - 11));
     assert_eq!(fits.len(), BYTES_MAX);
     assert!(parse(&fits).is_ok());
@@ -163,6 +163,15 @@ fn a_filter_has_bounds_in_bytes_comparisons_and_depth() {
     let fault = refused(&terms(TERMS_MAX + 1));
     assert_eq!(fault.offset, TERMS_MAX * "priority = 1 OR ".len());
     assert!(fault.what.contains("at most 100"), "{fault}");
+
+    let open = |n: usize| vec!["reason = \"*x\""; n].join(" OR ");
+    assert!(parse(&open(OPEN_STARTS_MAX)).is_ok());
+    let fault = refused(&open(OPEN_STARTS_MAX + 1));
+    assert_eq!(fault.offset, OPEN_STARTS_MAX * "reason = \"*x\" OR ".len() + "reason = ".len());
+    assert!(fault.what.contains("at most 20"), "{fault}");
+    // These are not searched for.
+    let others = vec!["reason = \"x*\" OR tags:*"; 40].join(" AND ");
+    assert!(parse(&others).is_ok());
 
     let deep = |n: usize| format!("{}paused = true{}", "(".repeat(n), ")".repeat(n));
     assert_eq!(read(&deep(DEPTH_MAX)), Expr::Flag(Flag::Paused, true));

@@ -85,15 +85,21 @@ impl Store {
                       t.held and t.finished_at is null as "held?", d.initiator as "initiator?",
                       d.source_system as "source_system?", d.reason as "reason?", d.tags as "tags?",
                       d.created_at as "created_at?", d.priority as "priority?",
-                      d.correlation_id as "correlation_id?", d.annotations as "annotations?",
-                      sum(octet_length(d.annotations)) over (order by i.place) > $8 as "over?"
+                      d.correlation_id as "correlation_id?", a.annotations as "annotations?", i.beyond as "over?"
                  from stepwell.match_tasks($1::text::json, $2, $3, $4, $5, $6, $7, null) m
-                 left join lateral unnest(m.m_task) with ordinality i(id, place) on true
+                 left join lateral (
+                   select u.id, u.place, s.bytes, sum(s.bytes) over (order by u.place) > $8 beyond
+                     from unnest(m.m_task) with ordinality u(id, place)
+                     left join lateral (
+                       select octet_length(annotations::text) bytes
+                         from stepwell.task_detail where task = u.id and annotations <> '{}' offset 0) s on true) i on true
                  left join lateral (select * from stepwell.task where id = i.id offset 0) t on true
                  left join lateral (
-                   select d.task, d.initiator, d.source_system, d.reason, d.tags, d.created_at, d.priority, d.correlation_id,
-                          case when d.annotations <> '{}' then d.annotations::text end annotations
-                     from stepwell.task_detail d where d.task = i.id offset 0) d on true
+                   select initiator, source_system, reason, tags, created_at, priority, correlation_id
+                     from stepwell.task_detail where task = i.id offset 0) d on true
+                 left join lateral (
+                   select annotations::text from stepwell.task_detail
+                    where task = i.id and i.bytes > 0 and (i.place = 1 or not i.beyond) offset 0) a on true
                 order by i.place"#,
             filter.to_text(),
             order.number(),

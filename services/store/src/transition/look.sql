@@ -28,12 +28,13 @@ with w as materialized (
          m.before_session as "before_session?", e.position as "position?", e.batch as "batch?", e.at as "at?",
          e.definition as "definition?", e.no as "no?", e.type as "type?", e.from_state as "from_state?",
          e.to_state as "to_state?", e.attempt as "attempt?", e.session as "session?", e.mark as "mark?",
-         e.text as "text?", e.names as "names?",
-         sum(octet_length(e.text)) over (order by m.nth) > $13 as "over?"
+         case when sum(octet_length(e.text)) over sofar > $13 and m.nth > 1 then null else e.text end as "text?",
+         e.names as "names?", sum(octet_length(e.text)) over sofar > $13 as "over?"
     from (select count(*) n, min(position) low, max(position) high from w) s
     left join m on m.nth <= $14
     left join lateral (
       select position, batch, at, definition, no, type, from_state, to_state, attempt, session, mark,
              case when type not in (20, 41) then text end as text, case when type = 23 then names end as names
         from stepwell.event where position = m.position offset 0) e on true
+  window sofar as (order by m.nth)
    order by m.nth
