@@ -116,7 +116,7 @@ fn reads_are_measured_among_as_many_tasks_as_are_wanted() {
     assert!(ran.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&ran.stdout).unwrap();
     let reads = report["reads"].as_array().unwrap();
-    assert_eq!(reads.len(), 16);
+    assert_eq!(reads.len(), 22);
     for read in reads {
         assert!(
             figure(read, "/p50_ms") > 0.0 && figure(read, "/p50_ms") <= figure(read, "/p99_ms")
@@ -132,6 +132,9 @@ fn reads_are_measured_among_as_many_tasks_as_are_wanted() {
         ("open", 30.0),
         ("in_error", 3.0),
         ("rare_tag", 100.0),
+        ("frequent_annotation", 100.0),
+        ("rare_annotation", 1.0),
+        ("overview", 1.0),
         ("correlation_id", 3.0),
         ("definition", 3.0),
         ("execution_status", 30.0),
