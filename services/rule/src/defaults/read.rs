@@ -496,9 +496,9 @@ mod tests {
 
     #[test]
     fn a_chain_of_references_is_gone_along_once_however_many_lead_to_it() {
-        let (nodes, looks) = looks(&chain(1_000, 900, r#"{"default": 1}"#)).unwrap();
+        let (nodes, count) = looks(&chain(1_000, 900, r#"{"default": 1}"#)).unwrap();
         assert_eq!(nodes, 1 + 900 + 3 * 1_000 + 1);
-        assert!(looks_ < 2 * nodes, "{looks_}");
+        assert!(count < 2 * nodes, "{count}");
         // What leads to what is in it is gone along by each that does so.
         let below = r#"{"properties": {"a": {"default": 1}}}"#;
         assert!(looks(&chain(100, 100, below)).unwrap().1 < 60_000);
