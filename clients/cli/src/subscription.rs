@@ -25,7 +25,7 @@ const PAGE: i32 = 1000;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Apply the subscriptions that files declare, all of them or none: lists of subscriptions, or
-    /// definitions with some. One that is the same is not touched; one that changes goes on where it is.
+    /// definitions with some, which are read as `definition apply` reads them. One that is the same is not touched; one that changes goes on where it is.
     Apply(Apply),
     /// Show all subscriptions.
     List(List),

@@ -6,6 +6,8 @@
 //! What stands first counts. A default that was put in takes defaults itself. Whether a part under `anyOf`, `oneOf`,
 //! `if`, `not` and the like holds is known only when all values are there, so nothing is taken from those; nor
 //! from `patternProperties` and `additionalProperties`, which name no member. Nothing is put into a list.
+//!
+//! Where a schema says defaults is found out once, in `read.rs`; filling looks at each member once.
 
 mod read;
 

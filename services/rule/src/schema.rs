@@ -138,6 +138,9 @@ pub fn text_fault(text: &str, bytes_max: usize) -> Option<Fault> {
             if let Err(what) = Draft::of(&schema) {
                 return Some((".$schema".into(), what));
             }
+            if let Some(fault) = weight::early_fault(&schema) {
+                return Some(fault);
+            }
             if let Err((pointer, what)) = compile(&schema) {
                 return Some((dotted(&pointer), what));
             }

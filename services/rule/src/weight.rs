@@ -1,6 +1,7 @@
-//! How often a schema holds one value to its parts: the validator goes along a reference each time it comes to it, so
-//! a few that each lead twice to the next would hold one value to the last of them more often than anybody can wait
-//! for. Whatever is below a value is another value.
+//! What makes a schema a burden that no other limit bounds. How often it holds one value to its parts: the validator goes
+//! along a reference each time it comes to it, so a few that each lead twice to the next would hold one value to the last of
+//! them more often than anybody can wait for. Whatever is below a value is another value. And how long the pointers to
+//! its parts are: the compiler keeps one for each.
 
 use std::collections::HashMap;
 
@@ -9,8 +10,10 @@ use serde_json::Value;
 
 use crate::Fault;
 
-/// Most times.
+/// Most times that one value is held to parts.
 const HELD_MAX: u64 = 10_000;
+/// Most bytes of the pointers to all parts: 8 MiB.
+const POINTERS_BYTES_MAX: usize = 8 << 20;
 const URI: &str = "urn:stepwell:schema";
 
 /// Under these keys stand parts for the same value: one, a list of them, some by name.
@@ -18,6 +21,25 @@ const ONE: [&str; 4] = ["not", "if", "then", "else"];
 const LISTS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 const NAMED: [&str; 2] = ["dependentSchemas", "dependencies"];
 const REFERENCES: [&str; 2] = ["$ref", "$dynamicRef"];
+
+/// What is wrong with a schema before it is compiled.
+pub(crate) fn early_fault(schema: &Value) -> Option<Fault> {
+    (pointers(schema, 0) > POINTERS_BYTES_MAX).then(|| {
+        let what = "needs for the pointers to its parts more than";
+        (String::new(), format!("{what} {POINTERS_BYTES_MAX} bytes; shorten the names of its keys"))
+    })
+}
+
+/// The bytes of the pointers to a part, whose own has so many, and to all that is in it.
+fn pointers(part: &Value, bytes: usize) -> usize {
+    let below = |(key, part): (usize, &Value)| pointers(part, bytes + 1 + key);
+    let below: usize = match part {
+        Value::Object(all) => all.iter().map(|(key, part)| below((key.len(), part))).sum(),
+        Value::Array(all) => all.iter().map(|part| below((5, part))).sum(),
+        _ => 0,
+    };
+    bytes + below
+}
 
 /// What is wrong with a schema, which was compiled before.
 pub(crate) fn fault(schema: &Value) -> Option<Fault> {
@@ -157,6 +179,20 @@ mod tests {
         // Below a value is another one.
         let tree = json!({"properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}});
         assert_eq!(of(&tree), 2);
+    }
+
+    #[test]
+    fn a_long_name_above_many_parts_is_refused_before_the_schema_is_compiled() {
+        let schema = |bytes: usize, parts: usize| {
+            let all: serde_json::Map<_, _> =
+                (0..parts).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect();
+            json!({"properties": {"k".repeat(bytes): {"properties": all}}}).to_string()
+        };
+        for (bytes, parts) in [(64, 8_000), (60_000, 50), (1_000, 4_000)] {
+            assert_eq!(text_fault(&schema(bytes, parts), 256 << 10), None);
+        }
+        let (at, what) = text_fault(&schema(60_000, 80), 256 << 10).unwrap();
+        assert!(at.is_empty() && what.contains("8388608 bytes"), "{what}");
     }
 
     #[test]
