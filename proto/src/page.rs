@@ -1,5 +1,7 @@
 //! Pages of lists: how long one is, where it begins, and what is said of a token that fits none.
 
+use sha2::{Digest, Sha256};
+
 use crate::{id::PageToken, refusal::Refusal, v1::ErrorReason};
 
 /// Items of a page unless the caller says otherwise.
@@ -12,6 +14,12 @@ pub fn size(asked: i32, most: i32) -> Result<i32, String> {
         n if (1..=most).contains(&n) => Ok(n),
         _ => Err(format!("must be from 1 to {most}")),
     }
+}
+
+/// What a list is, as its page tokens name it: what is listed, and all that was asked of it but for the page.
+pub fn list(what: &str, asked: impl AsRef<[u8]>) -> u64 {
+    let hash = Sha256::new().chain_update(what).chain_update([0]).chain_update(asked).finalize();
+    u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
 }
 
 /// Where the page of a list begins; none: at the beginning.
@@ -65,6 +73,13 @@ mod tests {
             assert_eq!(place(text, list).unwrap_err().reason, ErrorReason::PageTokenInvalid);
         }
         assert_eq!(token(7, None), "");
+    }
+
+    #[test]
+    fn a_list_is_told_by_what_is_listed_and_by_what_was_asked_of_it() {
+        assert_eq!(list("tasks", "{}"), list("tasks", "{}"));
+        assert_ne!(list("tasks", "{}"), list("operations", "{}"));
+        assert_ne!(list("tasks", "{}"), list("tasks", "[]"));
     }
 
     #[test]

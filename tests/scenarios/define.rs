@@ -85,6 +85,23 @@ async fn a_folder_of_definitions_is_checked_tried_and_applied_for_an_environment
     let (_, out, _) = stepwell(&world, &["subscription", "describe", "pay_failed"], "");
     assert!(out.contains(r#"config: {"gateway":"http://g"}"#), "{out}");
 
+    // Its subscriptions by themselves are the same ones, with what is chosen for it.
+    let alone = [&["subscription", "apply", at][..], &test[2..]].concat();
+    let (code, out, err) = stepwell(&world, &alone, "");
+    assert_eq!((code, &*out), (0, "subscription pay_failed unchanged\n"), "{err}");
+    let other = ["subscription", "apply", at, "--set", "GATEWAY_URL=http://h", "--prune"];
+    assert_eq!(stepwell(&world, &other, "").1, "subscription pay_failed changed\n");
+    let (_, out, _) = stepwell(&world, &["subscription", "describe", "pay_failed"], "");
+    assert!(out.contains(r#"config: {"gateway":"http://h"}"#), "{out}");
+    for (args, said) in
+        [(&[][..], "a.yaml: steps[1].config.url at 11:19"), (&["--env", "tset"], "declared: test")]
+    {
+        let (code, _, err) =
+            stepwell(&world, &[&["subscription", "apply", at][..], args].concat(), "");
+        assert!(code == 2 && err.contains(said), "{args:?}: {err}");
+    }
+    assert_eq!(stepwell(&world, &alone, "").1, "subscription pay_failed changed\n");
+
     // Again it is nothing; for another environment it is another content.
     assert_eq!(definition(&test).1.matches("unchanged").count(), 3);
     let base = [&["apply", at][..], &set].concat();
@@ -107,6 +124,16 @@ async fn a_folder_of_definitions_is_checked_tried_and_applied_for_an_environment
             && err.contains("`depends_on`"),
         "{err}"
     );
+    // Of one that is no YAML the fault is told, whatever was chosen: what it declares is not known.
+    std::fs::write(folder.path().join("c.yaml"), "name: c\nsteps: [{name: a}\nversion: 1.0.0\n")
+        .unwrap();
+    for chosen in [&["--env", "nowhere"], &["--set", "NOBODY=x"]] {
+        for command in ["apply", "validate"] {
+            let (code, _, err) = definition(&[&[command, at], &chosen[..]].concat());
+            assert!(code == 2 && err.contains("c.yaml: "), "{err}");
+            assert!(err.contains(" at 3:") && !err.contains("declared"), "{err}");
+        }
+    }
     let (code, out, _) = definition(&["versions", "other"]);
     assert!(code == 0 && !out.contains("2.0.0"), "{out}");
 }

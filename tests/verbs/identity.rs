@@ -243,3 +243,65 @@ async fn a_task_that_is_removed_takes_its_key_with_it_and_one_whose_key_is_asked
     let again = create(&rows, &mut [same(&definition, 1, None)]).await;
     assert!(matches!(again[0], Created::New(_)), "the key is free: {again:?}");
 }
+
+#[tokio::test]
+async fn who_repeats_a_request_while_its_task_is_removed_is_told_of_the_task_that_has_its_key_now()
+{
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut first = [same(&definition, 1, MINUTE)];
+    create(&rows, &mut first).await;
+    rows.cancel(first[0].uid).await;
+    age(&rows, 120).await;
+    let mut second = [same(&definition, 1, MINUTE)];
+    create(&rows, &mut second).await;
+
+    // The first is still to be seen, and is gone when it is read.
+    let latch = hold_log(&rows).await;
+    let mut remover = rows.connection().await;
+    sqlx::query("begin").execute(&mut remover).await.unwrap();
+    let remove = "select from stepwell.remove_named(array[$1], array[null]::smallint[], array[null]::timestamptz[], true)";
+    sqlx::query(remove).bind(first[0].uid).execute(&mut remover).await.unwrap();
+    let mut writer = rows.writer().await;
+    let mut batch = [NewTask { key: None, ..first[0].clone() }, new_task(&definition)];
+    let asks = writer.create_tasks(&rows.store, &mut batch);
+    let goes = async {
+        rows.in_line(1).await;
+        sqlx::query("commit").execute(&mut remover).await.unwrap();
+        release(latch).await;
+    };
+    let (asked, ()) = tokio::join!(asks, goes);
+    let asked = asked.unwrap();
+    assert_eq!(there(&asked[0]), second[0].uid.to_string());
+    assert!(matches!(asked[1], Created::New(_)), "{asked:?}");
+    assert_eq!((tasks(&rows).await, keys(&rows).await), (2, 1));
+    check(&mut rows.connection().await).await;
+}
+
+#[tokio::test]
+async fn those_with_the_key_of_one_that_is_not_made_are_not_given_the_task_that_has_its_id() {
+    let rows = Rows::new().await;
+    let definition = rows.define("a").await;
+    let mut stranger = [NewTask { hash: [9; 32], ..new_task(&definition) }];
+    let mut batch = [
+        NewTask { uid: stranger[0].uid, ..same(&definition, 1, MINUTE) },
+        same(&definition, 1, MINUTE),
+        same(&definition, 1, MINUTE),
+    ];
+    let (mut one, mut other) = (rows.writer().await, rows.writer().await);
+    let latch = hold_log(&rows).await;
+    let (made, asked) = race(
+        &rows,
+        latch,
+        one.create_tasks(&rows.store, &mut stranger),
+        other.create_tasks(&rows.store, &mut batch),
+    )
+    .await;
+    let (made, asked) = (made.unwrap(), asked.unwrap());
+    assert!(matches!(made[0], Created::New(_)), "{made:?}");
+    assert_eq!(asked[0], Created::Reused);
+    assert!(matches!(asked[1], Created::New(_)), "{asked:?}");
+    assert_eq!(there(&asked[2]), batch[1].uid.to_string());
+    assert_eq!((tasks(&rows).await, keys(&rows).await), (2, 1));
+    check(&mut rows.connection().await).await;
+}

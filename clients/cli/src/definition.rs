@@ -25,7 +25,7 @@ use crate::{
     connect::{Connect, Namespace, Show},
     fault::Fault,
     output::{self, Column, Listed, Thing, column, wide},
-    subscription::{self, files},
+    subscription,
     task::Note,
     view::{indented, some},
 };
@@ -79,7 +79,7 @@ pub(crate) struct Validate {
 
 /// Definitions as text, and what is chosen of what they leave open.
 #[derive(Args)]
-struct Texts {
+pub(crate) struct Texts {
     /// Files, or folders, whose `*.yaml` and `*.yml` are meant; `-` reads standard input.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -195,15 +195,16 @@ impl Command {
 }
 
 /// A text that was read.
-struct Text {
+pub(crate) struct Text {
     source: String,
     text: String,
-    declared: Declared,
+    /// None: it is no YAML.
+    declared: Option<Declared>,
 }
 
 impl Texts {
     /// Reads the files, and sees that what was chosen can be chosen in one of them.
-    fn read(&self) -> Result<Vec<Text>, Fault> {
+    pub(crate) fn read(&self) -> Result<Vec<Text>, Fault> {
         let mut texts = Vec::new();
         for path in &self.files {
             for file in files(path)? {
@@ -215,12 +216,15 @@ impl Texts {
         if texts.is_empty() {
             return Err(Fault::usage("there are no files `*.yaml` or `*.yml`"));
         }
-        if let Some(env) = &self.env {
-            let all = texts.iter().flat_map(|text| &text.declared.environments);
-            is_among("environment", env, all)?;
-        }
-        for (name, _) in &self.set {
-            is_among("variable", name, texts.iter().flat_map(|text| &text.declared.variables))?;
+        // What one declares that is no YAML is not known: its own fault is told instead.
+        let all = texts.iter().map(|text| text.declared.as_ref());
+        if let Some(all) = all.collect::<Option<Vec<&Declared>>>() {
+            if let Some(env) = &self.env {
+                is_among("environment", env, all.iter().flat_map(|of| &of.environments))?;
+            }
+            for (name, _) in &self.set {
+                is_among("variable", name, all.iter().flat_map(|of| &of.variables))?;
+            }
         }
         Ok(texts)
     }
@@ -238,8 +242,26 @@ impl Texts {
 
     /// What is chosen for a text, which is the same in each environment if it declares none.
     fn chosen(&self, text: &Text) -> Choices {
-        let declares = !text.declared.environments.is_empty();
+        let declares = text.declared.as_ref().is_some_and(|of| !of.environments.is_empty());
         self.choices(self.env.as_deref().filter(|_| declares))
+    }
+
+    /// What declares subscriptions, with what is chosen for it. Lists of subscriptions leave nothing open.
+    pub(crate) fn subscriptions(&self) -> Result<Vec<SubscriptionText>, Fault> {
+        let (mut all, mut faults) = (Vec::new(), Faults::default());
+        for text in self.read()? {
+            let mut yaml = None;
+            if text.declared.as_ref().is_some_and(|of| of.is_definition) {
+                match checked(&text, &self.chosen(&text)) {
+                    Ok(written) => yaml = written.subscriptions,
+                    Err(refusal) => faults.add(&text.source, refusal),
+                }
+            }
+            let Text { source, text, .. } = text;
+            all.push(SubscriptionText { source, yaml: yaml.unwrap_or(text) });
+        }
+        faults.done()?;
+        Ok(all)
     }
 }
 
@@ -307,10 +329,10 @@ impl Validate {
         let texts = self.texts.read()?;
         let (mut faults, mut lines) = (Faults::default(), Vec::new());
         for text in &texts {
-            let environments = &text.declared.environments;
+            let environments = text.declared.iter().flat_map(|of| &of.environments);
             let mut all = vec![self.texts.chosen(text)];
             if self.texts.env.is_none() {
-                all.extend(environments.iter().map(|name| self.texts.choices(Some(name))));
+                all.extend(environments.map(|name| self.texts.choices(Some(name))));
             }
             for choices in all {
                 match checked(text, &choices) {
@@ -433,28 +455,25 @@ async fn would(client: &Client, definition: &Definition) -> Result<Became, Error
     }
 }
 
-async fn list(
-    client: &Client,
-    namespace: String,
-    name: String,
-    all_versions: bool,
-) -> Result<Vec<DefinitionSummary>, Fault> {
-    let mut request = ListDefinitionsRequest {
-        namespace,
-        name,
-        all_versions,
-        page_size: PAGE,
-        ..Default::default()
-    };
-    let mut all = Vec::new();
+/// Prints definitions page by page; false, and nothing is printed: there are none of that name.
+async fn list(show: &Show, request: ListDefinitionsRequest) -> Result<bool, Fault> {
+    let client = show.connect.client()?;
+    let mut request = ListDefinitionsRequest { page_size: PAGE, ..request };
+    let (mut definitions, mut none) = (show.output.listing(), true);
     loop {
         let page = client.list_definitions(request.clone()).await?;
-        all.extend(page.definitions);
+        none &= page.definitions.is_empty();
+        definitions.add(page.definitions)?;
         if page.next_page_token.is_empty() {
-            return Ok(all);
+            break;
         }
         request.page_token = page.next_page_token;
     }
+    if none && !request.name.is_empty() {
+        return Ok(false);
+    }
+    definitions.end()?;
+    Ok(true)
 }
 
 impl Thing for DefinitionSummary {
@@ -499,24 +518,23 @@ impl Listed for NamespaceSummary {
 
 impl List {
     async fn run(self) -> Result<ExitCode, Fault> {
-        let client = self.show.connect.client()?;
-        let found = list(&client, self.namespace, String::new(), self.all_versions).await?;
-        self.show.output.all(found)?;
+        let (namespace, all_versions) = (self.namespace, self.all_versions);
+        let request = ListDefinitionsRequest { namespace, all_versions, ..Default::default() };
+        list(&self.show, request).await?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Named {
     async fn versions(self) -> Result<ExitCode, Fault> {
-        let client = self.show.connect.client()?;
         let (namespace, name) = (self.namespace.get()?, self.name);
-        let versions = list(&client, namespace.clone(), name.clone(), true).await?;
-        if versions.is_empty() {
-            let what = format!("there is no definition {name} in namespace {namespace}");
+        let what = format!("there is no definition {name} in namespace {namespace}");
+        let request =
+            ListDefinitionsRequest { namespace, name, all_versions: true, ..Default::default() };
+        if !list(&self.show, request).await? {
             let refusal = Refusal::new(ErrorReason::DefinitionNotFound, what);
             return Err(Error::Refused(Box::new(refusal)).into());
         }
-        self.show.output.all(versions)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -588,6 +606,23 @@ fn levels(graph: &DefinitionGraph) -> output::Table {
 fn step(graph: &DefinitionGraph, number: i32) -> (Option<&DefinitionGraphStep>, &str) {
     let step = usize::try_from(number).ok().and_then(|place| graph.steps.get(place));
     (step, step.map(|step| step.name.as_str()).unwrap_or_default())
+}
+
+/// A file, or those of a folder, by name.
+fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Fault> {
+    if !path.is_dir() {
+        return Ok(vec![path.clone()]);
+    }
+    let told = |error: std::io::Error| {
+        Fault::usage(format!("cannot read {}", path.display())).because(error.to_string())
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(told)? {
+        files.push(entry.map_err(told)?.path());
+    }
+    files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
+    files.sort();
+    Ok(files)
 }
 
 /// The text of a file; `-` is standard input.

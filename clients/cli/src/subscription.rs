@@ -1,6 +1,6 @@
 //! `stepwell subscription`
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use stepwell_client::Client;
@@ -14,7 +14,7 @@ use stepwell_proto::v1::{
 
 use crate::{
     connect::Show,
-    definition::read,
+    definition::Texts,
     fault::Fault,
     output::{self, Column, Listed, Thing, column, state, wide},
     span::shown_proto,
@@ -26,7 +26,7 @@ const PAGE: i32 = 1000;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Apply the subscriptions that files declare, all of them or none: lists of subscriptions, or
-    /// definitions with some. One that is the same is not touched; one that changes goes on where it is.
+    /// definitions with some, which are read as `definition apply` reads them. One that is the same is not touched; one that changes goes on where it is.
     Apply(Apply),
     /// Show all subscriptions.
     List(List),
@@ -48,9 +48,8 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct Apply {
-    /// Files, or folders, whose `*.yaml` and `*.yml` are meant; `-` reads standard input.
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    texts: Texts,
     /// Delete subscriptions that were declared before and are in none of these files.
     #[arg(long)]
     prune: bool,
@@ -118,16 +117,7 @@ impl Command {
 
 impl Apply {
     async fn run(self) -> Result<ExitCode, Fault> {
-        let mut texts = Vec::new();
-        for file in &self.files {
-            for file in files(file)? {
-                let yaml = read(&file)?;
-                texts.push(SubscriptionText { source: file.display().to_string(), yaml });
-            }
-        }
-        if texts.is_empty() {
-            return Err(Fault::usage("there are no files `*.yaml` or `*.yml`"));
-        }
+        let texts = self.texts.subscriptions()?;
         let applied = apply(&self.show.connect.client()?, texts, self.prune).await?;
         if self.show.output.is_for_people() {
             applied.iter().map(became).try_for_each(output::line)?;
@@ -136,23 +126,6 @@ impl Apply {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// A file, or those of a folder, by name.
-pub(crate) fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Fault> {
-    if !path.is_dir() {
-        return Ok(vec![path.clone()]);
-    }
-    let told = |error: std::io::Error| {
-        Fault::usage(format!("cannot read {}", path.display())).because(error.to_string())
-    };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(told)? {
-        files.push(entry.map_err(told)?.path());
-    }
-    files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
-    files.sort();
-    Ok(files)
 }
 
 /// Applies texts; what became of each subscription.

@@ -1,6 +1,5 @@
 //! The catalog, asked: which types of events there are, and what each looks like. Pure.
 
-use sha2::{Digest, Sha256};
 use stepwell_proto::{
     catalog::{self, EVENTS, elsewhere, event_type},
     page,
@@ -140,8 +139,7 @@ fn check(request: &ListEventTypesRequest) -> Result<usize, Refusal> {
 /// What the list is, as its page tokens name it.
 fn list_of(request: &ListEventTypesRequest) -> u64 {
     let ListEventTypesRequest { category, prefix, search, namespace, .. } = request;
-    let hash = Sha256::digest(format!("event types\0{category}\0{prefix}\0{search}\0{namespace}"));
-    u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
+    page::list("event types", format!("{category}\0{prefix}\0{search}\0{namespace}"))
 }
 
 fn described(of_type: &catalog::EventType) -> EventType {

@@ -2,7 +2,6 @@
 //! its first page was asked for, so it is finite however fast the log grows.
 
 use prost::Message;
-use sha2::{Digest, Sha256};
 use stepwell_proto::{
     id::{Cursor, EventsToken},
     page,
@@ -81,12 +80,7 @@ pub(crate) async fn list(
 fn list_of(request: &ListEventsRequest, epoch: i64) -> u64 {
     let (page_size, page_token) = (0, String::new());
     let whole = ListEventsRequest { page_size, page_token, ..request.clone() };
-    let hash = Sha256::new()
-        .chain_update(b"events\0")
-        .chain_update(epoch.to_be_bytes())
-        .chain_update(whole.encode_to_vec())
-        .finalize();
-    u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
+    page::list("events", [&epoch.to_be_bytes()[..], &whole.encode_to_vec()].concat())
 }
 
 /// The place before the oldest event of the list.

@@ -7,6 +7,7 @@ mod event_type;
 mod publish;
 mod raw;
 pub mod schema;
+mod weight;
 
 use std::time::Duration;
 

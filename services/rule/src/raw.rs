@@ -52,9 +52,14 @@ impl<'t> Raw<'t> {
         members.iter().rev().find(|(key, _)| key == name).map(|(_, raw)| raw)
     }
 
+    /// What tells it from all other parts of the same text: each begins elsewhere, later ones higher.
+    pub(crate) fn address(&self) -> usize {
+        self.text.as_ptr() as usize
+    }
+
     /// Where a part of it begins and ends in its text.
     pub(crate) fn span(&self, part: &Self) -> (usize, usize) {
-        let from = part.text.as_ptr() as usize - self.text.as_ptr() as usize;
+        let from = part.address() - self.address();
         (from, from + part.text.len())
     }
 }

@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use stepwell_proto::json;
 
-use crate::{Fault, defaults, quoted};
+use crate::{Fault, defaults, quoted, weight};
 
 /// Most violations that are listed.
 const VIOLATIONS_MAX: usize = 50;
@@ -138,8 +138,13 @@ pub fn text_fault(text: &str, bytes_max: usize) -> Option<Fault> {
             if let Err(what) = Draft::of(&schema) {
                 return Some((".$schema".into(), what));
             }
-            let (pointer, what) = compile(&schema).err()?;
-            Some((dotted(&pointer), what))
+            if let Some(fault) = weight::early_fault(&schema) {
+                return Some(fault);
+            }
+            if let Err((pointer, what)) = compile(&schema) {
+                return Some((dotted(&pointer), what));
+            }
+            weight::fault(&schema)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The steps of a task, page by page.
 
-use sha2::{Digest, Sha256};
+use prost::Message;
 use stepwell_proto::{
     page::{self, place, token},
     refusal::Refusal,
@@ -36,8 +36,7 @@ pub(crate) async fn list(
 fn list_of(request: &ListStepsRequest) -> u64 {
     let (page_size, page_token) = (0, String::new());
     let whole = ListStepsRequest { page_size, page_token, ..request.clone() };
-    let hash = Sha256::digest(format!("steps {whole:?}"));
-    u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
+    page::list("steps", whole.encode_to_vec())
 }
 
 type Fault = (String, String);

@@ -3,7 +3,6 @@
 use std::{collections::HashSet, time::Duration};
 
 use prost::Message;
-use sha2::{Digest, Sha256};
 use stepwell_proto::{
     id::ExportToken,
     page,
@@ -53,9 +52,7 @@ pub(crate) async fn export(
 /// What the list is, as its page tokens name it.
 fn list_of(request: &ExportTasksRequest) -> u64 {
     let whole = ExportTasksRequest { page_token: String::new(), ..request.clone() };
-    let hash =
-        Sha256::new().chain_update(b"export\0").chain_update(whole.encode_to_vec()).finalize();
-    u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
+    page::list("export", whole.encode_to_vec())
 }
 
 fn read(request: &ExportTasksRequest) -> Result<Exported, Refusal> {

@@ -57,7 +57,7 @@ pub(crate) async fn list_tasks(
     let (order, word) =
         filter::order(&request.order_by).map_err(|what| Refusal::field("order_by", what))?;
     let size = page_size(request.page_size, TASKS_PAGE_MAX)?;
-    let list = filter::list_of("tasks", &format!("{word} {}", request.filter));
+    let list = page::list("tasks", format!("{word} {}", request.filter));
     let after = match timed_place(&request.page_token, list)? {
         None => None,
         Some((key, at)) => {
@@ -192,7 +192,7 @@ pub(crate) async fn list(
     states.sort_unstable();
     states.dedup();
     let size = page_size(request.page_size, OPERATIONS_PAGE_MAX)?;
-    let list = filter::list_of("operations", &format!("{states:?}"));
+    let list = page::list("operations", format!("{states:?}"));
     let before = place(&request.page_token, list)?;
     let (operations, next) = store.list_bulk(&states, before, size.into()).await?;
     Ok(ListBulkOperationsResponse { operations, next_page_token: token(list, next) })

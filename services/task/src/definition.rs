@@ -95,8 +95,8 @@ pub fn written(text: &str, choices: &Choices) -> Result<Written, Refusal> {
     read(text, Some(choices))
 }
 
-/// What can be chosen of a text; nothing if it cannot be read.
-pub fn declared(text: &str) -> Declared {
+/// What can be chosen of a text; none: it cannot be read at all.
+pub fn declared(text: &str) -> Option<Declared> {
     yaml::load(text, Some(&Choices::default())).declared
 }
 

@@ -1,8 +1,7 @@
-//! Filters and orders of tasks as callers write them, and lists as page tokens name them. Pure, but for filters
-//! that count from now: what time it is the database says.
+//! Filters and orders of tasks as callers write them. Pure, but for filters that count from now: what time it is
+//! the database says.
 
 use chrono::{DateTime, Datelike, Utc};
-use sha2::{Digest, Sha256};
 use stepwell_filter::Expr;
 use stepwell_proto::{refusal::Refusal, v1::ErrorReason};
 use stepwell_store::{Filter, Order, Store};
@@ -33,12 +32,6 @@ pub(crate) fn order(text: &str) -> Result<(Order, &'static str), String> {
         ["end_time"] | ["end_time", "asc"] => Ok((Order::End, "end_time")),
         _ => Err("must be `create_time` or `end_time`, with or without `desc`".to_owned()),
     }
-}
-
-/// What a list is, as its page tokens name it.
-pub(crate) fn list_of(what: &str, filter: &str) -> u64 {
-    let hash = Sha256::new().chain_update(what).chain_update([0]).chain_update(filter).finalize();
-    u64::from_be_bytes(hash[..8].try_into().expect("32 bytes"))
 }
 
 /// The database and callers both have such times.
@@ -82,12 +75,5 @@ mod tests {
         {
             assert!(order(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_list_is_told_by_what_is_listed_and_by_its_filter() {
-        assert_eq!(list_of("tasks", "{}"), list_of("tasks", "{}"));
-        assert_ne!(list_of("tasks", "{}"), list_of("operations", "{}"));
-        assert_ne!(list_of("tasks", "{}"), list_of("tasks", "[]"));
     }
 }

@@ -1,9 +1,10 @@
 //! What became of a task and its steps: transitions page by page, and in figures.
 
 use chrono::{DateTime, Utc};
+use prost::Message;
 use stepwell_proto::{
     id::step_id,
-    page::{place, token},
+    page::{self, place, token},
     refusal::Refusal,
     v1::{
         ErrorReason, GetTransitionStatisticsRequest, GetTransitionStatisticsResponse,
@@ -13,13 +14,7 @@ use stepwell_proto::{
 use stepwell_store::{Store, Transitions};
 use uuid::Uuid;
 
-use crate::{
-    bulk::page_size,
-    filter::{list_of, time_of},
-    plan::uid,
-    rule::Fault,
-    service::task_not_found,
-};
+use crate::{bulk::page_size, filter::time_of, plan::uid, rule::Fault, service::task_not_found};
 
 const PAGE_MAX: i32 = 1_000;
 /// States there are.
@@ -34,7 +29,7 @@ pub(crate) async fn list(
     let size = page_size(request.page_size, PAGE_MAX)?;
     let (page_size, page_token) = (0, String::new());
     let whole = ListTransitionsRequest { page_size, page_token, ..request.clone() };
-    let list = list_of("transitions", &format!("{whole:?}"));
+    let list = page::list("transitions", whole.encode_to_vec());
     let beyond = place(&request.page_token, list)?;
     let page = store.transitions(uid, &which, beyond, size).await?;
     let page = page.ok_or_else(|| not_found(uid, which.step))?;

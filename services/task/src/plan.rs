@@ -44,6 +44,8 @@ pub(crate) struct Draft {
     version_text: String,
     pub(crate) context: String,
     value: Value,
+    /// The context as it was sent, in canonical form.
+    canonical: String,
     initiator: String,
     source_system: String,
     reason: String,
@@ -102,13 +104,14 @@ impl Draft {
         if !faults.found.is_empty() {
             return Err(faults.found);
         }
+        let canonical = canonical::text(&value);
         // What the caller sent, not what it resolved to: a repeat is the same request even if there
         // is a newer version by now.
         let mut hash = Hash::default()
             .part(&namespace)
             .part(&request.definition_name)
             .part(&request.definition_version)
-            .part(canonical::text(&value))
+            .part(&canonical)
             .part(&initiator)
             .part(&source_system)
             .part(&reason);
@@ -131,6 +134,7 @@ impl Draft {
             version_text: request.definition_version,
             context,
             value,
+            canonical,
             initiator,
             source_system,
             reason,
@@ -250,7 +254,7 @@ impl Draft {
             .part(&self.version_text)
             .part(&self.initiator)
             .part(&self.source_system)
-            .part(canonical::text(&self.value))
+            .part(&self.canonical)
             .part(&self.reason);
         names.into_iter().fold(hash, Hash::part).uuid()
     }

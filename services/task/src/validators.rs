@@ -38,7 +38,14 @@ impl Validators {
     fn compile(&self, stored: &StoredDefinition) -> Option<Arc<Schema>> {
         let text = &stored.definition.context_schema;
         let schema = match compile(&serde_json::from_str(text).ok()?) {
-            Ok(validator) => Arc::new(Schema { validator, defaults: Defaults::of(text) }),
+            Ok(validator) => {
+                let defaults = Defaults::of(text).unwrap_or_else(|(_, what)| {
+                    // It was read when it was registered, by an earlier build perhaps.
+                    tracing::error!(definition = stored.id, what, "defaults cannot be read");
+                    None
+                });
+                Arc::new(Schema { validator, defaults })
+            }
             Err((pointer, what)) => {
                 // It was compiled when it was registered, by an earlier build perhaps.
                 tracing::error!(definition = stored.id, pointer, what, "schema does not compile");

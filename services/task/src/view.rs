@@ -4,7 +4,7 @@
 use prost::Message;
 use stepwell_proto::{
     id::step_id,
-    page::{place, token},
+    page::{self, place, token},
     refusal::Refusal,
     v1::{
         BatchGetTaskContextsRequest, BatchGetTaskContextsResponse, BatchGetTaskContextsResult,
@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 use crate::{
     bulk::page_size,
-    filter::list_of,
     graph::{drawn, number},
     service::{task_id, task_not_found},
 };
@@ -185,7 +184,7 @@ pub(crate) async fn readiness(
 ) -> Result<ListStepReadinessResponse, Refusal> {
     let uid = task_id(&request.task_id)?;
     let size = page_size(request.page_size, PAGE_MAX)?;
-    let list = list_of("readiness", &uid.to_string());
+    let list = page::list("readiness", uid);
     let first = place(&request.page_token, list)?.unwrap_or(0);
     let task = store.task_steps(uid).await?.ok_or_else(|| task_not_found(uid))?;
     let first = i32::try_from(first).unwrap_or(i32::MAX);

@@ -39,6 +39,8 @@ pub struct Declared {
     pub variables: Vec<String>,
     /// The names of its environments.
     pub environments: Vec<String>,
+    /// It has a name or steps; what has not may be a mere list of subscriptions.
+    pub is_definition: bool,
 }
 
 /// The text as it is to be.
@@ -62,6 +64,7 @@ pub(crate) fn settle(reader: &mut Reader, mut root: Node, choices: Option<&Choic
     let Value::Map(entries) = &mut root.value else {
         return Settled { root, declared, is_changed: false };
     };
+    declared.is_definition = entries.iter().any(|(key, _)| ["name", "steps"].contains(&&*key.text));
     let variables = taken(entries, "variables");
     let environments = taken(entries, "environments");
     if choices.is_none() {

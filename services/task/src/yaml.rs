@@ -72,8 +72,8 @@ pub struct Loaded {
     pub faults: Vec<TextFault>,
     /// Where the fields stand.
     pub places: Places,
-    /// What could be chosen.
-    pub declared: Declared,
+    /// What could be chosen; none: the text could not be read at all.
+    pub declared: Option<Declared>,
     /// The subscriptions that it declares, with what else event-service needs to know: text of the same lines. None:
     /// it declares none.
     pub subscriptions: Option<String>,
@@ -86,7 +86,7 @@ pub fn load(text: &str, choices: Option<&Choices>) -> Loaded {
         definition: Definition::default(),
         faults: Vec::new(),
         places: Places::default(),
-        declared: Declared::default(),
+        declared: None,
         subscriptions: None,
     };
     if text.len() > BYTES_MAX {
@@ -98,7 +98,7 @@ pub fn load(text: &str, choices: Option<&Choices>) -> Loaded {
                 let Settled { root, declared, is_changed } = settle(&mut reader, root, choices);
                 loaded.definition = definition(&mut reader, &root);
                 loaded.subscriptions = subscriptions(text, &root, is_changed);
-                loaded.declared = declared;
+                loaded.declared = Some(declared);
             }
             Err((at, what)) => reader.fault("", at, what),
         }

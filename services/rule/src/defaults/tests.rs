@@ -4,7 +4,7 @@ use crate::schema::context_fault;
 /// The context with its defaults, or what is wrong with the outcome.
 fn fill(schema: &str, context: &str) -> Result<String, String> {
     assert_eq!(context_fault(schema, 1 << 20), None, "{schema}");
-    let Some(defaults) = Defaults::of(schema) else { return Ok(context.to_owned()) };
+    let Some(defaults) = Defaults::of(schema).unwrap() else { return Ok(context.to_owned()) };
     Ok(defaults.fill(context, 1 << 20)?.unwrap_or_else(|| context.to_owned()))
 }
 
@@ -170,4 +170,90 @@ fn what_grows_without_end_is_refused() {
     };
     assert_eq!(context_fault(&of_many(1000), 1 << 20), None);
     assert!(context_fault(&of_many(1001), 1 << 20).unwrap().1.contains("1000 defaults"));
+}
+
+/// What filling a value looked at.
+fn looks(schema: &str, context: &str) -> (usize, bool) {
+    let defaults = Defaults::of(schema).unwrap().unwrap();
+    let mut work = Work::new(context.len(), usize::MAX);
+    let filled = defaults.filled(Some(0), &Raw::read(context).unwrap(), 1, &mut work).unwrap();
+    (work.looks, filled.is_some())
+}
+
+#[test]
+fn each_member_is_looked_at_once_however_many_parts_of_the_schema_say_something_of_it() {
+    let member = |i: usize| format!(r#""p{i}": {{"properties": {{"a": {{"default": {i}}}}}}}"#);
+    let all: Vec<String> = (0..1_000).map(member).collect();
+    let parts: Vec<String> =
+        (0..1_000).map(|i| format!(r#"{{"properties": {{{}}}}}"#, member(i))).collect();
+    let members: Vec<String> = (0..1_000).map(|i| format!(r#""p{i}": {{"a": 0}}"#)).collect();
+    let context = format!("{{{}}}", members.join(","));
+    let others: Vec<String> = (0..1_000).map(|i| format!(r#""x{i}": {{}}"#)).collect();
+    for schema in [
+        format!(r#"{{"properties": {{{}}}}}"#, all.join(",")),
+        format!(r#"{{"allOf": [{}]}}"#, parts.join(",")),
+    ] {
+        // Each member, what is in it, and its default.
+        assert_eq!(looks(&schema, &context), (3_000, false));
+        assert_eq!(looks(&schema, &format!("{{{}}}", others.join(","))), (1_000, false));
+    }
+    let items = parts.join(",").replace("properties", "items").replace(r#""p"#, r#""q"#);
+    let list = format!(
+        r#"{{"allOf": [{items}, {{"items": {{"properties": {{"a": {{"default": 0}}}}}}}}]}}"#
+    );
+    assert_eq!(looks(&list, &format!("[{}]", vec!["{}"; 1_000].join(","))), (2_000, true));
+}
+
+#[test]
+fn what_is_put_in_is_counted_as_it_is_written() {
+    for key in ["a", r#"\""#, r"\\", r"\u0001\n", "ä", r"\u00e4"] {
+        for context in ["{}", r#"{"b": 0}"#, r#" {"o": {"c": 1}} "#] {
+            let inner = format!(r#"{{"{key}{key}": {{"default": "\u0001"}}}}"#);
+            let schema = format!(
+                r#"{{"properties": {{"{key}": {{"default": {{}}, "properties": {inner}}}, "o": {{"properties": {inner}}}}}}}"#
+            );
+            let defaults = Defaults::of(&schema).unwrap().unwrap();
+            let filled = defaults.fill(context, 1 << 20).unwrap().unwrap();
+            serde_json::from_str::<Value>(&filled).unwrap();
+            assert_eq!(defaults.fill(context, filled.len()), Ok(Some(filled.clone())));
+            let refused = defaults.fill(context, filled.len() - 1).unwrap_err();
+            assert!(refused.contains("bytes with its defaults"), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn defaults_are_bounded_together_in_what_they_say_and_in_where() {
+    let takers = |n: usize, default: &str| {
+        let all = (0..n).map(|i| format!(r##""p{i}": {{"$ref": "#/$defs/d"}}"##));
+        let all = all.collect::<Vec<_>>().join(",");
+        format!(
+            r#"{{"properties": {{{all}}}, "$defs": {{"d": {{"default": {default}, "properties": {{"n": {{"default": 1}}}}}}}}}}"#
+        )
+    };
+    let long = format!(r#"{{"t": "{}"}}"#, "x".repeat(100_000));
+    // What many take is checked once.
+    assert_eq!(context_fault(&takers(999, &long), 256 << 10), None);
+    let each = |n: usize| {
+        let all = (0..n).map(|i| {
+            format!(
+                r##""p{i}": {{"$ref": "#/$defs/d", "properties": {{"n{i}": {{"default": 1}}}}}}"##
+            )
+        });
+        let all = all.collect::<Vec<_>>().join(",");
+        format!(r#"{{"properties": {{{all}}}, "$defs": {{"d": {{"default": {long}}}}}}}"#)
+    };
+    assert_eq!(context_fault(&each(10), 256 << 10), None);
+    let (at, what) = context_fault(&each(11), 256 << 10).unwrap();
+    assert_eq!(at, ".$defs.d.default");
+    assert!(what.contains("1048576 bytes"), "{what}");
+
+    let far = |key: usize| {
+        let all: Vec<String> = (0..500).map(|i| format!(r#""p{i}": {{"default": {i}}}"#)).collect();
+        let (key, all) = ("k".repeat(key), all.join(","));
+        format!(r#"{{"properties": {{"{key}": {{"properties": {{{all}}}}}}}}}"#)
+    };
+    assert_eq!(context_fault(&far(2_000), 256 << 10), None);
+    let (at, what) = context_fault(&far(2_100), 256 << 10).unwrap();
+    assert!(at.is_empty() && what.contains("1048576 bytes"), "{at}: {what}");
 }

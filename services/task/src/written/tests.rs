@@ -97,9 +97,12 @@ fn an_environment_is_merged_key_by_key_and_is_itself_not_kept() {
     config: {url: 'http://of-env/charge?by=http://of-env', limits: {low: 1, high: 1.50}, code: 7}\n";
     assert_eq!(prod.content_hash, from_yaml(by_hand).unwrap().content_hash);
     assert_ne!(prod.content_hash, test.content_hash);
-    let named = declared(PAY);
+    let named = declared(PAY).unwrap();
     assert_eq!(named.variables, ["GATEWAY_URL", "TIMEOUT", "TOKEN_NAME"]);
     assert_eq!(named.environments, ["test", "prod"]);
+    assert!(named.is_definition);
+    assert_eq!(declared("subscriptions: [{name: a}]"), Some(Declared::default()));
+    assert_eq!(declared("name: [a"), None);
 }
 
 #[test]
