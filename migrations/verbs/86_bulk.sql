@@ -219,6 +219,14 @@ begin
       else        select finished_at from task where id = p_key into m_at;
     end case;
   end if;
+  -- What the times exclude is not gone through: an index is entered at the place, whatever else is asked of it.
+  if v_timed and p_order in (1, 3) and m_at > f_until then
+    m_at   := f_until;
+    m_next := -1;
+  elsif v_timed and p_order in (2, 4) and m_at < f_from then
+    m_at   := f_from;
+    m_next := -1;
+  end if;
   if p_order in (2, 4) then
     v_source := replace(replace(replace(v_source, ' desc', ' asc'), 'id < $3', 'id > $3'), 'task < $3', 'task > $3');
     v_source := replace(replace(v_source, 'task) < (', 'task) > ('), 'id) < (', 'id) > (');

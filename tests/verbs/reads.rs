@@ -135,6 +135,17 @@ async fn among_a_million_tasks_each_read_is_led_by_its_index_to_few_blocks() {
         assert!(blocks <= PAGE_BLOCKS, "{written:?} {order}: {blocks} blocks by {indexes:?}");
         assert!(indexes.contains(index), "{written:?} {order}: {indexes:?}");
     }
+    // What a time excludes is not gone through, wherever it lies.
+    for (near, far, order) in [
+        ("create_time < \"-1h\"", "create_time < \"-270h\"", "1"),
+        ("create_time > \"-270h\"", "create_time > \"-1h\"", "2"),
+        ("end_time < \"-1h\"", "end_time < \"-270h\"", "3"),
+        ("end_time > \"-270h\"", "end_time > \"-1h\"", "4"),
+    ] {
+        let ((one, _), (other, _)) =
+            (page(connection, near, order).await, page(connection, far, order).await);
+        assert!(other < one + 100, "{far} {order}: {other} blocks, and {one} for {near}");
+    }
     // What has no index is looked for in as many tasks as a page looks at, and how they stand in fewer.
     for (written, most) in [
         ("initiator = nobody", 130_000),
