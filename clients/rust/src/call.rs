@@ -1,7 +1,7 @@
 //! One unary call with its deadline and its repeats. Repeating is safe for every call: what writes
 //! is idempotent by id, state or content.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
@@ -38,10 +38,13 @@ where
         let (error, wait) = match answer {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(status)) if is_expired(&status) => (Error::NoAnswer(allowed), backoff.next()),
-            Ok(Err(status)) => match wait_after(&status, &mut backoff) {
-                Some(wait) => (status.into(), wait),
-                None => return Err(status.into()),
-            },
+            Ok(Err(status)) => {
+                let status = unavailable_if_broken(status);
+                match wait_after(&status, &mut backoff) {
+                    Some(wait) => (status.into(), wait),
+                    None => return Err(status.into()),
+                }
+            }
             Err(_) => (Error::NoAnswer(allowed), backoff.next()),
         };
         attempts -= 1;
@@ -54,6 +57,18 @@ where
     }
 }
 
+/// The transport has other words for a connection that broke; the service never said them.
+fn unavailable_if_broken(status: Status) -> Status {
+    let is_broken = matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled)
+        && status.source().is_some();
+    if !is_broken {
+        return status;
+    }
+    let mut unavailable = Status::unavailable(status.message());
+    unavailable.set_source(Arc::new(status));
+    unavailable
+}
+
 /// How long to wait before the call is repeated; none: repeating it cannot help.
 fn wait_after(status: &Status, backoff: &mut Backoff) -> Option<Duration> {
     let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -63,10 +78,6 @@ fn wait_after(status: &Status, backoff: &mut Backoff) -> Option<Duration> {
             Some(wait + backoff.next().min(wait / 10))
         }
         (Code::Unavailable, None) => Some(backoff.next()),
-        // The connection broke: the service never said this.
-        (Code::Unknown | Code::Internal | Code::Cancelled, None) if status.source().is_some() => {
-            Some(backoff.next())
-        }
         _ => None,
     }
 }
@@ -81,4 +92,24 @@ fn is_expired(status: &Status) -> bool {
         cause = error.source();
     }
     status.code() == Code::DeadlineExceeded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_broke_is_unavailable_whatever_the_transport_calls_it() {
+        let broke = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        for code in [Code::Unknown, Code::Internal, Code::Cancelled] {
+            let said = Status::new(code, "no");
+            assert_eq!(unavailable_if_broken(said.clone()).code(), code, "the service said so");
+            let mut broken = said;
+            broken.set_source(Arc::new(broke()));
+            let told = unavailable_if_broken(broken);
+            assert_eq!((told.code(), told.message()), (Code::Unavailable, "no"));
+            let cause = told.source().unwrap().source().unwrap();
+            assert_eq!(cause.to_string(), broke().to_string());
+        }
+    }
 }
