@@ -80,8 +80,9 @@ impl Fault {
         if refusal.violations.len() > 1 {
             fault.what = format!("{} faults ({})", refusal.violations.len(), word(refusal.reason));
         }
-        let faults = refusal.violations.iter();
-        fault.why.extend(faults.map(|(field, what)| format!("{field}: {what}")));
+        let faults = refusal.violations.iter().map(|(field, what)| format!("{field}: {what}"));
+        // The only one may be all that the message says.
+        fault.why.extend(faults.filter(|why| *why != refusal.message));
         if let Some((subject, wanted)) = &refusal.precondition {
             fault.why.push(format!("{subject}: {wanted}"));
         }
@@ -284,6 +285,17 @@ mod tests {
     fn a_fault_is_told_on_lines_of_its_own_and_moves_no_terminal() {
         let fault = Fault::usage("bad \u{1b}[2J").because("one\ntwo").because("").hint("less");
         assert_eq!(fault.to_string(), "error: bad  [2J\n  why: one\n       two\n  try: less");
+    }
+
+    #[test]
+    fn the_only_fault_of_a_refusal_is_told_once_and_several_are_all_told() {
+        let mut refusal = Refusal::field("steps", "is missing");
+        let told = Fault::refused(&refusal).to_string();
+        assert_eq!(told.matches("steps: is missing").count(), 1, "{told}");
+        refusal.violations.push(("name".into(), "is missing".into()));
+        let told = Fault::refused(&refusal).to_string();
+        assert!(told.contains("2 faults"), "{told}");
+        assert!(told.contains("why: name: is missing"), "{told}");
     }
 
     #[test]

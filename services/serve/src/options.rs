@@ -78,8 +78,8 @@ pub struct Options {
     #[arg(long, env = "STEPWELL_CONNECTION_AGE", default_value_t = CONNECTION_AGE, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub connection_age: u64,
     /// Web pages of these origins, such as `https://console.example.com`, may call from a browser;
-    /// several with commas. Default: none but those of this
-    /// port itself, by its number or as `localhost`.
+    /// several with commas. Default: none but those of this port itself, by its number or as
+    /// `localhost`.
     #[arg(long, env = "STEPWELL_ALLOW_ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub allow_origins: Vec<HeaderValue>,
     /// A file to write the address to, once it is known: for launchers.
